@@ -1,0 +1,114 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Each installs what it lacks, says what and why, and does nothing twice.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+TARGET := $(CURDIR)/target
+GUEST := $(TARGET)/guest
+MUSL := $(TARGET)/x86_64-unknown-linux-musl/release
+AGENT := $(MUSL)/guest-agent
+PROBE := $(MUSL)/uniqueness-probe
+HOST := $(TARGET)/release/host-ctl
+HOST_DEBUG := $(TARGET)/debug/host-ctl
+FLOOR := $(TARGET)/release/restore-floor
+BUILDER := $(TARGET)/release/rootfs-builder
+KERNEL := $(GUEST)/vmlinuz
+INITRD := $(GUEST)/initrd.img
+DEMO_IMAGE := $(TARGET)/demo/redis.erofs
+
+RUST_SOURCES := $(shell find protocols policy guest-agent host-ctl rootfs-builder kernel-config tests -name '*.rs' -o -name Cargo.toml -o -name '*.proto') Cargo.toml Cargo.lock
+export CARGO_TARGET_DIR := $(TARGET)
+export TARDIGRADE_KERNEL := $(KERNEL)
+export TARDIGRADE_INITRD := $(INITRD)
+export TARDIGRADE_TEST_KERNEL := $(KERNEL)
+export ROOTFS_BUILDER := $(BUILDER)
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: demo
+demo: host image demo-image ## boot a real service once, freeze it, wake 8 unique clones
+	@HOST_CTL=$(HOST) DEMO_IMAGE=$(DEMO_IMAGE) DEMO_HOME=$(TARGET)/demo/home sh tests/demo/run.sh
+
+.PHONY: test
+test: tools nextest image demo-image probe ## every test: pure, in namespaces, and in real microVMs
+	cargo build -q -p host-ctl
+	cargo nextest run --workspace --no-fail-fast
+
+.PHONY: check
+check: tools ## formatting, lints, and the rules of the house
+	cargo fmt --all -- --check
+	cargo clippy -q --workspace --all-targets -- -D warnings
+	cargo test -q -p tardigrade-tests --test house
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --all-features check bans licenses sources; \
+	else echo 'check: dependency rules not looked at: cargo-deny is missing (make deny installs it)'; fi
+
+.PHONY: deny
+deny: ## licences and sources of every dependency
+	@cargo deny --version >/dev/null 2>&1 || { echo 'deny: installing cargo-deny (checks licences and sources)'; cargo install --locked cargo-deny; }
+	cargo deny --all-features check bans licenses sources
+
+.PHONY: bench
+bench: host image demo-image probe floor ## figures, a line each, against floors of the same run
+	cargo build -q --release -p tardigrade-tests --bin bench
+	@HOST_CTL=$(HOST) RESTORE_FLOOR=$(FLOOR) GUEST_AGENT=$(AGENT) DEMO_IMAGE=$(DEMO_IMAGE) $(TARGET)/release/bench
+
+.PHONY: agent
+agent: $(AGENT) ## the static agent: target/x86_64-unknown-linux-musl/release/guest-agent
+
+.PHONY: host
+host: tools $(HOST) ## the host side: target/release/host-ctl
+
+.PHONY: image
+image: $(INITRD) ## the guest's kernel and initrd: target/guest/
+
+.PHONY: demo-image
+demo-image: $(DEMO_IMAGE) ## a container image with redis, from the distribution's packages
+
+.PHONY: probe
+probe: $(PROBE)
+
+.PHONY: floor
+floor: $(FLOOR)
+
+.PHONY: tools
+tools:
+	@sh tests/install-tools.sh
+
+.PHONY: nextest
+nextest:
+	@cargo nextest --version >/dev/null 2>&1 || { echo 'test: installing cargo-nextest (runs the tests)'; cargo install --locked cargo-nextest; }
+
+.PHONY: clean
+clean: ## remove everything that was built
+	rm -rf $(TARGET)
+
+# The probe is built with the agent: both are static and share their crates.
+$(AGENT) $(PROBE) &: $(RUST_SOURCES) guest-agent/build-static.sh
+	@sh guest-agent/build-static.sh guest-agent uniqueness-probe
+	@touch $(AGENT) $(PROBE)
+
+$(HOST): $(RUST_SOURCES)
+	cargo build -q --release -p host-ctl
+	@touch $@
+
+$(FLOOR): $(RUST_SOURCES)
+	cargo build -q --release -p hypervisor --bin restore-floor
+	@touch $@
+
+$(BUILDER): $(RUST_SOURCES)
+	cargo build -q --release -p rootfs-builder
+	@touch $@
+
+$(KERNEL): kernel-config/fetch-distro-kernel.sh | tools
+	@sh kernel-config/fetch-distro-kernel.sh $(GUEST)
+
+$(INITRD): $(AGENT) $(BUILDER) $(KERNEL)
+	$(BUILDER) initrd --agent $(AGENT) --modules $(GUEST)/modules --kernel-config $(GUEST)/config \
+		--manifest $@.json --output $@
+
+$(DEMO_IMAGE): tests/demo/build-image.sh $(BUILDER) | tools
+	@sh tests/demo/build-image.sh $(TARGET)/demo
+	@touch $@

@@ -1,0 +1,4 @@
+//! There is no authorised request of nothing.
+fn main() {
+    let _ = authz::Authorized::<u32>::default();
+}

@@ -1,0 +1,77 @@
+//! cgroup v2: everything the workload runs lies below one directory, which no
+//! container can write (Documentation/admin-guide/cgroup-v2.rst).
+//!
+//! ```text
+//!   WorkloadCgroup           frozen and limited as a whole
+//!   |- guest.d               processes outside every container
+//!   `- c-NAME                one container: CgroupPath
+//! ```
+
+mod events;
+mod resources;
+mod workload;
+
+pub use resources::Resources;
+pub use workload::{CgroupPath, WorkloadCgroup};
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a cgroup is not as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// A file of it cannot be read or written, or its directory not be made or
+    /// removed.
+    #[error("{call} {path}")]
+    File {
+        /// What was tried.
+        call: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A limit needs a controller that this kernel or this hierarchy lacks.
+    #[error("limit {limit}: no cgroup controller {controller}")]
+    NoController {
+        /// The limit asked for.
+        limit: &'static str,
+        /// What it needs.
+        controller: &'static str,
+    },
+    /// A limit has a value it cannot have.
+    #[error("limit {limit}: {value} is not possible: {reason}")]
+    Value {
+        /// The limit asked for.
+        limit: &'static str,
+        /// To what.
+        value: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A name that cannot be a cgroup's.
+    #[error("no name of a cgroup: {0:?}")]
+    Name(String),
+    /// There is one of that name.
+    #[error("cgroup {} exists", .0.display())]
+    Exists(PathBuf),
+    /// The kernel did not get there in time.
+    #[error("{} does not say \"{wanted}\" within {millis} ms", path.display())]
+    Deadline {
+        /// The file that was watched.
+        path: PathBuf,
+        /// What it had to say.
+        wanted: &'static str,
+        /// How long was waited, in milliseconds.
+        millis: u128,
+    },
+}
+
+pub(crate) fn failed(
+    call: &'static str,
+    path: impl Into<PathBuf>,
+) -> impl FnOnce(io::Error) -> CgroupError {
+    let path = path.into();
+    move |source| CgroupError::File { call, path, source }
+}

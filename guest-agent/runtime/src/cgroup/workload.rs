@@ -1,0 +1,289 @@
+//! The workload's cgroup and those of the containers below it.
+
+use super::{CgroupError, Resources, events, failed};
+use rustix::fs::{Mode, OFlags, open};
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Controllers the limits need; those that are not there are done without
+/// until a limit asks for one.
+const CONTROLLERS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
+/// For processes outside every container. No container's directory has that
+/// name: they all begin with [`CONTAINER`].
+const GUEST: &str = "guest.d";
+/// Before a container's name: the kernel's own files (`cgroup.procs`,
+/// `memory.max`) would clash with containers of their names.
+const CONTAINER: &str = "c-";
+/// Memory that the workload leaves to the agent and the kernel, in bytes.
+const RESERVED_MEMORY: u64 = 16 << 20;
+/// Processes and threads that the workload leaves to the agent.
+const RESERVED_PIDS: u64 = 64;
+
+/// The cgroup of one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CgroupPath(PathBuf);
+
+impl AsRef<Path> for CgroupPath {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl CgroupPath {
+    /// A descriptor for clone3(2) with CLONE_INTO_CGROUP.
+    pub(crate) fn open(&self) -> Result<OwnedFd, CgroupError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        open(&self.0, flags, Mode::empty()).map_err(|source| failed("open", &self.0)(source.into()))
+    }
+}
+
+/// The one cgroup that all workload lies below.
+#[derive(Debug)]
+pub struct WorkloadCgroup {
+    path: PathBuf,
+}
+
+impl WorkloadCgroup {
+    /// Makes the directory `path` in a mounted cgroup v2 hierarchy, if it is
+    /// not there, and has its controllers work below it. The workload is kept
+    /// from taking the last 16 MiB of memory and the last 64 process ids, which
+    /// the agent needs to answer.
+    ///
+    /// # Errors
+    /// Those of mkdir(2), and of writing the hierarchy's files.
+    pub fn create(path: &Path) -> Result<Self, CgroupError> {
+        make_directory(path)?;
+        if let Some(parent) = path.parent() {
+            enable_controllers(parent)?;
+        }
+        enable_controllers(path)?;
+        make_directory(&path.join(GUEST))?;
+        let workload = Self { path: path.into() };
+        workload.reserve_for_agent()?;
+        Ok(workload)
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where processes outside every container live.
+    pub(crate) fn guest(&self) -> CgroupPath {
+        CgroupPath(self.path.join(GUEST))
+    }
+
+    /// Makes a container's cgroup, with its limits; on error there is none.
+    ///
+    /// # Errors
+    /// [`CgroupError::Exists`] if there is one of that name, otherwise what the
+    /// name or a limit is refused for.
+    pub(crate) fn create_container(
+        &self,
+        name: &str,
+        resources: &Resources,
+    ) -> Result<CgroupPath, CgroupError> {
+        if name.is_empty() || name.contains(['/', '\0', '\n']) {
+            return Err(CgroupError::Name(name.into()));
+        }
+        let path = self.path.join(format!("{CONTAINER}{name}"));
+        fs::create_dir(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => CgroupError::Exists(path.clone()),
+            _ => failed("mkdir", &path)(source),
+        })?;
+        match apply(&path, resources) {
+            Ok(()) => Ok(CgroupPath(path)),
+            Err(error) => {
+                // Nothing ever ran in it.
+                let _ = fs::remove_dir(&path);
+                Err(error)
+            }
+        }
+    }
+
+    /// Freezes everything below and waits until the kernel says so.
+    ///
+    /// # Errors
+    /// [`CgroupError::Deadline`] if it does not within `deadline`: the freeze
+    /// is then still wanted, until [`WorkloadCgroup::unfreeze`].
+    pub async fn freeze(&self, deadline: Duration) -> Result<(), CgroupError> {
+        write(&self.path, "cgroup.freeze", "1")?;
+        events::wait_for(&self.path, "frozen 1", deadline).await
+    }
+
+    /// Lets everything below run again.
+    ///
+    /// # Errors
+    /// Those of the write.
+    pub fn unfreeze(&self) -> Result<(), CgroupError> {
+        write(&self.path, "cgroup.freeze", "0")
+    }
+
+    /// Kills everything below with SIGKILL, frozen or not.
+    ///
+    /// # Errors
+    /// Those of the write.
+    pub fn kill_all(&self) -> Result<(), CgroupError> {
+        write(&self.path, "cgroup.kill", "1")
+    }
+
+    /// Kills every process of a container. A cgroup that is gone has none.
+    ///
+    /// # Errors
+    /// Those of the write.
+    pub fn kill_container(&self, cgroup: &CgroupPath) -> Result<(), CgroupError> {
+        match write(&cgroup.0, "cgroup.kill", "1") {
+            Err(CgroupError::File { source, .. }) if is_gone(&source) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// Kills every process of a container, waits until they are gone, and
+    /// removes the cgroup. One that is gone is no error.
+    ///
+    /// # Errors
+    /// [`CgroupError::Deadline`] if a process outlives the deadline, otherwise
+    /// those of the files.
+    pub async fn remove_container(
+        &self,
+        cgroup: &CgroupPath,
+        deadline: Duration,
+    ) -> Result<(), CgroupError> {
+        self.kill_container(cgroup)?;
+        remove(&cgroup.0, deadline).await
+    }
+
+    /// Kills everything below, waits until it is gone, and removes the whole
+    /// hierarchy.
+    ///
+    /// # Errors
+    /// As [`WorkloadCgroup::remove_container`].
+    pub async fn remove(&self, deadline: Duration) -> Result<(), CgroupError> {
+        self.kill_all()?;
+        remove(&self.path, deadline).await
+    }
+
+    /// Without it a fork bomb or a full tmpfs of a container would take the
+    /// agent along.
+    fn reserve_for_agent(&self) -> Result<(), CgroupError> {
+        let controllers = read(&self.path, "cgroup.controllers")?;
+        let has = |name| controllers.split_whitespace().any(|one| one == name);
+        if let Some(total) = total_memory().filter(|_| has("memory")) {
+            let limit = total.saturating_sub(RESERVED_MEMORY);
+            write(&self.path, "memory.max", &limit.to_string())?;
+        }
+        if let Some(total) = total_pids().filter(|_| has("pids")) {
+            let limit = total.saturating_sub(RESERVED_PIDS);
+            write(&self.path, "pids.max", &limit.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+/// In bytes; /proc/meminfo is in kibibytes, proc(5).
+fn total_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+/// The lesser of the two limits of proc(5).
+fn total_pids() -> Option<u64> {
+    ["pid_max", "threads-max"]
+        .into_iter()
+        .filter_map(|name| fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok())
+        .filter_map(|text| text.trim().parse().ok())
+        .min()
+}
+
+fn make_directory(path: &Path) -> Result<(), CgroupError> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(failed("mkdir", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Has the controllers that are there work in the children of `path`. One that
+/// cannot is missed, by its name, by the limit that needs it.
+fn enable_controllers(path: &Path) -> Result<(), CgroupError> {
+    let there = read(path, "cgroup.controllers")?;
+    for controller in CONTROLLERS {
+        if there.split_whitespace().any(|one| one == controller) {
+            let _ = write(path, "cgroup.subtree_control", &format!("+{controller}"));
+        }
+    }
+    Ok(())
+}
+
+fn apply(path: &Path, resources: &Resources) -> Result<(), CgroupError> {
+    let there = read(path, "cgroup.controllers")?;
+    for setting in resources.settings()? {
+        if !there
+            .split_whitespace()
+            .any(|one| one == setting.controller)
+        {
+            // Taking away what is not there is no limit missed.
+            if setting.value == "max" {
+                continue;
+            }
+            return Err(CgroupError::NoController {
+                limit: setting.limit,
+                controller: setting.controller,
+            });
+        }
+        write(path, setting.file, &setting.value)?;
+    }
+    Ok(())
+}
+
+async fn remove(path: &Path, deadline: Duration) -> Result<(), CgroupError> {
+    match events::wait_for(path, "populated 0", deadline).await {
+        Err(CgroupError::File { source, .. }) if is_gone(&source) => return Ok(()),
+        outcome => outcome?,
+    }
+    remove_directories(path)
+}
+
+/// Children first; the files in them are the kernel's and go along.
+fn remove_directories(path: &Path) -> Result<(), CgroupError> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if is_gone(&error) => return Ok(()),
+        entries => entries.map_err(failed("list", path))?,
+    };
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_directories(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(path) {
+        Err(error) if !is_gone(&error) => Err(failed("rmdir", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// `ENODEV` is what a file of a removed cgroup says that was still open.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)
+}
+
+fn read(directory: &Path, file: &str) -> Result<String, CgroupError> {
+    let path = directory.join(file);
+    fs::read_to_string(&path).map_err(failed("read", &path))
+}
+
+fn write(directory: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
+    let path = directory.join(file);
+    // Not fs::write: it would try to make the file, and hide that it is gone.
+    let file = fs::OpenOptions::new().write(true).open(&path);
+    file.and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(failed("write", &path))
+}

@@ -1,0 +1,79 @@
+//! As whom a process runs, and with which privileges: every step gives some
+//! up, in the order in which the remaining ones still allow it.
+
+use crate::container::capability::mask;
+use crate::container::error::{Failure, Step};
+use crate::container::spec::{ProcessSpec, UserSpec};
+use guest_kernel::capability::{limit_bounding, set, set_ambient};
+use rustix::fs::{FileType, Gid, Uid, fchown, fstat};
+use rustix::io::Errno;
+use rustix::stdio::{stderr, stdin, stdout};
+use rustix::thread::{
+    set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
+};
+
+/// Gives the process its streams, so that it can open /dev/stdout: pipes and
+/// terminals made for it, never a device of all.
+pub(super) fn own_streams(user: &UserSpec) -> Result<(), Failure> {
+    let failed = |error: Errno| Failure::at(Step::Stdio, "fchown")(error.into());
+    for stream in [stdin(), stdout(), stderr()] {
+        let stat = fstat(stream).map_err(failed)?;
+        let own = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Fifo => true,
+            _ => rustix::termios::isatty(stream),
+        };
+        if own && stat.st_uid != user.uid {
+            fchown(stream, Some(Uid::from_raw(user.uid)), None).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Limits, user, capabilities and no_new_privs, in this order.
+pub(super) fn drop_all(process: &ProcessSpec) -> Result<(), Failure> {
+    for rlimit in &process.rlimits {
+        rlimit
+            .apply()
+            .map_err(|error| Failure::at(Step::Rlimit, rlimit.kind.to_string())(error.into()))?;
+    }
+    let sets = &process.capabilities;
+    // While CAP_SETPCAP is there.
+    limit_bounding(mask(&sets.bounding)).map_err(capabilities("bounding"))?;
+    become_user(&process.user).map_err(|error| {
+        let subject = format!("{}:{}", process.user.uid, process.user.gid);
+        Failure::at(Step::User, subject)(error.into())
+    })?;
+    set(
+        mask(&sets.effective),
+        mask(&sets.permitted),
+        mask(&sets.inheritable),
+    )
+    .map_err(capabilities("effective, permitted, inheritable"))?;
+    set_ambient(mask(&sets.ambient)).map_err(capabilities("ambient"))?;
+    if process.no_new_privileges {
+        set_no_new_privs(true)
+            .map_err(|error| Failure::at(Step::Attributes, "no_new_privs")(error.into()))?;
+    }
+    Ok(())
+}
+
+fn capabilities(set: &'static str) -> impl FnOnce(Errno) -> Failure {
+    move |error| Failure::at(Step::Capabilities, set)(error.into())
+}
+
+/// The permitted set is kept over it, to be cut to what the spec says.
+fn become_user(user: &UserSpec) -> rustix::io::Result<()> {
+    let groups: Vec<Gid> = user
+        .additional_gids
+        .iter()
+        .map(|gid| Gid::from_raw(*gid))
+        .collect();
+    let gid = Gid::from_raw(user.gid);
+    let uid = Uid::from_raw(user.uid);
+    set_keep_capabilities(true)?;
+    set_thread_groups(&groups)?;
+    set_thread_res_gid(gid, gid, gid)?;
+    set_thread_res_uid(uid, uid, uid)?;
+    set_keep_capabilities(false)
+}

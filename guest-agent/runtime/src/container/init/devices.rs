@@ -1,0 +1,93 @@
+//! A container's /dev: the nodes and links of OCI `config-linux.md`, "Default
+//! Devices".
+//!
+//! The nodes are bind mounts of the guest's, each by itself, in a /dev where no
+//! node can be opened: a container that may make nodes (CAP_MKNOD) makes none
+//! that leads anywhere, be it a disk or the agent's own transport.
+
+use super::destination::{Kind, attach, clone_mount, find_in_guest, find_or_make};
+use crate::container::error::{Failure, Step};
+use guest_kernel::mount::{Attributes, NO_EXEC, NO_SUID, READ_ONLY, set_attributes};
+use rustix::fs::{FileType, fstat, major, minor, symlinkat};
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// Name, major and minor number (Documentation/admin-guide/devices.txt).
+const NODES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+/// Target and name.
+const LINKS: [(&str, &str); 5] = [
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("pts/ptmx", "ptmx"),
+];
+
+/// Fills `dev`, the root of the container's /dev.
+pub(super) fn fill(dev: BorrowedFd<'_>) -> io::Result<()> {
+    for (target, name) in LINKS {
+        symlinkat(target, dev, name)?;
+    }
+    for (name, major, minor) in NODES {
+        let node = guest_node(name, major, minor)?;
+        let place = find_or_make(dev, Path::new(name), Kind::File)?;
+        bind_node(node.as_fd(), place.as_fd())?;
+    }
+    Ok(())
+}
+
+/// The guest's node of that name, if it is what it is called.
+pub(super) fn guest_node(name: &str, number: u32, unit: u32) -> io::Result<OwnedFd> {
+    let place = find_in_guest(&Path::new("/dev").join(name))?;
+    if character_device(place.as_fd())? == Some((number, unit)) {
+        Ok(place)
+    } else {
+        Err(Errno::NODEV.into())
+    }
+}
+
+/// Whether it is one of the nodes every container has.
+pub(super) fn is_default(place: BorrowedFd<'_>) -> rustix::io::Result<bool> {
+    let numbers = character_device(place)?;
+    Ok(NODES
+        .iter()
+        .any(|(_, number, unit)| numbers == Some((*number, *unit))))
+}
+
+fn character_device(place: BorrowedFd<'_>) -> rustix::io::Result<Option<(u32, u32)>> {
+    let stat = fstat(place)?;
+    let is_one = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+    Ok(is_one.then(|| (major(stat.st_rdev), minor(stat.st_rdev))))
+}
+
+/// Read-only does not keep a device from being written, but its node, which is
+/// the guest's, from being changed.
+fn bind_node(node: BorrowedFd<'_>, place: BorrowedFd<'_>) -> io::Result<()> {
+    let mount = clone_mount(node, false)?;
+    let attributes = Attributes {
+        set: READ_ONLY | NO_SUID | NO_EXEC,
+        ..Attributes::default()
+    };
+    set_attributes(mount.as_fd(), attributes, false)?;
+    Ok(attach(mount.as_fd(), place)?)
+}
+
+/// Has /dev/console be the container's terminal.
+pub(super) fn bind_console(root: BorrowedFd<'_>, slave: BorrowedFd<'_>) -> Result<(), Failure> {
+    let bind = || -> io::Result<()> {
+        let place = find_or_make(root, Path::new("/dev/console"), Kind::File)?;
+        let mount = clone_mount(slave, false)?;
+        Ok(attach(mount.as_fd(), place.as_fd())?)
+    };
+    bind().map_err(Failure::at(Step::Device, "/dev/console"))
+}

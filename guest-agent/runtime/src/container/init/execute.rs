@@ -1,0 +1,95 @@
+//! The last steps before the workload, and the step into it.
+
+use crate::container::error::{Failure, Step};
+use nix::unistd::execve;
+use rustix::fs::Mode;
+use std::ffi::CString;
+
+/// Where programs are searched if the environment has no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The first descriptor that is not one of the three streams.
+const FIRST_OTHER: u32 = 3;
+
+/// What a process finds when it begins: default signals, the usual file mode
+/// mask, and no descriptor but its three streams.
+pub(super) fn prepare() -> Result<(), Failure> {
+    guest_kernel::signal::reset_all().map_err(Failure::at(Step::Attributes, "signals"))?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    guest_kernel::descriptor::close_on_exec_from(FIRST_OTHER)
+        .map_err(Failure::at(Step::Descriptors, ""))
+}
+
+/// Becomes the program; returns only why it cannot.
+pub(super) fn execute(args: &[String], env: &[String]) -> nix::Error {
+    match try_execute(args, env) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+fn try_execute(args: &[String], env: &[String]) -> Result<std::convert::Infallible, nix::Error> {
+    let arguments = terminated(args)?;
+    let environment = terminated(env)?;
+    let program = args.first().ok_or(nix::Error::EINVAL)?;
+    let mut denied = None;
+    for candidate in candidates(program, env) {
+        let candidate = CString::new(candidate).map_err(|_| nix::Error::EINVAL)?;
+        match execve(&candidate, &arguments, &environment) {
+            // Not there: the next directory, execvp(3).
+            Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => {}
+            Err(nix::Error::EACCES) => denied = Some(nix::Error::EACCES),
+            Err(error) => return Err(error),
+            Ok(never) => return Ok(never),
+        }
+    }
+    Err(denied.unwrap_or(nix::Error::ENOENT))
+}
+
+fn terminated(strings: &[String]) -> Result<Vec<CString>, nix::Error> {
+    strings
+        .iter()
+        .map(|string| CString::new(string.as_str()).map_err(|_| nix::Error::EINVAL))
+        .collect()
+}
+
+/// The paths to try, in order.
+fn candidates(program: &str, env: &[String]) -> Vec<String> {
+    if program.is_empty() {
+        return Vec::new();
+    }
+    if program.contains('/') {
+        return vec![program.to_owned()];
+    }
+    env.iter()
+        .find_map(|variable| variable.strip_prefix("PATH="))
+        .unwrap_or(DEFAULT_PATH)
+        .split(':')
+        // An empty one is the working directory, execvp(3).
+        .map(|directory| match directory {
+            "" => format!("./{program}"),
+            directory => format!("{directory}/{program}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_searched_in_the_path_of_its_own_environment() {
+        let env = ["HOME=/x".to_owned(), "PATH=/a::/b".to_owned()];
+        assert_eq!(candidates("sh", &env), ["/a/sh", "./sh", "/b/sh"]);
+        assert_eq!(candidates("./sh", &env), ["./sh"]);
+        assert!(candidates("", &env).is_empty());
+        assert!(candidates("sh", &[]).contains(&"/bin/sh".to_owned()));
+    }
+
+    #[test]
+    fn what_cannot_be_executed_says_why() {
+        let run = |program: &str| execute(&[program.to_owned()], &[]);
+        assert_eq!(run("no-such-program"), nix::Error::ENOENT);
+        assert_eq!(run("/etc/passwd"), nix::Error::EACCES);
+        assert_eq!(run("a\0b"), nix::Error::EINVAL);
+    }
+}

@@ -1,0 +1,172 @@
+//! The container's process, from its clone to its execve(2): it sets itself
+//! up, says that it is ready, and becomes the workload.
+
+mod credentials;
+mod destination;
+mod devices;
+mod execute;
+mod identity;
+mod paths;
+mod rootfs;
+mod terminal;
+mod working_directory;
+
+use super::channel::Channel;
+use super::error::{Failure, Step};
+use super::message::{Go, InitOrder, Report};
+use super::spec::{ContainerSpec, NamespaceKind, ProcessSpec};
+use super::stage::CgroupView;
+use rustix::system::sethostname;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// The exit status of a process that was never told to go on.
+const NEVER_STARTED: i32 = 1;
+
+/// Runs it; returns the exit status if it has failed or was given up.
+pub(super) fn run(mut channel: Channel, view: &CgroupView) -> i32 {
+    let failure = match serve(&mut channel, view) {
+        Ok(status) => return status,
+        Err(failure) => failure,
+    };
+    // If the agent is gone there is nobody to tell.
+    let _ = channel.send(&Report::Failed(failure), &[]);
+    NEVER_STARTED
+}
+
+fn serve(channel: &mut Channel, view: &CgroupView) -> Result<i32, Failure> {
+    let lost = |error| Failure::at(Step::Orders, "")(io::Error::other(error));
+    let Some((order, stdio)) = channel.receive::<InitOrder>().map_err(lost)? else {
+        return Ok(NEVER_STARTED);
+    };
+    join_session_keyring()?;
+    see_cgroups(view)?;
+    match order {
+        InitOrder::Create(spec) => {
+            let terminal = set_up_container(&spec)?;
+            become_workload(channel, &spec.process, stdio, terminal)?;
+            if channel.receive::<Go>().map_err(lost)?.is_none() {
+                return Ok(NEVER_STARTED);
+            }
+            Ok(execute(channel, &spec.process))
+        }
+        InitOrder::Process(process) => {
+            let terminal = process.terminal.then(|| open_terminal(&process));
+            become_workload(channel, &process, stdio, terminal.transpose()?)?;
+            Ok(execute(channel, &process))
+        }
+    }
+}
+
+/// Everything of a container that is not its process's own; gives its
+/// terminal.
+fn set_up_container(spec: &ContainerSpec) -> Result<Option<terminal::Pair>, Failure> {
+    if let Some(hostname) = &spec.hostname {
+        sethostname(hostname.as_bytes())
+            .map_err(|error| Failure::at(Step::Hostname, hostname.as_str())(error.into()))?;
+    }
+    // Modes are meant as they are given, from here to the workload.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let root = rootfs::bind(&spec.root.path)?;
+    rootfs::mount_all(root.as_fd(), spec)?;
+    identity::mount(root.as_fd(), &spec.identity_files)?;
+    let terminal = spec
+        .process
+        .terminal
+        .then(|| open_container_terminal(root.as_fd(), &spec.process))
+        .transpose()?;
+    working_directory::make(root.as_fd(), &spec.process.cwd)?;
+    paths::make_readonly(root.as_fd(), &spec.readonly_paths)?;
+    paths::mask(root.as_fd(), &spec.masked_paths)?;
+    rootfs::finish(root.as_fd(), spec)?;
+    rootfs::pivot(root.as_fd())?;
+    Ok(terminal)
+}
+
+fn open_terminal(process: &ProcessSpec) -> Result<terminal::Pair, Failure> {
+    let root =
+        destination::open_root().map_err(|error| Failure::at(Step::Terminal, "/")(error.into()))?;
+    terminal::open(root.as_fd(), process.console_size)
+}
+
+fn open_container_terminal(
+    root: std::os::fd::BorrowedFd<'_>,
+    process: &ProcessSpec,
+) -> Result<terminal::Pair, Failure> {
+    let pair = terminal::open(root, process.console_size)?;
+    devices::bind_console(root, pair.slave.as_fd())?;
+    Ok(pair)
+}
+
+/// What is the process's own; it is told as ready in the middle, while it may
+/// still send a descriptor and before its last privilege is gone.
+fn become_workload(
+    channel: &mut Channel,
+    process: &ProcessSpec,
+    stdio: Vec<OwnedFd>,
+    terminal: Option<terminal::Pair>,
+) -> Result<(), Failure> {
+    terminal::new_session()?;
+    let master = match terminal {
+        Some(pair) => {
+            terminal::control(&pair.slave)?;
+            Some(pair.master)
+        }
+        None => {
+            terminal::use_streams(&stdio)?;
+            None
+        }
+    };
+    drop(stdio);
+    credentials::own_streams(&process.user)?;
+    working_directory::enter(&process.cwd)?;
+    credentials::drop_all(process)?;
+    execute::prepare()?;
+    let master: Vec<_> = master.iter().map(AsFd::as_fd).collect();
+    channel
+        .send(&Report::Ready, &master)
+        .map_err(|error| Failure::at(Step::Orders, "")(io::Error::other(error)))
+}
+
+/// Returns only if it failed, and tells so.
+fn execute(channel: &mut Channel, process: &ProcessSpec) -> i32 {
+    let errno = execute::execute(&process.args, &process.env);
+    let report = Report::ExecFailed {
+        errno: errno as i32,
+    };
+    // If the agent is gone there is nobody to tell.
+    let _ = channel.send(&report, &[]);
+    match errno {
+        nix::Error::ENOENT => 127,
+        _ => 126,
+    }
+}
+
+/// Keys of the agent's session are not the workload's (session-keyring(7)).
+fn join_session_keyring() -> Result<(), Failure> {
+    match guest_kernel::keyring::join_new_session() {
+        // A kernel without keys.
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENOSYS) => Ok(()),
+        outcome => outcome.map_err(Failure::at(Step::Keyring, "")),
+    }
+}
+
+fn see_cgroups(view: &CgroupView) -> Result<(), Failure> {
+    let seen = match view {
+        CgroupView::Guest => Ok(()),
+        CgroupView::Own => guest_kernel::namespace::unshare_cgroup(),
+        CgroupView::Of(init) => rustix::thread::move_into_thread_name_spaces(
+            init.as_fd(),
+            rustix::thread::ThreadNameSpaceType::CONTROL_GROUP,
+        ),
+    };
+    seen.map_err(|error| Failure::at(Step::CgroupNamespace, "")(error.into()))
+}
+
+/// Kinds every container has of its own, asked for or not: without them it
+/// could reach the agent's mounts, processes and cgroups.
+pub(super) const ALWAYS_OWN: [NamespaceKind; 3] = [
+    NamespaceKind::Mount,
+    NamespaceKind::Pid,
+    NamespaceKind::Cgroup,
+];

@@ -1,0 +1,250 @@
+//! The tree a container sees: its root, the mounts in it, and the step into
+//! it.
+
+use super::destination::{
+    self, Kind, attach, clone_mount, find_in_guest, find_or_make, find_with, is_directory,
+    is_in_proc,
+};
+use super::devices;
+use crate::container::error::{Failure, Step};
+use crate::container::spec::{ContainerSpec, MountSpec};
+use crate::mount_options::{Bind, MountOptions};
+use guest_kernel::mount::{Attributes, NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, set_attributes};
+use rustix::fs::{FileType, OFlags, ResolveFlags, fstat};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
+    unmount,
+};
+use rustix::process::{fchdir, pivot_root};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// Files of a procfs that may be covered by a file of the guest (lxcfs does
+/// it); everything else there is the kernel's interface.
+const PROC_FILES: [&str; 8] = [
+    "cpuinfo",
+    "diskstats",
+    "loadavg",
+    "meminfo",
+    "net/dev",
+    "stat",
+    "swaps",
+    "uptime",
+];
+/// Where a container has its device nodes.
+pub(super) const DEV: &str = "/dev";
+/// What a container gets there if its spec mounts nothing.
+const DEV_OPTIONS: [&str; 3] = ["nosuid", "mode=755", "size=65536k"];
+
+/// Cuts the tie to the guest's mounts and binds the root file system where it
+/// lies; gives its root. No device node in it can be opened.
+pub(super) fn bind(path: &Path) -> Result<OwnedFd, Failure> {
+    let failed = |error: Errno| Failure::at(Step::Root, path.to_string_lossy())(error.into());
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(failed)?;
+    let place = find_in_guest(path).map_err(failed)?;
+    let tree = clone_mount(place.as_fd(), true).map_err(failed)?;
+    let no_devices = Attributes {
+        set: NO_DEV,
+        ..Attributes::default()
+    };
+    set_attributes(tree.as_fd(), no_devices, true)
+        .map_err(Failure::at(Step::Root, path.to_string_lossy()))?;
+    attach(tree.as_fd(), place.as_fd()).map_err(failed)?;
+    // From here the tree's descriptor is that of the attached mount.
+    Ok(tree)
+}
+
+/// Mounts all of the spec, in its order, and /dev if the spec does not.
+pub(super) fn mount_all(root: BorrowedFd<'_>, spec: &ContainerSpec) -> Result<(), Failure> {
+    if !spec.mounts.iter().any(is_dev) {
+        mount_one(
+            root,
+            &MountSpec {
+                destination: DEV.into(),
+                source: None,
+                fstype: Some("tmpfs".into()),
+                options: DEV_OPTIONS.iter().map(ToString::to_string).collect(),
+            },
+        )?;
+    }
+    spec.mounts
+        .iter()
+        .try_for_each(|mount| mount_one(root, mount))
+}
+
+fn is_dev(mount: &MountSpec) -> bool {
+    mount
+        .destination
+        .components()
+        .eq(Path::new(DEV).components())
+}
+
+fn mount_one(root: BorrowedFd<'_>, spec: &MountSpec) -> Result<(), Failure> {
+    let failed = |error: io::Error| {
+        let fstype = spec.fstype.as_deref().unwrap_or("bind");
+        let subject = format!("{fstype} on {}", spec.destination.display());
+        Failure::at(Step::Mount, subject)(error)
+    };
+    let options = MountOptions::parse(&spec.options)
+        .map_err(|_| failed(io::Error::from_raw_os_error(nix::libc::EINVAL)))?;
+    mount_parsed(root, spec, options).map_err(failed)
+}
+
+fn mount_parsed(
+    root: BorrowedFd<'_>,
+    spec: &MountSpec,
+    mut options: MountOptions,
+) -> io::Result<()> {
+    let (mount, kind) = match options.bind {
+        Some(bind) => bind_source(spec, bind, &mut options)?,
+        None => (new_file_system(spec, &mut options)?, Kind::Directory),
+    };
+    let place = find_or_make(root, &spec.destination, kind)?;
+    check_place(root, place.as_fd(), spec)?;
+    // /dev is filled before it is made what the spec says.
+    let fill = options.bind.is_none() && is_dev(spec);
+    if fill {
+        options.force(NO_DEV);
+        attach(mount.as_fd(), place.as_fd())?;
+        devices::fill(mount.as_fd())?;
+    }
+    if options.bind == Some(Bind::Recursive) {
+        let forced = Attributes {
+            set: options.attributes.set & NO_DEV,
+            ..Attributes::default()
+        };
+        set_attributes(mount.as_fd(), forced, true)?;
+    }
+    set_attributes(mount.as_fd(), options.attributes, false)?;
+    if let Some(propagation) = options.propagation {
+        let attributes = Attributes {
+            propagation: propagation.flag.bits().into(),
+            ..Attributes::default()
+        };
+        set_attributes(mount.as_fd(), attributes, propagation.recursive)?;
+    }
+    if !fill {
+        attach(mount.as_fd(), place.as_fd())?;
+    }
+    Ok(())
+}
+
+/// A bind mount of something of the guest. A device node is bound only if every
+/// container has it: others lead to disks, or to the agent's own transport.
+fn bind_source(
+    spec: &MountSpec,
+    bind: Bind,
+    options: &mut MountOptions,
+) -> io::Result<(OwnedFd, Kind)> {
+    let source = spec.source.as_deref().ok_or(Errno::INVAL)?;
+    let place = find_in_guest(source)?;
+    let kind = match FileType::from_raw_mode(fstat(&place)?.st_mode) {
+        FileType::Directory => Kind::Directory,
+        FileType::BlockDevice => return Err(Errno::PERM.into()),
+        FileType::CharacterDevice if !devices::is_default(place.as_fd())? => {
+            return Err(Errno::PERM.into());
+        }
+        _ => Kind::File,
+    };
+    let is_device = kind == Kind::File && devices::is_default(place.as_fd())?;
+    if !is_device {
+        options.force(NO_DEV);
+    }
+    if !options.data.is_empty() {
+        // The kernel would ignore them.
+        return Err(Errno::INVAL.into());
+    }
+    let mount = clone_mount(place.as_fd(), bind == Bind::Recursive)?;
+    Ok((mount, kind))
+}
+
+/// A new, detached instance of a file system.
+fn new_file_system(spec: &MountSpec, options: &mut MountOptions) -> io::Result<OwnedFd> {
+    let fstype = match spec.fstype.as_deref() {
+        Some("cgroup" | "cgroup2") => {
+            // Whatever the options say: no container writes its cgroup.
+            options.force(READ_ONLY | NO_SUID | NO_DEV | NO_EXEC);
+            // Those of the hierarchy are the guest's to set.
+            options.data.clear();
+            "cgroup2"
+        }
+        // Its nodes are the kernel's own, one a terminal.
+        Some("devpts") => "devpts",
+        Some(fstype) => {
+            options.force(NO_DEV);
+            fstype
+        }
+        None => return Err(Errno::INVAL.into()),
+    };
+    let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let source = spec.source.as_deref().unwrap_or(Path::new(fstype));
+    fsconfig_set_string(context.as_fd(), "source", source)?;
+    for (key, value) in &options.data {
+        match value {
+            Some(value) => fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str())?,
+            None => fsconfig_set_flag(context.as_fd(), key.as_str())?,
+        }
+    }
+    fsconfig_create(context.as_fd())?;
+    Ok(fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?)
+}
+
+/// A symbolic link of the image must not turn a mount into one over the
+/// kernel's interface, nor a procfs into one that programs do not find.
+fn check_place(root: BorrowedFd<'_>, place: BorrowedFd<'_>, spec: &MountSpec) -> io::Result<()> {
+    if matches!(spec.fstype.as_deref(), Some("proc" | "sysfs")) {
+        let no_links = ResolveFlags::NO_SYMLINKS;
+        let plain = find_with(root, &spec.destination, OFlags::PATH, no_links)?;
+        if !is_directory(plain.as_fd())? {
+            return Err(Errno::NOTDIR.into());
+        }
+        return Ok(());
+    }
+    if !is_in_proc(place)? {
+        return Ok(());
+    }
+    let allowed = PROC_FILES
+        .iter()
+        .any(|file| spec.destination == Path::new("/proc").join(file));
+    if allowed {
+        Ok(())
+    } else {
+        Err(Errno::PERM.into())
+    }
+}
+
+/// Makes the root itself what the spec says.
+pub(super) fn finish(root: BorrowedFd<'_>, spec: &ContainerSpec) -> Result<(), Failure> {
+    if !spec.root.readonly {
+        return Ok(());
+    }
+    let read_only = Attributes {
+        set: READ_ONLY,
+        ..Attributes::default()
+    };
+    set_attributes(root, read_only, false).map_err(Failure::at(Step::Pivot, "read-only root"))
+}
+
+/// Makes the tree the root and lets go of the guest's.
+pub(super) fn pivot(root: BorrowedFd<'_>) -> Result<(), Failure> {
+    fn failed(call: &'static str) -> impl FnOnce(Errno) -> Failure {
+        move |error| Failure::at(Step::Pivot, call)(error.into())
+    }
+    fchdir(root).map_err(failed("fchdir"))?;
+    // The old root comes to lie on the new one, pivot_root(2), NOTES.
+    pivot_root(".", ".").map_err(failed(""))?;
+    unmount(".", UnmountFlags::DETACH).map_err(failed("unmount the guest's root"))?;
+    rustix::process::chdir("/").map_err(failed("chdir"))?;
+    destination::open_root().map(drop).map_err(failed("open /"))
+}

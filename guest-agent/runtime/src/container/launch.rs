@@ -1,0 +1,165 @@
+//! One launch, from the agent's side: a stage is spawned, clones, and is gone;
+//! the clone sets itself up and says that it is ready.
+//!
+//! It blocks, up to its deadline, and runs on a thread of its own. Whatever
+//! fails, neither process outlives it.
+
+use super::STAGE_WORD;
+use super::channel::Channel;
+use super::error::{LaunchError, StartError};
+use super::message::{InitOrder, Report, StageOrder};
+use super::program::Program;
+use crate::process::{ChildStdio, Process, reap_now};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::WaitIdOptions;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+/// How long a killed child is waited for, in seconds. One that hangs in the
+/// kernel for longer stays a zombie; nothing of it runs.
+const REAP_SECONDS: i64 = 5;
+
+/// What to launch.
+#[derive(Debug)]
+pub(super) struct Launch {
+    pub(super) stage_order: StageOrder,
+    pub(super) descriptors: Vec<OwnedFd>,
+    pub(super) init_order: InitOrder,
+    pub(super) stdio: Option<ChildStdio>,
+}
+
+/// A clone that is ready. Dropping it kills and reaps it.
+#[derive(Debug)]
+pub(super) struct Newborn {
+    clone: Unwatched,
+    pub(super) channel: Channel,
+    pub(super) master: Option<OwnedFd>,
+}
+
+impl Launch {
+    pub(super) fn run(self, program: &Program, deadline: Instant) -> Result<Newborn, LaunchError> {
+        let copy = program.sealed()?;
+        let (ours, theirs) = UnixStream::pair().map_err(LaunchError::system("socketpair"))?;
+        let mut channel = Channel::new(ours);
+        channel.set_deadline(deadline);
+        let stage = Command::new(copy.path())
+            .arg0("guest-agent")
+            .arg(STAGE_WORD)
+            .env_clear()
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()
+            .map(Stage)
+            .map_err(LaunchError::system("execute the agent's copy"))?;
+        let descriptors: Vec<_> = self.descriptors.iter().map(AsFd::as_fd).collect();
+        channel.send(&self.stage_order, &descriptors)?;
+        let clone = cloned(&mut channel)?;
+        // It has nothing else to do.
+        drop(stage);
+        let stdio: Vec<BorrowedFd<'_>> = match &self.stdio {
+            Some(stdio) => stdio.as_fds().to_vec(),
+            None => Vec::new(),
+        };
+        channel.send(&self.init_order, &stdio)?;
+        let master = ready(&mut channel)?;
+        Ok(Newborn {
+            clone,
+            channel,
+            master,
+        })
+    }
+}
+
+fn cloned(channel: &mut Channel) -> Result<Unwatched, LaunchError> {
+    match channel.receive()? {
+        Some((Report::Cloned { pid }, descriptors)) => {
+            let pidfd = descriptors.into_iter().next();
+            let pidfd = pidfd.ok_or(LaunchError::Protocol)?;
+            let pidfd = Some(pidfd);
+            Ok(Unwatched { pid, pidfd })
+        }
+        Some((Report::Failed(failure), _)) => Err(failure.into()),
+        Some(_) => Err(LaunchError::Protocol),
+        None => Err(LaunchError::Ended),
+    }
+}
+
+fn ready(channel: &mut Channel) -> Result<Option<OwnedFd>, LaunchError> {
+    match channel.receive()? {
+        Some((Report::Ready, descriptors)) => Ok(descriptors.into_iter().next()),
+        Some((Report::Failed(failure), _)) => Err(failure.into()),
+        Some(_) => Err(LaunchError::Protocol),
+        None => Err(LaunchError::Ended),
+    }
+}
+
+/// Waits until the child has executed its program, which closes its end of the
+/// channel, or says that it cannot.
+pub(super) fn executed(channel: &mut Channel, program: String) -> Result<(), StartError> {
+    match channel.receive().map_err(LaunchError::from)? {
+        None => Ok(()),
+        Some((Report::ExecFailed { errno }, _)) => Err(StartError::Execute {
+            program,
+            source: io::Error::from_raw_os_error(errno),
+        }),
+        Some((Report::Failed(failure), _)) => Err(LaunchError::Child(failure).into()),
+        Some(_) => Err(LaunchError::Protocol.into()),
+    }
+}
+
+impl Newborn {
+    /// Has it live, and be reaped when it ends. To be called in a tokio
+    /// runtime.
+    pub(super) fn into_process(mut self) -> io::Result<(Process, Channel)> {
+        let pidfd = self.clone.pidfd()?.try_clone_to_owned()?;
+        let process = Process::adopt(self.clone.pid, pidfd)?;
+        self.clone.pidfd = None;
+        Ok((process, self.channel))
+    }
+}
+
+/// The stage, which is killed and reaped when it is done with.
+#[derive(Debug)]
+struct Stage(Child);
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // It may have ended by itself, and is then only reaped.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A child of the agent's that nobody else knows of yet.
+#[derive(Debug)]
+struct Unwatched {
+    pid: i32,
+    /// None once it is another's to reap.
+    pidfd: Option<OwnedFd>,
+}
+
+impl Unwatched {
+    fn pidfd(&self) -> io::Result<BorrowedFd<'_>> {
+        let pidfd = self.pidfd.as_ref().map(AsFd::as_fd);
+        pidfd.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Drop for Unwatched {
+    fn drop(&mut self) {
+        let Some(pidfd) = &self.pidfd else { return };
+        // It may have ended by itself, and is then only reaped.
+        let _ = guest_kernel::signal::send(pidfd.as_fd(), nix::libc::SIGKILL);
+        let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
+        let deadline = Timespec {
+            tv_sec: REAP_SECONDS,
+            tv_nsec: 0,
+        };
+        let _ = rustix::io::retry_on_intr(|| poll(&mut watched, Some(&deadline)));
+        let _ = reap_now(pidfd.as_fd(), WaitIdOptions::NOHANG);
+    }
+}

@@ -1,0 +1,296 @@
+//! The agent's side: making containers and adding processes to them.
+
+use super::channel::Channel;
+use super::error::{CreateError, ExecError, LaunchError, StartError};
+use super::init::ALWAYS_OWN;
+use super::launch::{Launch, Newborn, executed};
+use super::message::{Go, InitOrder, Place, StageOrder};
+use super::program::Program;
+use super::spec::{ContainerSpec, ProcessSpec};
+use crate::cgroup::{CgroupPath, WorkloadCgroup};
+use crate::process::{Process, Stdio, pipes};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a child may take to be set up. Ample: an emulated machine that
+/// clones eight at once takes a second.
+const LAUNCH_DEADLINE: Duration = Duration::from_secs(30);
+/// How long what is left of a failed container may take to be gone.
+const UNDO_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Makes containers and processes, all of them below one cgroup.
+#[derive(Debug)]
+pub struct Launcher {
+    workload: WorkloadCgroup,
+    program: Arc<Program>,
+}
+
+/// A container whose init process is set up and waits for its start. Dropping
+/// the handle ends it; it is then still to be removed with its cgroup.
+#[derive(Debug)]
+pub struct CreatedContainer {
+    /// Its init process.
+    pub process: Process,
+    /// The init process's streams.
+    pub stdio: Stdio,
+    /// Lets it run.
+    pub start: StartHandle,
+    /// Its cgroup.
+    pub cgroup: CgroupPath,
+}
+
+/// A process that was added, and runs.
+#[derive(Debug)]
+pub struct ExecProcess {
+    /// The process.
+    pub process: Process,
+    /// Its streams.
+    pub stdio: Stdio,
+}
+
+/// Lets a created container run; once.
+#[derive(Debug)]
+pub struct StartHandle {
+    channel: Channel,
+    program: String,
+}
+
+impl StartHandle {
+    /// Has the init process execute its program, and returns when it has.
+    ///
+    /// # Errors
+    /// [`StartError::Execute`] if it could not: it has then ended, with the
+    /// status of [`StartError::exit_status`]. Another error says that it did
+    /// not answer within `deadline`, or was killed.
+    pub async fn start(self, deadline: Duration) -> Result<(), StartError> {
+        let deadline = Instant::now() + deadline;
+        let Self {
+            mut channel,
+            program,
+        } = self;
+        blocking(move || {
+            channel.set_deadline(deadline);
+            channel.send(&Go, &[]).map_err(LaunchError::from)?;
+            executed(&mut channel, program)
+        })
+        .await?
+    }
+}
+
+impl Launcher {
+    /// A launcher whose children run a copy of the calling program, which must
+    /// call [`super::stage_main`] first thing when its first argument is
+    /// [`super::STAGE_WORD`].
+    ///
+    /// # Errors
+    /// Those of open(2) of /proc/self/exe.
+    pub fn new(workload: WorkloadCgroup) -> Result<Self, LaunchError> {
+        let program =
+            File::open("/proc/self/exe").map_err(LaunchError::system("open /proc/self/exe"))?;
+        Ok(Self::with_program(workload, program))
+    }
+
+    /// As [`Launcher::new`], with another program.
+    #[must_use]
+    pub fn with_program(workload: WorkloadCgroup, program: File) -> Self {
+        Self {
+            workload,
+            program: Arc::new(Program::new(program)),
+        }
+    }
+
+    /// The cgroup all of it lives below.
+    #[must_use]
+    pub fn workload(&self) -> &WorkloadCgroup {
+        &self.workload
+    }
+
+    /// Makes a container: its cgroup, its namespaces, its mounts, and its init
+    /// process, which then waits. `stdin` says whether that gets one other than
+    /// /dev/null.
+    ///
+    /// To be run to its end: a caller that may be dropped runs it in a task of
+    /// its own.
+    ///
+    /// # Errors
+    /// What is not supported, and what failed; nothing is left then.
+    pub async fn create(
+        &self,
+        spec: &ContainerSpec,
+        stdin: bool,
+    ) -> Result<CreatedContainer, CreateError> {
+        spec.validate()?;
+        let cgroup = self
+            .workload
+            .create_container(&spec.cgroup_name, &spec.resources)?;
+        match self.create_in(&cgroup, spec, stdin).await {
+            Ok((process, stdio, start)) => Ok(CreatedContainer {
+                process,
+                stdio,
+                start,
+                cgroup,
+            }),
+            Err(error) => {
+                // The first failure is the one to tell.
+                let _ = self.workload.remove_container(&cgroup, UNDO_DEADLINE).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_in(
+        &self,
+        cgroup: &CgroupPath,
+        spec: &ContainerSpec,
+        stdin: bool,
+    ) -> Result<(Process, Stdio, StartHandle), CreateError> {
+        let order = InitOrder::Create(Box::new(spec.clone()));
+        let descriptors = vec![cgroup.open()?];
+        let (newborn, ours) = self
+            .launch(place_of(spec), descriptors, order, &spec.process, stdin)
+            .await?;
+        let (process, stdio, channel) = adopt(newborn, ours, stdin)?;
+        let program = spec.process.args.first().cloned().unwrap_or_default();
+        Ok((process, stdio, StartHandle { channel, program }))
+    }
+
+    /// Adds a process to the container of `init`, in all its namespaces and in
+    /// its cgroup. Returns once its program was executed.
+    ///
+    /// # Errors
+    /// [`ExecError::Execute`] if the program cannot be executed; otherwise what
+    /// is not supported or failed. No process is left then.
+    pub async fn exec(
+        &self,
+        init: &Process,
+        cgroup: &CgroupPath,
+        process: &ProcessSpec,
+        stdin: bool,
+    ) -> Result<ExecProcess, ExecError> {
+        let init = init
+            .pidfd()
+            .try_clone_to_owned()
+            .map_err(LaunchError::system("dup the pidfd"))?;
+        self.add(Place::Enter, vec![cgroup.open()?, init], process, stdin)
+            .await
+    }
+
+    /// Runs a process outside every container, in the guest's own namespaces,
+    /// but still below the workload's cgroup.
+    ///
+    /// # Errors
+    /// As [`Launcher::exec`].
+    pub async fn exec_in_guest(
+        &self,
+        process: &ProcessSpec,
+        stdin: bool,
+    ) -> Result<ExecProcess, ExecError> {
+        let cgroup = self.workload.guest().open()?;
+        self.add(Place::Guest, vec![cgroup], process, stdin).await
+    }
+
+    async fn add(
+        &self,
+        place: Place,
+        descriptors: Vec<OwnedFd>,
+        process: &ProcessSpec,
+        stdin: bool,
+    ) -> Result<ExecProcess, ExecError> {
+        process.validate()?;
+        let order = InitOrder::Process(Box::new(process.clone()));
+        let (mut newborn, ours) = self
+            .launch(place, descriptors, order, process, stdin)
+            .await?;
+        let program = process.args.first().cloned().unwrap_or_default();
+        let newborn = blocking(move || {
+            executed(&mut newborn.channel, program)?;
+            Ok::<_, StartError>(newborn)
+        })
+        .await??;
+        let (process, stdio, _channel) = adopt(newborn, ours, stdin)?;
+        Ok(ExecProcess { process, stdio })
+    }
+
+    /// Gives a child that is ready, and the agent's ends of its pipes unless it
+    /// has opened a terminal.
+    async fn launch(
+        &self,
+        place: Place,
+        descriptors: Vec<OwnedFd>,
+        init_order: InitOrder,
+        process: &ProcessSpec,
+        stdin: bool,
+    ) -> Result<(Newborn, Option<Stdio>), LaunchError> {
+        let (theirs, ours) = if process.terminal {
+            (None, None)
+        } else {
+            let (theirs, ours) = pipes(stdin).map_err(LaunchError::system("pipe2"))?;
+            (Some(theirs), Some(ours))
+        };
+        let launch = Launch {
+            stage_order: StageOrder {
+                oom_score_adj: process.oom_score_adj.unwrap_or(0),
+                place,
+            },
+            descriptors,
+            init_order,
+            stdio: theirs,
+        };
+        let program = Arc::clone(&self.program);
+        let deadline = Instant::now() + LAUNCH_DEADLINE;
+        let newborn = blocking(move || launch.run(&program, deadline)).await??;
+        Ok((newborn, ours))
+    }
+}
+
+/// Watches the child from now on.
+fn adopt(
+    mut newborn: Newborn,
+    ours: Option<Stdio>,
+    stdin: bool,
+) -> Result<(Process, Stdio, Channel), LaunchError> {
+    let stdio = match (ours, newborn.master.take()) {
+        (Some(ours), None) => ours,
+        (None, Some(master)) => {
+            Stdio::of_terminal(master, stdin).map_err(LaunchError::system("epoll_ctl"))?
+        }
+        _ => return Err(LaunchError::Protocol),
+    };
+    let (process, channel) = newborn
+        .into_process()
+        .map_err(LaunchError::system("epoll_ctl"))?;
+    Ok((process, stdio, channel))
+}
+
+/// New namespaces, and those to join.
+fn place_of(spec: &ContainerSpec) -> Place {
+    let mut new = Vec::new();
+    let mut join = Vec::new();
+    for namespace in &spec.namespaces {
+        match &namespace.path {
+            Some(path) => join.push((namespace.kind, path.clone())),
+            None => new.push(namespace.kind),
+        }
+    }
+    let missing = ALWAYS_OWN
+        .into_iter()
+        .filter(|kind| !spec.namespaces.iter().any(|one| one.kind == *kind));
+    new.extend(missing);
+    Place::Create { new, join }
+}
+
+/// Runs what blocks, for a while and with a deadline of its own, on another
+/// thread than the agent's one.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, LaunchError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| LaunchError::System {
+            call: "run a blocking task",
+            source: io::Error::other(error),
+        })
+}

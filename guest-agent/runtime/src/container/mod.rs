@@ -1,0 +1,52 @@
+//! Containers: how one comes to be, and how a process is added to one.
+//!
+//! A container's process is made in three steps, each named after who runs it:
+//!
+//! ```text
+//!   agent                     stage                    init
+//!   Launcher::create  spawns  stage.rs        clone3   init/
+//!     StageOrder ---------->  setns, then  ------->
+//!     <---- Report::Cloned, pidfd; ends
+//!     InitOrder --------------------------------->     mounts, pivot_root, user
+//!     <------------------------------------------      Report::Ready
+//!     Go      ----------------------------------->     execve
+//!     <---- end of the stream, or Report::ExecFailed
+//! ```
+//!
+//! Stage and init run a sealed copy of the agent in a memory file, so that no
+//! container can write the agent through /proc/PID/exe; they are told
+//! everything by messages over one socket ([`channel`], [`message`]). Init is
+//! the agent's own child, because the stage clones it with CLONE_PARENT, and
+//! the agent reaps it by the pidfd that the clone gave.
+
+mod launcher;
+
+mod launch;
+mod program;
+
+mod channel;
+mod message;
+
+mod error;
+mod init;
+mod stage;
+
+mod capability;
+mod rlimit;
+mod spec;
+mod validate;
+
+pub use capability::{Capability, CapabilitySets, UnknownCapability};
+pub use channel::ChannelError;
+pub use error::{CreateError, ExecError, Failure, LaunchError, Refused, StartError, Step};
+pub use launcher::{CreatedContainer, ExecProcess, Launcher, StartHandle};
+pub use rlimit::{RlimitKind, RlimitSpec, UnknownRlimit};
+pub use spec::{
+    ContainerSpec, IdentityFiles, MountSpec, NamespaceKind, NamespaceSpec, ProcessSpec, Resources,
+    RootSpec, UserSpec,
+};
+pub use stage::stage_main;
+
+/// The word, as its first argument, by which the agent's program knows that it
+/// is to call [`stage_main`] and nothing else.
+pub const STAGE_WORD: &str = "container-stage";

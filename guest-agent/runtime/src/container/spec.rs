@@ -1,0 +1,173 @@
+//! What a container and a process are to be: the part of the OCI runtime
+//! specification that is supported, in types of our own.
+//!
+//! It carries no wire type and no behaviour but [`ContainerSpec::validate`].
+//! It travels to the container's child as it is.
+
+use super::capability::CapabilitySets;
+use super::rlimit::RlimitSpec;
+use crate::ContainerId;
+use crate::process::WindowSize;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+pub use crate::cgroup::Resources;
+
+/// A container to create (OCI `config.md`).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Its name in the sandbox.
+    pub id: ContainerId,
+    /// Its init process.
+    pub process: ProcessSpec,
+    /// Its root file system.
+    pub root: RootSpec,
+    /// The hostname of its UTS namespace, which must then be a new one.
+    pub hostname: Option<String>,
+    /// What is mounted in it, in this order.
+    pub mounts: Vec<MountSpec>,
+    /// Its namespaces. Mount, pid and cgroup are always its own, asked for or
+    /// not; a kind that is not named otherwise is shared with the guest.
+    pub namespaces: Vec<NamespaceSpec>,
+    /// The name of its cgroup below the workload's.
+    pub cgroup_name: String,
+    /// The limits of its cgroup.
+    pub resources: Resources,
+    /// What is hidden from it: files read as empty, directories are empty.
+    /// Absolute; what does not exist is skipped.
+    pub masked_paths: Vec<PathBuf>,
+    /// What it can not write. Absolute; what does not exist is skipped.
+    pub readonly_paths: Vec<PathBuf>,
+    /// The agent's files that give it its identity.
+    pub identity_files: IdentityFiles,
+}
+
+/// A root file system (OCI `config.md`, "Root").
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RootSpec {
+    /// An absolute path in the guest, without symbolic links.
+    pub path: PathBuf,
+    /// Whether it is read-only for the container.
+    pub readonly: bool,
+}
+
+/// A mount (OCI `config.md`, "Mounts").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountSpec {
+    /// An absolute path in the container; missing components are made.
+    pub destination: PathBuf,
+    /// A path of the guest for a bind mount; ignored by the kernel otherwise.
+    pub source: Option<PathBuf>,
+    /// `proc`, `sysfs`, `tmpfs`, `devpts`, `mqueue`, `cgroup`/`cgroup2`, or
+    /// `bind`; none needs the option `bind` or `rbind`.
+    pub fstype: Option<String>,
+    /// As for mount(8).
+    pub options: Vec<String>,
+}
+
+/// A kind of namespace (namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum NamespaceKind {
+    /// Process ids.
+    Pid,
+    /// Mounts.
+    Mount,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// Hostname.
+    Uts,
+    /// Links, addresses, routes.
+    Network,
+    /// The view of the cgroup hierarchy.
+    Cgroup,
+}
+
+/// A namespace to be in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceSpec {
+    /// Of which kind.
+    pub kind: NamespaceKind,
+    /// The one to join; none makes a new one. Mount and cgroup namespaces
+    /// cannot be joined.
+    pub path: Option<PathBuf>,
+}
+
+/// Files of the agent that are bind-mounted read-only into a container. They
+/// are rewritten in place when a clone thaws; the mounts show it at once.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct IdentityFiles {
+    /// Seen as `/etc/machine-id`, machine-id(5).
+    pub machine_id: Option<PathBuf>,
+    /// Seen as `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: Option<PathBuf>,
+    /// Seen as `/run/tardigrade/generation`.
+    pub generation: Option<PathBuf>,
+}
+
+/// A process to run (OCI `config.md`, "Process").
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// Whether it gets a terminal of its own.
+    pub terminal: bool,
+    /// The terminal's first size.
+    pub console_size: Option<WindowSize>,
+    /// As whom it runs.
+    pub user: UserSpec,
+    /// Its arguments; the first is searched in the `PATH` of `env` unless it
+    /// holds a `/`.
+    pub args: Vec<String>,
+    /// Its environment, `NAME=VALUE`, passed on untouched.
+    pub env: Vec<String>,
+    /// Its working directory, absolute; made if it is missing.
+    pub cwd: PathBuf,
+    /// Its capabilities.
+    pub capabilities: CapabilitySets,
+    /// Its resource limits; what is not named is the agent's.
+    pub rlimits: Vec<RlimitSpec>,
+    /// Whether execve(2) may never give it more privileges.
+    pub no_new_privileges: bool,
+    /// -1000 to 1000, proc(5); none is 0, not what the agent has.
+    pub oom_score_adj: Option<i32>,
+}
+
+/// As whom a process runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserSpec {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups; all others are dropped.
+    pub additional_gids: Vec<u32>,
+}
+
+impl ProcessSpec {
+    /// Root with all capabilities and nothing else, for processes outside every
+    /// container: arguments are to be filled in.
+    #[must_use]
+    pub fn guest_root() -> Self {
+        Self {
+            terminal: false,
+            console_size: None,
+            user: UserSpec::default(),
+            args: Vec::new(),
+            env: vec![
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
+                "HOME=/root".into(),
+            ],
+            cwd: "/".into(),
+            capabilities: CapabilitySets::own(),
+            rlimits: Vec::new(),
+            no_new_privileges: false,
+            oom_score_adj: None,
+        }
+    }
+}
+
+impl NamespaceSpec {
+    /// Whether this asks for a new namespace.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.path.is_none()
+    }
+}

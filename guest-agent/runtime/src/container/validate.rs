@@ -1,0 +1,138 @@
+//! What a spec must be before anything is done for it. What is not supported
+//! is refused by name, never ignored.
+
+use super::error::Refused;
+use super::spec::{ContainerSpec, MountSpec, NamespaceKind, ProcessSpec};
+use crate::mount_options::MountOptions;
+use std::path::{Component, Path};
+
+/// File systems a container may have mounted anew.
+const FILE_SYSTEMS: [&str; 7] = [
+    "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2",
+];
+/// `HOST_NAME_MAX`, gethostname(2).
+const HOSTNAME_MAX: usize = 64;
+/// -1 means "leave it as it is" to the kernel, chown(2), setresuid(2).
+const NOBODY: u32 = u32::MAX;
+/// The range of oom_score_adj, proc(5).
+const OOM_SCORES: std::ops::RangeInclusive<i32> = -1000..=1000;
+
+fn refuse<T>(feature: impl Into<String>) -> Result<T, Refused> {
+    Err(Refused(feature.into()))
+}
+
+impl ContainerSpec {
+    /// Whether it can be done at all.
+    ///
+    /// # Errors
+    /// What is not supported.
+    pub fn validate(&self) -> Result<(), Refused> {
+        self.process.validate()?;
+        if !is_plain(&self.root.path) {
+            return refuse(format!("root path {}", self.root.path.display()));
+        }
+        self.validate_namespaces()?;
+        let paths = self.masked_paths.iter().chain(&self.readonly_paths);
+        for path in paths {
+            if !is_plain(path) {
+                return refuse(format!("masked or read-only path {}", path.display()));
+            }
+        }
+        self.mounts.iter().try_for_each(validate_mount)
+    }
+
+    fn validate_namespaces(&self) -> Result<(), Refused> {
+        for (index, namespace) in self.namespaces.iter().enumerate() {
+            let kind = namespace.kind;
+            let earlier = self.namespaces.iter().take(index);
+            if earlier.into_iter().any(|other| other.kind == kind) {
+                return refuse(format!("a second namespace of kind {kind:?}"));
+            }
+            let joined = namespace.path.is_some();
+            if joined && matches!(kind, NamespaceKind::Mount | NamespaceKind::Cgroup) {
+                return refuse(format!("joining a namespace of kind {kind:?}"));
+            }
+        }
+        let Some(hostname) = &self.hostname else {
+            return Ok(());
+        };
+        if hostname.len() > HOSTNAME_MAX {
+            return refuse("a hostname of more than 64 bytes");
+        }
+        let own = |kind| {
+            let mut all = self.namespaces.iter();
+            all.any(|namespace| namespace.kind == kind && namespace.is_new())
+        };
+        if own(NamespaceKind::Uts) {
+            Ok(())
+        } else {
+            refuse("a hostname without a new uts namespace")
+        }
+    }
+}
+
+impl ProcessSpec {
+    /// Whether it can be done at all.
+    ///
+    /// # Errors
+    /// What is not supported.
+    pub fn validate(&self) -> Result<(), Refused> {
+        if self.args.first().is_none_or(String::is_empty) {
+            return refuse("a process without arguments");
+        }
+        let strings = self.args.iter().chain(&self.env);
+        if strings.into_iter().any(|string| string.contains('\0')) {
+            return refuse("a zero byte in an argument or in the environment");
+        }
+        let user = &self.user;
+        let ids = [user.uid, user.gid].into_iter();
+        if ids
+            .chain(user.additional_gids.iter().copied())
+            .any(|id| id == NOBODY)
+        {
+            return refuse(format!("user or group {NOBODY}"));
+        }
+        if !is_plain(&self.cwd) {
+            return refuse(format!("working directory {}", self.cwd.display()));
+        }
+        match self.oom_score_adj {
+            Some(score) if !OOM_SCORES.contains(&score) => refuse(format!("oom_score_adj {score}")),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn validate_mount(mount: &MountSpec) -> Result<(), Refused> {
+    let destination = mount.destination.display();
+    if !is_plain(&mount.destination) || mount.destination.components().count() < 2 {
+        return refuse(format!("mount destination {destination}"));
+    }
+    let options = MountOptions::parse(&mount.options)
+        .map_err(|error| Refused(format!("{error} of {destination}")))?;
+    if options.devices && options.bind.is_some() {
+        return refuse(format!("mount option dev of {destination}"));
+    }
+    match (mount.fstype.as_deref(), options.bind) {
+        (None | Some("bind" | "none"), Some(_)) | (Some(_), Some(_)) => {
+            match mount.source.as_deref() {
+                Some(source) if is_plain(source) => Ok(()),
+                _ => refuse(format!(
+                    "bind mount of {destination} without a plain source"
+                )),
+            }
+        }
+        (Some(fstype), None) if FILE_SYSTEMS.contains(&fstype) => Ok(()),
+        (fstype, None) => refuse(format!(
+            "mount of {destination} with file system {:?}",
+            fstype.unwrap_or_default()
+        )),
+    }
+}
+
+/// Absolute, and without a component that goes up.
+fn is_plain(path: &Path) -> bool {
+    let up = |component| matches!(component, Component::ParentDir);
+    path.is_absolute()
+        && !path.components().any(up)
+        && !path.as_os_str().as_encoded_bytes().contains(&0)
+}

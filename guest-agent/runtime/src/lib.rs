@@ -1,0 +1,23 @@
+//! What the guest runs and how: containers and their processes, cgroups,
+//! storage, network, and the steps that make a clone unique.
+//!
+//! No protobuf type comes in here, and nothing here asks for authorisation:
+//! the one caller is the agent's service, which does. [`container`] is the
+//! place to start reading.
+
+pub mod container;
+
+pub mod cgroup;
+pub mod process;
+
+pub mod network;
+pub mod storage;
+
+pub mod clock;
+pub mod entropy;
+pub mod hostname;
+
+mod ids;
+mod mount_options;
+
+pub use ids::{ContainerId, ExecId, IdError};

@@ -1,0 +1,17 @@
+//! Containers, made for real and looked at from the inside.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "the functions beside the tests are tests as well"
+)]
+
+mod fixture;
+
+mod devices;
+mod exec;
+mod freeze;
+mod life;
+mod mounts;
+mod privileges;
+mod rollback;
+mod terminal;

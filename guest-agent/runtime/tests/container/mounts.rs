@@ -1,0 +1,222 @@
+//! The tree a container sees.
+
+use crate::fixture::{bind, mount, run, shell};
+use guest_runtime::container::{CreateError, IdentityFiles, LaunchError, Step};
+use std::fs;
+use std::os::unix::fs::symlink;
+
+#[test]
+fn masked_directories_are_empty_and_masked_files_read_as_empty() {
+    run(|fixture| async move {
+        fs::create_dir(fixture.root().join("data/secret")).unwrap();
+        fs::write(fixture.root().join("data/secret/file"), "x").unwrap();
+        fs::write(fixture.root().join("data/file"), "x").unwrap();
+        let script = "ls -A /data/secret /proc/irq; cat /data/file /proc/timer_list; \
+                      touch /data/secret/new 2>/dev/null || echo refused";
+        let mut spec = fixture.spec(shell(script));
+        spec.masked_paths = [
+            "/data/secret",
+            "/data/file",
+            "/proc/timer_list",
+            "/proc/irq",
+            "/no/such",
+        ]
+        .map(Into::into)
+        .into();
+        let (_, said, stderr) = fixture.output(&spec).await;
+        assert_eq!(said, "/data/secret:\n\n/proc/irq:\nrefused\n", "{stderr}");
+        assert!(fixture.root().join("data/secret/file").exists());
+    });
+}
+
+#[test]
+fn a_readonly_path_is_read_only_and_what_is_mounted_below_it_too() {
+    run(|fixture| async move {
+        let script = "touch /data/a 2>/dev/null || echo a; touch /data/sub/b 2>/dev/null || echo b; \
+                      echo 1 > /proc/sys/kernel/hostname 2>/dev/null || echo c; touch /tmp/d && echo d";
+        let mut spec = fixture.spec(shell(script));
+        spec.mounts.push(mount("/data/sub", "tmpfs", &[]));
+        spec.readonly_paths = ["/data", "/proc/sys", "/no/such"].map(Into::into).into();
+        let (_, said, _) = fixture.output(&spec).await;
+        assert_eq!(said, "a\nb\nc\nd\n");
+    });
+}
+
+#[test]
+fn a_readonly_root_is_read_only() {
+    run(|fixture| async move {
+        let mut spec = fixture.spec(shell("touch /data/a || echo refused; touch /dev/shm/b"));
+        spec.root.readonly = true;
+        let (status, said, _) = fixture.output(&spec).await;
+        assert_eq!((status, said.as_str()), (0, "refused\n"));
+        assert!(!fixture.root().join("data/a").exists());
+    });
+}
+
+#[test]
+fn the_guests_mounts_are_out_of_reach() {
+    run(|fixture| async move {
+        let said = fixture.say("cat /proc/self/mounts").await;
+        let points: Vec<&str> = said
+            .lines()
+            .map(|line| line.split(' ').nth(1).unwrap())
+            .collect();
+        let devices = ["null", "zero", "full", "random", "urandom", "tty"];
+        let mut expected: Vec<String> = [
+            "/",
+            "/proc",
+            "/dev",
+            "/dev/pts",
+            "/dev/shm",
+            "/dev/mqueue",
+            "/sys",
+            "/sys/fs/cgroup",
+        ]
+        .map(Into::into)
+        .into();
+        expected.extend(devices.map(|name| format!("/dev/{name}")));
+        expected.sort();
+        let mut points: Vec<String> = points.into_iter().map(Into::into).collect();
+        points.sort();
+        assert_eq!(points, expected);
+    });
+}
+
+#[test]
+fn no_container_writes_its_cgroup() {
+    run(|fixture| async move {
+        let script = "test -e /sys/fs/cgroup/cgroup.procs && echo there; \
+                      echo 0 2>/dev/null > /sys/fs/cgroup/cgroup.freeze || echo refused; \
+                      mkdir /sys/fs/cgroup/x 2>/dev/null || echo refused";
+        assert_eq!(fixture.say(script).await, "there\nrefused\nrefused\n");
+    });
+}
+
+#[test]
+fn identity_files_are_shown_follow_a_thaw_and_cannot_be_written() {
+    run(|fixture| async move {
+        let file = |name: &str, text: &str| {
+            let path = fixture.directory.path().join(name);
+            fs::write(&path, text).unwrap();
+            Some(path)
+        };
+        let files = IdentityFiles {
+            machine_id: file("machine-id", "machine one\n"),
+            boot_id: file("boot-id", "boot one\n"),
+            generation: file("generation", "generation one\n"),
+        };
+        let script = "cat /etc/machine-id /proc/sys/kernel/random/boot_id /run/tardigrade/generation; \
+                      for file in /etc/machine-id /run/tardigrade/generation; do \
+                      echo x 2>/dev/null > $file || echo refused; done; \
+                      echo next; read line; cat /run/tardigrade/generation";
+        let mut spec = fixture.spec(shell(script));
+        spec.identity_files = files.clone();
+        spec.readonly_paths = vec!["/proc/sys".into()];
+        let created = fixture.launcher.create(&spec, true).await.unwrap();
+        created.start.start(crate::fixture::DEADLINE).await.unwrap();
+        let mut said = String::new();
+        while !said.ends_with("next\n") {
+            let data = created.stdio.stdout.as_ref().unwrap().read(1000).await;
+            said += std::str::from_utf8(&data.unwrap()).unwrap();
+        }
+        assert_eq!(
+            said,
+            "machine one\nboot one\ngeneration one\nrefused\nrefused\nnext\n"
+        );
+        fs::write(files.generation.unwrap(), "generation two\n").unwrap();
+        let stdin = created.stdio.stdin.as_ref().unwrap();
+        stdin.write_all(b"go\n").await.unwrap();
+        let (status, said, _) = crate::fixture::finish(&created.process, &created.stdio).await;
+        assert_eq!((status, said.as_str()), (0, "generation two\n"));
+        // In the image the place is an empty file.
+        assert_eq!(
+            fs::read(fixture.root().join("etc/machine-id")).unwrap(),
+            b""
+        );
+        fixture.remove(&created.cgroup).await;
+    });
+}
+
+#[test]
+fn binds_show_directories_and_files_and_truncate_nothing() {
+    run(|fixture| async move {
+        let outside = fixture.directory.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("file"), "outside").unwrap();
+        fs::write(fixture.root().join("etc/covered"), "kept").unwrap();
+        let script = "cat /volume/file /etc/covered /new/file; \
+                      touch /volume/x 2>/dev/null || echo refused";
+        let mut spec = fixture.spec(shell(script));
+        spec.mounts
+            .push(bind(&outside, "/volume", &["rbind", "ro"]));
+        let file = outside.join("file");
+        spec.mounts.push(bind(&file, "/etc/covered", &["bind"]));
+        spec.mounts.push(bind(&file, "/new/file", &["bind"]));
+        let (_, said, stderr) = fixture.output(&spec).await;
+        assert_eq!(said, "outsideoutsideoutsiderefused\n", "{stderr}");
+        let covered = fs::read_to_string(fixture.root().join("etc/covered"));
+        assert_eq!(covered.unwrap(), "kept");
+    });
+}
+
+#[test]
+fn a_link_of_the_image_leads_no_mount_out_of_it() {
+    run(|fixture| async move {
+        let outside = fixture.directory.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        let volume = fixture.directory.path().join("volume");
+        fs::create_dir(&volume).unwrap();
+        fs::write(volume.join("file"), "x").unwrap();
+        symlink("../../outside", fixture.root().join("up")).unwrap();
+        let mut spec = fixture.spec(shell("cat /up/file /outside/file"));
+        fs::create_dir(fixture.root().join("outside")).unwrap();
+        spec.mounts.push(bind(&volume, "/up", &["rbind"]));
+        let (_, said, stderr) = fixture.output(&spec).await;
+        assert_eq!(said, "xx", "{stderr}");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn no_mount_covers_the_kernels_interface() {
+    run(|fixture| async move {
+        let before = fixture.traces();
+        symlink("/proc", fixture.root().join("link")).unwrap();
+        symlink("/data", fixture.root().join("procfs")).unwrap();
+        let fake = fixture.directory.path().join("fake");
+        fs::write(&fake, "x").unwrap();
+        for mount in [
+            bind(&fake, "/proc/sys/kernel/core_pattern", &["bind"]),
+            bind(&fake, "/link/self/attr/current", &["bind"]),
+            mount("/link/sys", "tmpfs", &[]),
+            mount("/procfs", "proc", &[]),
+        ] {
+            let mut spec = fixture.spec(shell("true"));
+            spec.mounts.push(mount);
+            let error = fixture.launcher.create(&spec, false).await.unwrap_err();
+            let CreateError::Launch(LaunchError::Child(failure)) = &error else {
+                panic!("{error}");
+            };
+            assert_eq!(failure.step, Step::Mount, "{error}");
+        }
+        assert_eq!(fixture.traces(), before);
+        let mut spec = fixture.spec(shell("cat /proc/uptime"));
+        spec.mounts.push(bind(&fake, "/proc/uptime", &["bind"]));
+        assert_eq!(fixture.output(&spec).await.1, "x");
+    });
+}
+
+#[test]
+fn a_bind_follows_no_link_that_a_container_may_have_made() {
+    run(|fixture| async move {
+        let volume = fixture.directory.path().join("volume");
+        symlink("/etc", &volume).unwrap();
+        let mut spec = fixture.spec(shell("true"));
+        spec.mounts.push(bind(&volume, "/volume", &["rbind"]));
+        let error = fixture.launcher.create(&spec, false).await.unwrap_err();
+        let CreateError::Launch(LaunchError::Child(failure)) = error else {
+            panic!("{error}");
+        };
+        assert_eq!(failure.errno, nix::libc::ELOOP);
+    });
+}

@@ -1,0 +1,208 @@
+//! The agent's start: configuration, policy, service, transports; then it
+//! serves until the sandbox is destroyed.
+
+use super::configuration::{Configuration, DEFAULT_POLICY};
+use crate::rpc;
+use crate::service::Agent;
+use crate::service::identity::IdentityStore;
+use crate::service::lifecycle::Lifecycle;
+use authz::Gate;
+use guest_runtime::cgroup::WorkloadCgroup;
+use guest_runtime::container::Launcher;
+use guest_runtime::network::{InterfaceSpec, Network};
+use policy::{Policy, RegoPolicy};
+use protocols::{GuestAddress, port};
+use slog::{Drain, Logger, error, info, o};
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use ttrpc::r#async::transport::Listener;
+use ttrpc::r#async::{Server, Service};
+
+/// The word PID 1 starts the agent with.
+pub(crate) const AGENT_WORD: &str = "agent";
+/// The one cgroup that all workload lives below.
+const WORKLOAD_CGROUP: &str = "/sys/fs/cgroup/tardigrade";
+const IDENTITY_DIRECTORY: &str = "/run/tardigrade";
+/// Connections accepted and not yet served; more wait in the transport.
+const BACKLOG: usize = 16;
+/// The agent is the last to be killed when memory runs out, proc(5).
+const OOM_SCORE_ADJ: &str = "-1000";
+
+/// Runs the agent: `role` is [`AGENT_WORD`] inside a VM, else the first of the
+/// command line's arguments.
+pub(crate) fn run(role: Option<OsString>, arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let in_guest = role.as_deref() == Some(AGENT_WORD.as_ref());
+    let text = |argument: OsString| argument.to_string_lossy().into_owned();
+    let configuration = if in_guest {
+        match std::fs::read_to_string("/proc/cmdline") {
+            Ok(line) => Configuration::from_command_line(&line),
+            Err(error) => {
+                eprintln!("guest-agent: read /proc/cmdline: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    } else {
+        let arguments = role.into_iter().chain(arguments).map(text);
+        Configuration::from_arguments(arguments, |name| std::env::var(name).ok())
+    };
+    let configuration = match configuration {
+        Ok(configuration) => configuration,
+        Err(error) => {
+            eprintln!("guest-agent: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let log = logger(configuration.log_level);
+    // One thread for all requests: the ttrpc server reorders stream data on a
+    // multi-thread runtime. What blocks goes to threads of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let served = runtime.and_then(|runtime| runtime.block_on(serve(&configuration, &log)));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(log, "the agent cannot serve"; "error" => %error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One JSON object a line on stderr, which is the console inside a VM.
+fn logger(level: slog::Level) -> Logger {
+    let drain = slog_json::Json::new(io::stderr())
+        .add_default_keys()
+        .build();
+    let drain = Mutex::new(slog::LevelFilter::new(drain, level));
+    Logger::root(
+        drain.map(slog::Fuse),
+        o!("name" => "guest-agent", "version" => env!("CARGO_PKG_VERSION")),
+    )
+}
+
+async fn serve(configuration: &Configuration, log: &Logger) -> io::Result<()> {
+    let policy = load_policy(configuration)?;
+    info!(log, "starting"; "address" => %configuration.address, "policy" => policy.name());
+    let gate = Arc::new(Gate::new(policy));
+    let agent = Arc::new(new_agent(configuration)?);
+    if configuration.in_guest {
+        let loopback = InterfaceSpec {
+            name: "lo".into(),
+            ..InterfaceSpec::default()
+        };
+        let up = agent.network.update_interface(&loopback).await;
+        up.map_err(io::Error::other)?;
+    }
+    let (rpc_streams, accepted) = mpsc::channel(BACKLOG);
+    let mut server = start_server(rpc::services(gate, agent.clone()), accepted).await?;
+    let mut listener = listen(&configuration.address)?;
+    loop {
+        let incoming = tokio::select! {
+            incoming = listener.accept() => incoming?,
+            () = agent.destroyed.notified() => {
+                info!(log, "the sandbox was destroyed");
+                // The reply is on its way: let the connections drain.
+                return server.shutdown().await.map_err(io::Error::other);
+            }
+        };
+        match incoming.port {
+            port::STREAM => {
+                let agent = agent.clone();
+                tokio::spawn(async move {
+                    // A broken stream concerns its client, who sees it end.
+                    let _ = agent.attach(incoming.stream).await;
+                });
+            }
+            _ => {
+                if rpc_streams.send(Ok(incoming.stream)).await.is_err() {
+                    return Err(io::Error::other("the RPC server has ended"));
+                }
+            }
+        }
+    }
+}
+
+/// A ttrpc server fed with the streams that come out of `accepted`.
+pub(crate) async fn start_server<S>(
+    services: HashMap<String, Service>,
+    accepted: mpsc::Receiver<io::Result<S>>,
+) -> io::Result<Server>
+where
+    S: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static,
+{
+    let accepted = futures::stream::unfold(accepted, |mut accepted| async {
+        accepted.recv().await.map(|stream| (stream, accepted))
+    });
+    let mut server = Server::new()
+        .add_listener(Listener::new(Box::pin(accepted)))
+        .register_service(services);
+    server.start().await.map_err(io::Error::other)?;
+    Ok(server)
+}
+
+fn listen(address: &GuestAddress) -> io::Result<protocols::Listener> {
+    protocols::Listener::bind(address, &[port::RPC, port::STREAM]).map_err(io::Error::other)
+}
+
+/// The policy of the configuration, of the image, or the built-in allow-all. A
+/// policy that is there and cannot be used is an error, never an allow-all.
+fn load_policy(configuration: &Configuration) -> io::Result<Policy> {
+    let path = match &configuration.policy_file {
+        Some(path) => path.as_path(),
+        None if configuration.in_guest && Path::new(DEFAULT_POLICY).exists() => {
+            Path::new(DEFAULT_POLICY)
+        }
+        None => return Ok(Policy::AllowAll),
+    };
+    let source = std::fs::read_to_string(path)?;
+    RegoPolicy::from_source(&path.to_string_lossy(), &source)
+        .map(Policy::Rego)
+        .map_err(io::Error::other)
+}
+
+fn new_agent(configuration: &Configuration) -> io::Result<Agent> {
+    if !configuration.in_guest {
+        return development_agent();
+    }
+    std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ)?;
+    let workload = WorkloadCgroup::create(Path::new(WORKLOAD_CGROUP)).map_err(io::Error::other)?;
+    let launcher = Launcher::new(workload).map_err(io::Error::other)?;
+    let identity = IdentityStore::create(Path::new(IDENTITY_DIRECTORY), true);
+    agent(
+        Some(Arc::new(launcher)),
+        identity.map_err(io::Error::other)?,
+        true,
+    )
+}
+
+/// An agent that is an ordinary process: it starts no containers and refuses
+/// what would change the machine.
+pub(crate) fn development_agent() -> io::Result<Agent> {
+    let directory = std::env::temp_dir().join(format!("guest-agent-{}", std::process::id()));
+    let identity = IdentityStore::create(&directory, false).map_err(io::Error::other)?;
+    agent(None, identity, false)
+}
+
+fn agent(
+    launcher: Option<Arc<Launcher>>,
+    identity: IdentityStore,
+    in_guest: bool,
+) -> io::Result<Agent> {
+    Ok(Agent {
+        registry: crate::service::registry::Registry::default(),
+        launcher,
+        recipes: crate::service::recipes::Recipes::default(),
+        network: Network::new().map_err(io::Error::other)?,
+        identity,
+        lifecycle: Lifecycle::running(),
+        tokens: Arc::default(),
+        destroyed: tokio::sync::Notify::new(),
+        in_guest,
+    })
+}

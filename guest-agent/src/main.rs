@@ -1,0 +1,29 @@
+//! The agent inside the microVM.
+//!
+//! One binary, four roles, picked by what it is started as:
+//! - PID 1 (`/init` of the guest image): mounts, loads modules, reaps; runs no
+//!   agent logic ([`boot::init`]);
+//! - `guest-agent agent`, its child: serves the RPCs ([`boot::serve`]);
+//! - `guest-agent container-stage`: a container's child before its `execve`;
+//! - `guest-agent --server ADDRESS`: an ordinary process on a development
+//!   machine, where calls that would change the machine are refused.
+
+mod boot;
+mod rpc;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let role = arguments.next();
+    if role.as_deref() == Some(guest_runtime::container::STAGE_WORD.as_ref()) {
+        guest_runtime::container::stage_main();
+    }
+    if rustix::process::getpid().is_init() {
+        return boot::init::run(role.as_deref());
+    }
+    boot::serve::run(role, arguments)
+}

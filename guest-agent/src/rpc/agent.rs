@@ -1,0 +1,264 @@
+//! `grpc.AgentService`. A method that is not here is not in the server's table
+//! either ([`super::AGENT_METHODS`]).
+
+use super::Handlers;
+use super::convert;
+use crate::service::container::{CreateContainer, RemoveContainer, StartContainer};
+use crate::service::machine::{
+    CreateSandbox, DestroySandbox, GetGuestDetails, ReseedRandomDevice, SetGuestDateTime,
+};
+use crate::service::network::{
+    AddNeighbors, ListInterfaces, ListRoutes, UpdateInterface, UpdateRoutes,
+};
+use crate::service::process::{
+    CloseStdin, ExecProcess, Output, ReadStream, ResizeTerminal, SignalProcess, WaitProcess,
+    WriteStdin,
+};
+use async_trait::async_trait;
+use protobuf::well_known_types::empty::Empty;
+use protocols::wire::{agent, agent_ttrpc, types};
+use ttrpc::r#async::TtrpcContext;
+
+#[async_trait]
+impl agent_ttrpc::AgentService for Handlers {
+    async fn create_container(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::CreateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<CreateContainer>()?;
+        self.agent.create_container(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn start_container(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::StartContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<StartContainer>()?;
+        self.agent.start_container(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn remove_container(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::RemoveContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<RemoveContainer>()?;
+        self.agent.remove_container(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn exec_process(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::ExecProcessRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<ExecProcess>()?;
+        self.agent.exec_process(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn signal_process(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::SignalProcessRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<SignalProcess>()?;
+        self.agent.signal_process(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn wait_process(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::WaitProcessRequest,
+    ) -> ttrpc::Result<agent::WaitProcessResponse> {
+        let request = self.gate.authorize(request)?.convert::<WaitProcess>()?;
+        let status = self.agent.wait_process(request).await?;
+        let mut reply = agent::WaitProcessResponse::new();
+        reply.status = status.code();
+        Ok(reply)
+    }
+
+    async fn write_stdin(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::WriteStreamRequest,
+    ) -> ttrpc::Result<agent::WriteStreamResponse> {
+        let request = self.gate.authorize(request)?.convert::<WriteStdin>()?;
+        let written = self.agent.write_stdin(request).await?;
+        let mut reply = agent::WriteStreamResponse::new();
+        reply.len = u32::try_from(written).unwrap_or(u32::MAX);
+        Ok(reply)
+    }
+
+    async fn read_stdout(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::ReadStreamRequest,
+    ) -> ttrpc::Result<agent::ReadStreamResponse> {
+        self.read(request, Output::Stdout).await
+    }
+
+    async fn read_stderr(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::ReadStreamRequest,
+    ) -> ttrpc::Result<agent::ReadStreamResponse> {
+        self.read(request, Output::Stderr).await
+    }
+
+    async fn close_stdin(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::CloseStdinRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<CloseStdin>()?;
+        self.agent.close_stdin(request)?;
+        Ok(Empty::new())
+    }
+
+    async fn tty_win_resize(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::TtyWinResizeRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<ResizeTerminal>()?;
+        self.agent.resize_terminal(request)?;
+        Ok(Empty::new())
+    }
+
+    async fn update_interface(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::UpdateInterfaceRequest,
+    ) -> ttrpc::Result<types::Interface> {
+        // The reply echoes the request, as clients expect.
+        let echo = request.interface.clone();
+        let request = self.gate.authorize(request)?.convert::<UpdateInterface>()?;
+        self.agent.update_interface(request).await?;
+        Ok(echo.unwrap_or_default())
+    }
+
+    async fn update_routes(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::UpdateRoutesRequest,
+    ) -> ttrpc::Result<agent::Routes> {
+        let request = self.gate.authorize(request)?.convert::<UpdateRoutes>()?;
+        let routes = self.agent.update_routes(request).await?;
+        Ok(convert::network::routes_to_wire(routes))
+    }
+
+    async fn list_interfaces(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::ListInterfacesRequest,
+    ) -> ttrpc::Result<agent::Interfaces> {
+        let request = self.gate.authorize(request)?.convert::<ListInterfaces>()?;
+        let interfaces = self.agent.list_interfaces(request).await?;
+        Ok(convert::network::interfaces_to_wire(interfaces))
+    }
+
+    async fn list_routes(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::ListRoutesRequest,
+    ) -> ttrpc::Result<agent::Routes> {
+        let request = self.gate.authorize(request)?.convert::<ListRoutes>()?;
+        let routes = self.agent.list_routes(request).await?;
+        Ok(convert::network::routes_to_wire(routes))
+    }
+
+    async fn add_arp_neighbors(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::AddARPNeighborsRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<AddNeighbors>()?;
+        self.agent.add_neighbors(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn create_sandbox(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::CreateSandboxRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<CreateSandbox>()?;
+        self.agent.create_sandbox(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn destroy_sandbox(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::DestroySandboxRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<DestroySandbox>()?;
+        self.agent.destroy_sandbox(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn reseed_random_dev(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::ReseedRandomDevRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self
+            .gate
+            .authorize(request)?
+            .convert::<ReseedRandomDevice>()?;
+        self.agent.reseed_random_device(request)?;
+        Ok(Empty::new())
+    }
+
+    async fn get_guest_details(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::GuestDetailsRequest,
+    ) -> ttrpc::Result<agent::GuestDetailsResponse> {
+        let request = self.gate.authorize(request)?.convert::<GetGuestDetails>()?;
+        let details = self.agent.guest_details(request)?;
+        Ok(convert::machine::details_to_wire(details))
+    }
+
+    async fn set_guest_date_time(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::SetGuestDateTimeRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self
+            .gate
+            .authorize(request)?
+            .convert::<SetGuestDateTime>()?;
+        self.agent.set_guest_date_time(request)?;
+        Ok(Empty::new())
+    }
+
+    async fn set_policy(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::SetPolicyRequest,
+    ) -> ttrpc::Result<Empty> {
+        // The gate judges it and keeps it: there is nothing to convert to.
+        self.gate.set_policy(&request)?;
+        Ok(Empty::new())
+    }
+}
+
+impl Handlers {
+    async fn read(
+        &self,
+        request: agent::ReadStreamRequest,
+        output: Output,
+    ) -> ttrpc::Result<agent::ReadStreamResponse> {
+        let request = self.gate.authorize(request)?.convert::<ReadStream>()?;
+        let mut reply = agent::ReadStreamResponse::new();
+        reply.data = self.agent.read_stream(request, output).await?;
+        Ok(reply)
+    }
+}

@@ -1,0 +1,209 @@
+//! CreateContainer and its kin: the wire's OCI spec to the runtime's.
+
+use super::process::process_from_wire;
+use super::{ConvertError, invalid, refuse, unsupported};
+use crate::service::container::{CreateContainer, RemoveContainer, StartContainer};
+use guest_runtime::ContainerId;
+use guest_runtime::container::{
+    ContainerSpec, IdentityFiles, MountSpec, NamespaceKind, NamespaceSpec, Resources, RootSpec,
+};
+use guest_runtime::storage::StorageSpec;
+use protocols::wire::agent;
+
+/// Commands to run in the container once a clone was released: a JSON list of
+/// argument lists.
+const AFTER_THAW: &str = "dev.tardigrade.after-thaw";
+
+impl TryFrom<agent::CreateContainerRequest> for CreateContainer {
+    type Error = ConvertError;
+
+    fn try_from(request: agent::CreateContainerRequest) -> Result<Self, ConvertError> {
+        refuse(!request.devices.is_empty(), "devices")?;
+        refuse(!request.shared_mounts.is_empty(), "shared_mounts")?;
+        refuse(request.sandbox_pidns, "sandbox_pidns")?;
+        let ports = [request.stdin_port, request.stdout_port, request.stderr_port];
+        refuse(
+            ports.iter().any(|port| *port != 0),
+            "passing of stdio (ports)",
+        )?;
+        let id = container_id(&request.container_id)?;
+        let spec = request
+            .OCI
+            .into_option()
+            .ok_or(ConvertError::Missing { field: "OCI" })?;
+        let after_thaw_hooks = match spec.Annotations.get(AFTER_THAW) {
+            Some(text) => serde_json::from_str(text).map_err(invalid(AFTER_THAW, text))?,
+            None => Vec::new(),
+        };
+        Ok(Self {
+            spec: container_spec(id, spec)?,
+            storages: request
+                .storages
+                .into_iter()
+                .map(storage)
+                .collect::<Result<_, _>>()?,
+            after_thaw_hooks,
+        })
+    }
+}
+
+impl TryFrom<agent::StartContainerRequest> for StartContainer {
+    type Error = ConvertError;
+
+    fn try_from(request: agent::StartContainerRequest) -> Result<Self, ConvertError> {
+        let id = container_id(&request.container_id)?;
+        Ok(Self { id })
+    }
+}
+
+impl TryFrom<agent::RemoveContainerRequest> for RemoveContainer {
+    type Error = ConvertError;
+
+    fn try_from(request: agent::RemoveContainerRequest) -> Result<Self, ConvertError> {
+        let id = container_id(&request.container_id)?;
+        Ok(Self { id })
+    }
+}
+
+/// The text before the reason is what clients know the failure by.
+pub(super) fn container_id(text: &str) -> Result<ContainerId, ConvertError> {
+    text.parse().map_err(invalid("invalid container ID", text))
+}
+
+pub(super) fn storage(storage: agent::Storage) -> Result<StorageSpec, ConvertError> {
+    refuse(storage.fs_group.is_some(), "fs_group")?;
+    if storage.mount_point.is_empty() {
+        return Err(ConvertError::Missing {
+            field: "mount_point",
+        });
+    }
+    Ok(StorageSpec {
+        driver: storage.driver,
+        driver_options: storage.driver_options,
+        source: storage.source,
+        fstype: storage.fstype,
+        options: storage.options,
+        mount_point: storage.mount_point.into(),
+        shared: storage.shared,
+    })
+}
+
+fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, ConvertError> {
+    refuse(spec.Solaris.is_some(), "a Solaris section")?;
+    refuse(spec.Windows.is_some(), "a Windows section")?;
+    refuse_hooks(spec.Hooks.as_ref())?;
+    let process = spec.Process.into_option();
+    let root = spec.Root.into_option();
+    let linux = spec.Linux.into_option().unwrap_or_default();
+    refuse_linux(&linux)?;
+    let root = root.ok_or(ConvertError::Missing { field: "OCI.Root" })?;
+    Ok(ContainerSpec {
+        process: process_from_wire(process.ok_or(ConvertError::Missing {
+            field: "OCI.Process",
+        })?)?,
+        root: RootSpec {
+            path: root.Path.into(),
+            readonly: root.Readonly,
+        },
+        hostname: (!spec.Hostname.is_empty()).then_some(spec.Hostname),
+        mounts: spec.Mounts.into_iter().map(mount).collect(),
+        namespaces: linux
+            .Namespaces
+            .iter()
+            .map(namespace)
+            .collect::<Result<_, _>>()?,
+        cgroup_name: id.to_string(),
+        resources: resources(linux.Resources.into_option().unwrap_or_default())?,
+        masked_paths: linux.MaskedPaths.into_iter().map(Into::into).collect(),
+        readonly_paths: linux.ReadonlyPaths.into_iter().map(Into::into).collect(),
+        // The agent adds its own when it creates the container.
+        identity_files: IdentityFiles::default(),
+        id,
+    })
+}
+
+fn refuse_hooks(hooks: Option<&agent::Hooks>) -> Result<(), ConvertError> {
+    let Some(hooks) = hooks else { return Ok(()) };
+    let kinds = [
+        (&hooks.Prestart, "prestart hooks"),
+        (&hooks.Poststart, "poststart hooks"),
+        (&hooks.Poststop, "poststop hooks"),
+        (&hooks.CreateRuntime, "createRuntime hooks"),
+        (&hooks.CreateContainer, "createContainer hooks"),
+        (&hooks.StartContainer, "startContainer hooks"),
+    ];
+    kinds
+        .iter()
+        .try_for_each(|(hooks, name)| refuse(!hooks.is_empty(), name))
+}
+
+fn refuse_linux(linux: &agent::Linux) -> Result<(), ConvertError> {
+    let maps = !linux.UIDMappings.is_empty() || !linux.GIDMappings.is_empty();
+    refuse(maps, "user namespace mappings")?;
+    refuse(!linux.Sysctl.is_empty(), "sysctl")?;
+    refuse(!linux.Devices.is_empty(), "linux.devices")?;
+    refuse(linux.Seccomp.is_some(), "seccomp")?;
+    refuse(!linux.MountLabel.is_empty(), "mountLabel")?;
+    let rdt = linux
+        .IntelRdt
+        .as_ref()
+        .is_some_and(|rdt| !rdt.L3CacheSchema.is_empty());
+    refuse(rdt, "intelRdt")?;
+    match linux.RootfsPropagation.as_str() {
+        "" | "private" | "rprivate" | "slave" | "rslave" => Ok(()),
+        other => Err(unsupported(format!("rootfsPropagation {other}"))),
+    }
+}
+
+fn mount(mount: agent::Mount) -> MountSpec {
+    MountSpec {
+        destination: mount.destination.into(),
+        source: (!mount.source.is_empty()).then(|| mount.source.into()),
+        fstype: (!mount.type_.is_empty()).then_some(mount.type_),
+        options: mount.options,
+    }
+}
+
+fn namespace(namespace: &agent::LinuxNamespace) -> Result<NamespaceSpec, ConvertError> {
+    let kind = match namespace.Type.as_str() {
+        "pid" => NamespaceKind::Pid,
+        "mount" => NamespaceKind::Mount,
+        "ipc" => NamespaceKind::Ipc,
+        "uts" => NamespaceKind::Uts,
+        "network" => NamespaceKind::Network,
+        "cgroup" => NamespaceKind::Cgroup,
+        other => return Err(unsupported(format!("namespace {other:?}"))),
+    };
+    let path = (!namespace.Path.is_empty()).then(|| namespace.Path.clone().into());
+    Ok(NamespaceSpec { kind, path })
+}
+
+/// Absent and 0 are the same on the wire; -1 is "no limit".
+fn resources(resources: agent::LinuxResources) -> Result<Resources, ConvertError> {
+    refuse(resources.BlockIO.is_some(), "resources.blockIO")?;
+    refuse(
+        !resources.HugepageLimits.is_empty(),
+        "resources.hugepageLimits",
+    )?;
+    refuse(resources.Network.is_some(), "resources.network")?;
+    let memory = resources.Memory.into_option().unwrap_or_default();
+    let cpu = resources.CPU.into_option().unwrap_or_default();
+    let pids = resources.Pids.into_option().unwrap_or_default();
+    refuse(memory.DisableOOMKiller, "resources.memory.disableOOMKiller")?;
+    refuse(
+        cpu.RealtimePeriod != 0 || cpu.RealtimeRuntime != 0,
+        "real-time scheduling of a cgroup",
+    )?;
+    let set = |value: i64| (value != 0).then_some(value);
+    Ok(Resources {
+        memory_limit: set(memory.Limit),
+        memory_reservation: set(memory.Reservation),
+        memory_swap: set(memory.Swap),
+        pids_limit: set(pids.Limit),
+        cpu_shares: (cpu.Shares != 0).then_some(cpu.Shares),
+        cpu_quota: set(cpu.Quota),
+        cpu_period: (cpu.Period != 0).then_some(cpu.Period),
+        cpuset_cpus: (!cpu.Cpus.is_empty()).then_some(cpu.Cpus),
+        cpuset_mems: (!cpu.Mems.is_empty()).then_some(cpu.Mems),
+    })
+}

@@ -1,0 +1,90 @@
+//! The sandbox, its clock and its randomness.
+
+use super::container::storage;
+use super::{ConvertError, refuse};
+use crate::service::machine::{
+    CreateSandbox, DestroySandbox, GetGuestDetails, GuestDetails, ReseedRandomDevice,
+    SetGuestDateTime,
+};
+use protobuf::MessageField;
+use protocols::wire::agent;
+
+impl TryFrom<agent::CreateSandboxRequest> for CreateSandbox {
+    type Error = ConvertError;
+
+    fn try_from(request: agent::CreateSandboxRequest) -> Result<Self, ConvertError> {
+        refuse(!request.kernel_modules.is_empty(), "kernel_modules")?;
+        refuse(!request.guest_hook_path.is_empty(), "guest_hook_path")?;
+        Ok(Self {
+            hostname: request.hostname,
+            dns: request.dns,
+            storages: request
+                .storages
+                .into_iter()
+                .map(storage)
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl TryFrom<agent::DestroySandboxRequest> for DestroySandbox {
+    type Error = ConvertError;
+
+    fn try_from(_request: agent::DestroySandboxRequest) -> Result<Self, ConvertError> {
+        Ok(Self)
+    }
+}
+
+impl TryFrom<agent::GuestDetailsRequest> for GetGuestDetails {
+    type Error = ConvertError;
+
+    fn try_from(_request: agent::GuestDetailsRequest) -> Result<Self, ConvertError> {
+        Ok(Self)
+    }
+}
+
+impl TryFrom<agent::ReseedRandomDevRequest> for ReseedRandomDevice {
+    type Error = ConvertError;
+
+    fn try_from(request: agent::ReseedRandomDevRequest) -> Result<Self, ConvertError> {
+        if request.data.is_empty() {
+            return Err(ConvertError::Missing { field: "data" });
+        }
+        Ok(Self { data: request.data })
+    }
+}
+
+impl TryFrom<agent::SetGuestDateTimeRequest> for SetGuestDateTime {
+    type Error = ConvertError;
+
+    fn try_from(request: agent::SetGuestDateTimeRequest) -> Result<Self, ConvertError> {
+        let nanos = request
+            .Sec
+            .checked_mul(1_000_000_000)
+            .and_then(|nanos| nanos.checked_add(request.Usec.checked_mul(1_000)?));
+        let out_of_range = || ConvertError::Value {
+            field: "Sec",
+            value: request.Sec.to_string(),
+            reason: "out of range".into(),
+        };
+        Ok(Self {
+            realtime_nanos: nanos.ok_or_else(out_of_range)?,
+        })
+    }
+}
+
+pub(in crate::rpc) fn details_to_wire(details: GuestDetails) -> agent::GuestDetailsResponse {
+    let mut agent_details = agent::AgentDetails::new();
+    agent_details.version = env!("CARGO_PKG_VERSION").into();
+    agent_details.init_daemon = details.is_init;
+    agent_details.storage_handlers = guest_runtime::storage::DRIVERS
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    agent_details.extra_features = vec!["agent-policy".into()];
+    let mut reply = agent::GuestDetailsResponse::new();
+    reply.mem_block_size_bytes = details.memory_block_size;
+    reply.support_mem_hotplug_probe = details.memory_hotplug_probe;
+    reply.agent_details = MessageField::some(agent_details);
+    reply
+}

@@ -1,0 +1,54 @@
+//! From wire messages to the service's requests and back: fallible and pure.
+//! No input panics, no value is silently dropped: what cannot be done is
+//! refused by name.
+
+pub(super) mod container;
+pub(super) mod lifecycle;
+pub(super) mod machine;
+pub(super) mod network;
+pub(super) mod process;
+
+/// A message that is no request.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConvertError {
+    #[error("missing {field}")]
+    Missing { field: &'static str },
+    #[error("{field}: {value:?}: {reason}")]
+    Value {
+        field: &'static str,
+        value: String,
+        reason: String,
+    },
+    #[error("{feature} is not supported")]
+    Unsupported { feature: String },
+}
+
+/// For `map_err` on a parse: the field, what it held (bounded, it may be
+/// anything), and why it cannot be.
+fn invalid<E: std::fmt::Display>(
+    field: &'static str,
+    value: &str,
+) -> impl FnOnce(E) -> ConvertError {
+    let value = value.chars().take(128).collect();
+    move |reason| ConvertError::Value {
+        field,
+        value,
+        reason: reason.to_string(),
+    }
+}
+
+/// Refuses a feature by name where it is asked for.
+fn refuse(asked: bool, feature: &str) -> Result<(), ConvertError> {
+    if asked {
+        return Err(ConvertError::Unsupported {
+            feature: feature.into(),
+        });
+    }
+    Ok(())
+}
+
+fn unsupported(feature: impl Into<String>) -> ConvertError {
+    ConvertError::Unsupported {
+        feature: feature.into(),
+    }
+}

@@ -1,0 +1,52 @@
+//! The one table that picks the ttrpc code of a failed request.
+
+use super::convert::ConvertError;
+use crate::service::error::ServiceError;
+use guest_runtime::network::NetworkError;
+use ttrpc::Code;
+
+impl From<ServiceError> for ttrpc::Error {
+    fn from(error: ServiceError) -> Self {
+        let code = match &error {
+            ServiceError::UnknownContainer(_) => Code::INVALID_ARGUMENT,
+            ServiceError::UnknownProcess { .. } => Code::NOT_FOUND,
+            ServiceError::AlreadyExists(_) => Code::ALREADY_EXISTS,
+            ServiceError::WrongState { .. } | ServiceError::OutsideGuest { .. } => {
+                Code::FAILED_PRECONDITION
+            }
+            ServiceError::Unavailable { .. } => Code::UNAVAILABLE,
+            ServiceError::Deadline { .. } => Code::DEADLINE_EXCEEDED,
+            ServiceError::Network(NetworkError::LinkNotFound { .. }) => Code::NOT_FOUND,
+            ServiceError::Create { .. }
+            | ServiceError::Start { .. }
+            | ServiceError::Exec { .. }
+            | ServiceError::Storage(_)
+            | ServiceError::Network(_)
+            | ServiceError::System { .. }
+            | ServiceError::RecipePanicked => Code::INTERNAL,
+        };
+        status(code, &error)
+    }
+}
+
+impl From<ConvertError> for ttrpc::Error {
+    fn from(error: ConvertError) -> Self {
+        let code = match &error {
+            ConvertError::Unsupported { .. } => Code::UNIMPLEMENTED,
+            _ => Code::INVALID_ARGUMENT,
+        };
+        status(code, &error)
+    }
+}
+
+/// The error and its causes on one line: no backtrace, no debug form.
+fn status(code: Code, error: &dyn std::error::Error) -> ttrpc::Error {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, text))
+}

@@ -1,0 +1,237 @@
+//! The recipes of a container's life: create, start, remove. Each commits or
+//! leaves nothing behind.
+
+use super::Agent;
+use super::error::ServiceError;
+use super::process::{ProcessEntry, ProcessTable};
+use authz::Authorized;
+use guest_runtime::ContainerId;
+use guest_runtime::container::{ContainerSpec, CreatedContainer, StartHandle};
+use guest_runtime::storage::{MountedStorage, StorageSpec, mount_storage};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Where the bundles of containers lie in the guest; a path clients rely on.
+const BUNDLES: &str = "/run/kata-containers";
+/// How long a container's `execve` may take once it was told to go on.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// How long killed processes may take to be gone.
+const REMOVE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A container to create.
+#[derive(Debug)]
+pub(crate) struct CreateContainer {
+    pub(crate) spec: ContainerSpec,
+    pub(crate) storages: Vec<StorageSpec>,
+    /// After-thaw hooks, run inside the container by Release.
+    pub(crate) after_thaw_hooks: Vec<Vec<String>>,
+}
+
+/// A container to start. One type a call: what was authorised as a start can
+/// not be executed as a removal.
+#[derive(Debug)]
+pub(crate) struct StartContainer {
+    pub(crate) id: ContainerId,
+}
+
+/// A container to remove.
+#[derive(Debug)]
+pub(crate) struct RemoveContainer {
+    pub(crate) id: ContainerId,
+}
+
+/// A container that exists.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: ContainerId,
+    pub(crate) spec: ContainerSpec,
+    pub(crate) processes: ProcessTable,
+    pub(crate) cgroup: guest_runtime::cgroup::CgroupPath,
+    pub(crate) after_thaw_hooks: Vec<Vec<String>>,
+    storages: Arc<[MountedStorage]>,
+    state: Mutex<State>,
+}
+
+/// What start and remove change.
+#[derive(Debug)]
+struct State {
+    start: Option<StartHandle>,
+    removing: bool,
+}
+
+impl Container {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Agent {
+    /// Creates a container: name, storages, child. Its init process is ready
+    /// and waits for [`Agent::start_container`].
+    pub(crate) async fn create_container(
+        self: &Arc<Self>,
+        request: Authorized<CreateContainer>,
+    ) -> Result<(), ServiceError> {
+        let agent = Arc::clone(self);
+        self.recipes
+            .run(async move { agent.create(request.into_inner()).await })
+            .await
+    }
+
+    async fn create(&self, request: CreateContainer) -> Result<(), ServiceError> {
+        let launcher = self.launcher()?;
+        let mut spec = request.spec;
+        let reservation = self.registry.reserve(&spec.id)?;
+        spec.identity_files = self.identity.files();
+        let storages = mount_all(request.storages).await?;
+        let created = match launcher.create(&spec, true).await {
+            Ok(created) => created,
+            Err(source) => {
+                let container = spec.id.clone();
+                // The first failure is the one to tell.
+                if unmount_all(storages.into()).await.is_ok() {
+                    remove_bundle(&spec.id).await.ok();
+                }
+                return Err(ServiceError::Create { container, source });
+            }
+        };
+        let CreatedContainer {
+            process,
+            stdio,
+            start,
+            cgroup,
+        } = created;
+        let init = ProcessEntry::new(process, stdio);
+        reservation.commit(Arc::new(Container {
+            id: spec.id.clone(),
+            processes: ProcessTable::new(&spec.id, init),
+            spec,
+            cgroup,
+            after_thaw_hooks: request.after_thaw_hooks,
+            storages: storages.into(),
+            state: Mutex::new(State {
+                start: Some(start),
+                removing: false,
+            }),
+        }));
+        Ok(())
+    }
+
+    /// Lets the init process execute the workload. Returns once `execve` has
+    /// succeeded, or with the error it gave.
+    pub(crate) async fn start_container(
+        self: &Arc<Self>,
+        request: Authorized<StartContainer>,
+    ) -> Result<(), ServiceError> {
+        let container = self.registry.get(&request.into_inner().id)?;
+        self.recipes
+            .run(async move {
+                let start = container.state().start.take();
+                let start = start.ok_or_else(|| ServiceError::WrongState {
+                    call: "start container",
+                    reason: format!("container {} was started before", container.id),
+                })?;
+                start
+                    .start(START_DEADLINE)
+                    .await
+                    .map_err(|source| ServiceError::Start {
+                        container: container.id.clone(),
+                        source,
+                    })
+            })
+            .await
+    }
+
+    /// Kills what runs, waits until it is gone, and removes cgroup, mounts,
+    /// bundle and name.
+    pub(crate) async fn remove_container(
+        self: &Arc<Self>,
+        request: Authorized<RemoveContainer>,
+    ) -> Result<(), ServiceError> {
+        let agent = Arc::clone(self);
+        self.recipes
+            .run(async move { agent.remove(&request.into_inner().id).await })
+            .await
+    }
+
+    pub(super) async fn remove(&self, id: &ContainerId) -> Result<(), ServiceError> {
+        let container = self.registry.get(id)?;
+        {
+            let mut state = container.state();
+            if std::mem::replace(&mut state.removing, true) {
+                return Err(ServiceError::WrongState {
+                    call: "remove container",
+                    reason: format!("container {id} is being removed"),
+                });
+            }
+            // A container that never started has its init waiting for this.
+            state.start = None;
+        }
+        let outcome = self.tear_down(&container).await;
+        match outcome {
+            Ok(()) => self.registry.forget(id),
+            // Every step may be asked for again.
+            Err(_) => container.state().removing = false,
+        }
+        outcome
+    }
+
+    async fn tear_down(&self, container: &Container) -> Result<(), ServiceError> {
+        self.launcher()?
+            .workload()
+            .remove_container(&container.cgroup, REMOVE_DEADLINE)
+            .await
+            .map_err(|source| ServiceError::System {
+                call: "remove the container's cgroup",
+                source: io::Error::other(source),
+            })?;
+        unmount_all(container.storages.clone()).await?;
+        remove_bundle(&container.id)
+            .await
+            .map_err(ServiceError::system("remove the container's bundle"))
+    }
+}
+
+/// Mounts all, in order; when one fails those before it are undone.
+async fn mount_all(specs: Vec<StorageSpec>) -> Result<Vec<MountedStorage>, ServiceError> {
+    let mut mounted = Vec::with_capacity(specs.len());
+    for spec in specs {
+        match blocking(move || mount_storage(&spec)).await? {
+            Ok(storage) => mounted.push(storage),
+            Err(error) => {
+                // The first failure is the one to tell.
+                unmount_all(mounted.into()).await.ok();
+                return Err(error.into());
+            }
+        }
+    }
+    Ok(mounted)
+}
+
+/// Unmounts in reverse order, up to the first failure.
+async fn unmount_all(storages: Arc<[MountedStorage]>) -> Result<(), ServiceError> {
+    blocking(move || storages.iter().rev().try_for_each(MountedStorage::unmount)).await??;
+    Ok(())
+}
+
+/// Removes the container's directory. Every mount below it is gone by now: a
+/// failed unmount has ended the recipe before.
+async fn remove_bundle(id: &ContainerId) -> io::Result<()> {
+    let path = PathBuf::from(BUNDLES).join(id.as_ref());
+    match tokio::fs::remove_dir_all(path).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Runs what may block the disk or the kernel on a thread of its own: the
+/// agent's one runtime thread answers Health meanwhile.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ServiceError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| ServiceError::RecipePanicked)
+}

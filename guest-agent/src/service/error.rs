@@ -1,0 +1,59 @@
+//! Why a request failed, in the words that existing clients match on.
+
+use guest_runtime::container::{CreateError, ExecError, StartError};
+use guest_runtime::network::NetworkError;
+use guest_runtime::storage::StorageError;
+use guest_runtime::{ContainerId, ExecId};
+use std::io;
+
+/// A failed request; `rpc::status` picks its ttrpc code.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServiceError {
+    #[error("Invalid container id: no container {0}")]
+    UnknownContainer(ContainerId),
+    #[error("process not found: no process {exec} in container {container}")]
+    UnknownProcess {
+        container: ContainerId,
+        exec: String,
+    },
+    #[error("{0} already exists")]
+    AlreadyExists(String),
+    #[error("{call}: {reason}")]
+    WrongState { call: &'static str, reason: String },
+    #[error("{call} changes the machine and is refused outside a VM")]
+    OutsideGuest { call: &'static str },
+    #[error("create container {container}")]
+    Create {
+        container: ContainerId,
+        source: CreateError,
+    },
+    #[error("start container {container}")]
+    Start {
+        container: ContainerId,
+        source: StartError,
+    },
+    #[error("exec {exec}")]
+    Exec { exec: ExecId, source: ExecError },
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error("{call}")]
+    System {
+        call: &'static str,
+        source: io::Error,
+    },
+    #[error("no {what}")]
+    Unavailable { what: &'static str },
+    #[error("the recipe panicked")]
+    RecipePanicked,
+    #[error("{call}: deadline exceeded")]
+    Deadline { call: &'static str },
+}
+
+impl ServiceError {
+    /// For `map_err` on a system call.
+    pub(crate) fn system(call: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { call, source }
+    }
+}

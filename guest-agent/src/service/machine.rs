@@ -1,0 +1,149 @@
+//! Calls about the guest as a whole: sandbox, details, entropy, clock.
+
+use super::Agent;
+use super::error::ServiceError;
+use authz::Authorized;
+use guest_runtime::storage::{StorageSpec, mount_storage};
+use guest_runtime::{clock, entropy, hostname};
+use std::sync::Arc;
+
+/// A sandbox to set up.
+#[derive(Debug)]
+pub(crate) struct CreateSandbox {
+    pub(crate) hostname: String,
+    pub(crate) dns: Vec<String>,
+    pub(crate) storages: Vec<StorageSpec>,
+}
+
+/// Bytes to mix into the kernel's random generator.
+#[derive(Debug)]
+pub(crate) struct ReseedRandomDevice {
+    pub(crate) data: Vec<u8>,
+}
+
+/// A time to set.
+#[derive(Debug)]
+pub(crate) struct SetGuestDateTime {
+    pub(crate) realtime_nanos: i64,
+}
+
+/// A sandbox to destroy.
+#[derive(Debug)]
+pub(crate) struct DestroySandbox;
+
+/// A question about the guest.
+#[derive(Debug)]
+pub(crate) struct GetGuestDetails;
+
+/// What the guest is, for GetGuestDetails.
+#[derive(Debug)]
+pub(crate) struct GuestDetails {
+    pub(crate) memory_block_size: u64,
+    pub(crate) memory_hotplug_probe: bool,
+    pub(crate) is_init: bool,
+}
+
+/// In hexadecimal, without a prefix.
+const MEMORY_BLOCK_SIZE: &str = "/sys/devices/system/memory/block_size_bytes";
+const MEMORY_PROBE: &str = "/sys/devices/system/memory/probe";
+
+impl Agent {
+    /// Names the sandbox and mounts what its containers share. Asked again, it
+    /// changes the names and leaves every mount that is there alone.
+    pub(crate) async fn create_sandbox(
+        self: &Arc<Self>,
+        request: Authorized<CreateSandbox>,
+    ) -> Result<(), ServiceError> {
+        let request = request.into_inner();
+        if !request.hostname.is_empty() {
+            self.require_guest("set the hostname")?;
+            hostname::set(&request.hostname).map_err(ServiceError::system("sethostname"))?;
+        }
+        if !request.dns.is_empty() {
+            self.require_guest("set the name servers")?;
+            let text: String = request
+                .dns
+                .iter()
+                .map(|line| format!("{}\n", line.trim()))
+                .collect();
+            tokio::fs::write("/etc/resolv.conf", text)
+                .await
+                .map_err(ServiceError::system("write /etc/resolv.conf"))?;
+        }
+        self.recipes
+            .run(async move {
+                let mut mounted = Vec::new();
+                for storage in &request.storages {
+                    match mount_storage(storage) {
+                        Ok(storage) => mounted.push(storage),
+                        Err(error) => {
+                            for storage in mounted.into_iter().rev() {
+                                // The first failure is the one to tell.
+                                let _ = storage.unmount();
+                            }
+                            return Err(error.into());
+                        }
+                    }
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Removes every container, then ends the agent. A container that cannot
+    /// be removed does not keep the others: the first error is told.
+    pub(crate) async fn destroy_sandbox(
+        self: &Arc<Self>,
+        _request: Authorized<DestroySandbox>,
+    ) -> Result<(), ServiceError> {
+        let agent = Arc::clone(self);
+        self.recipes
+            .run(async move {
+                let mut outcome = Ok(());
+                for container in agent.registry.all() {
+                    outcome = outcome.and(agent.remove(&container.id).await);
+                }
+                agent.destroyed.notify_one();
+                outcome
+            })
+            .await
+    }
+
+    /// Mixes bytes in and has the generator rekeyed at once.
+    pub(crate) fn reseed_random_device(
+        &self,
+        request: Authorized<ReseedRandomDevice>,
+    ) -> Result<(), ServiceError> {
+        self.require_guest("reseed the random generator")?;
+        entropy::reseed(&request.get().data).map_err(ServiceError::system("reseed the kernel"))
+    }
+
+    /// Steps CLOCK_REALTIME.
+    pub(crate) fn set_guest_date_time(
+        &self,
+        request: Authorized<SetGuestDateTime>,
+    ) -> Result<(), ServiceError> {
+        self.require_guest("set the clock")?;
+        clock::step_realtime(request.get().realtime_nanos)
+            .map(drop)
+            .map_err(ServiceError::system("clock_settime"))
+    }
+
+    /// What the guest is. A kernel without memory hotplug has no block size.
+    pub(crate) fn guest_details(
+        &self,
+        _request: Authorized<GetGuestDetails>,
+    ) -> Result<GuestDetails, ServiceError> {
+        let memory_block_size = match std::fs::read_to_string(MEMORY_BLOCK_SIZE) {
+            Ok(text) => u64::from_str_radix(text.trim(), 16).map_err(|error| {
+                ServiceError::system("read the memory block size")(std::io::Error::other(error))
+            })?,
+            Err(_) => 0,
+        };
+        Ok(GuestDetails {
+            memory_block_size,
+            memory_hotplug_probe: std::path::Path::new(MEMORY_PROBE).exists(),
+            is_init: self.in_guest,
+        })
+    }
+}

@@ -1,0 +1,70 @@
+//! What the agent does, once a request has been authorised and converted.
+//!
+//! Every function here that has an effect takes an `Authorized` value; a
+//! recipe ([`container`]) runs as a task of its own, so that a client that
+//! vanishes cannot leave half of it behind. The sandbox as a whole moves
+//! through ([`lifecycle`]):
+//!
+//! ```text
+//!            quiesce               thaw               release
+//!  Running ----------> Quiesced ----------> Thawed -----------> Running
+//!     ^                  |  ^                 | ^
+//!     |  (failed step)   |  |  (failed step)  | | (same request again:
+//!     +------------------+  +-----------------+ +  the stored receipt)
+//! ```
+//!
+//! Nothing of the workload runs between Quiesce and Release.
+
+pub(crate) mod container;
+pub(crate) mod error;
+mod hooks;
+pub(crate) mod identity;
+pub(crate) mod lifecycle;
+pub(crate) mod machine;
+pub(crate) mod network;
+pub(crate) mod process;
+pub(crate) mod recipes;
+pub(crate) mod registry;
+pub(crate) mod streams;
+
+use error::ServiceError;
+use guest_runtime::container::Launcher;
+use guest_runtime::network::Network;
+use identity::IdentityStore;
+use std::sync::Arc;
+use tokio::sync::Notify;
+
+/// The whole state of the agent; shared by all handlers.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    pub(crate) registry: registry::Registry,
+    /// Absent on a development machine without a cgroup v2 hierarchy of ours.
+    pub(crate) launcher: Option<Arc<Launcher>>,
+    pub(crate) recipes: recipes::Recipes,
+    pub(crate) network: Network,
+    pub(crate) identity: IdentityStore,
+    pub(crate) lifecycle: lifecycle::Lifecycle,
+    pub(crate) tokens: Arc<streams::Tokens>,
+    /// Told when the sandbox was destroyed and the agent shall end.
+    pub(crate) destroyed: Notify,
+    /// Whether the machine is ours to change: false on a development machine.
+    pub(crate) in_guest: bool,
+}
+
+impl Agent {
+    /// What starts containers and holds their cgroup.
+    pub(crate) fn launcher(&self) -> Result<&Arc<Launcher>, ServiceError> {
+        self.launcher.as_ref().ok_or(ServiceError::Unavailable {
+            what: "writable cgroup v2 hierarchy",
+        })
+    }
+
+    /// Refuses, outside a VM, a call that changes the machine.
+    pub(crate) fn require_guest(&self, call: &'static str) -> Result<(), ServiceError> {
+        if self.in_guest {
+            Ok(())
+        } else {
+            Err(ServiceError::OutsideGuest { call })
+        }
+    }
+}

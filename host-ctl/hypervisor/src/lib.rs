@@ -1,0 +1,24 @@
+//! The host's side of a virtual machine: generic verbs over a VMM, and the
+//! drivers that carry them out.
+//!
+//! A driver knows nothing of templates and clones. A template is boot (memory
+//! in a shared file), pause, save, kill; a clone is restore (the same file,
+//! mapped privately), resume. What a driver cannot do its [`Capabilities`] say,
+//! and asking for it is an error, never something silently left out.
+//!
+//! Every verb has a deadline. A verb whose future is dropped leaves the VM as
+//! its documentation says: `boot` and `restore` leave no process and no socket,
+//! the verbs of a VM leave it running or paused, which [`Vm::info`] tells.
+
+mod error;
+mod process;
+pub mod qemu;
+mod socket;
+mod span;
+mod spec;
+mod vm;
+
+pub use error::{Error, MonitorError};
+pub use span::Span;
+pub use spec::{AgentDevice, Backing, Disk, Memory, Nic, NicBackend, Rebind, VmSpec};
+pub use vm::{Accelerator, Capabilities, Hypervisor, Saved, Vm, VmExit, VmInfo, VmRecord, VmState};

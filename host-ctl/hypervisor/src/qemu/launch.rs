@@ -1,0 +1,212 @@
+//! From a spec to a process: the sockets bound, the files opened, QEMU started.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::command_line::{Descriptors, Start, arguments};
+use super::qmp::Monitor;
+use super::vmm::Vmm;
+use super::{Qemu, STATE_FILE};
+use crate::error::Error;
+use crate::process::{Launch, Process, spawn};
+use crate::socket::{Listener, connect_at};
+use crate::span::{Timeline, now};
+use crate::spec::{AgentDevice, Backing, VmSpec};
+
+/// What QEMU opens for a vsock device.
+pub(super) const VSOCK_DEVICE: &str = "/dev/vhost-vsock";
+
+/// A QEMU that was started and is not yet a VM: dropped, it takes everything
+/// with it that was made for it.
+pub(super) struct Started {
+    pub(super) vmm: Vmm,
+    pub(super) timeline: Timeline,
+    /// When QEMU began to run.
+    pub(super) at: u64,
+    sockets: Sockets,
+    memory: CreatedFile,
+}
+
+impl Started {
+    /// Makes it last.
+    pub(super) fn settle(self) -> (Vmm, Timeline) {
+        let Self {
+            mut vmm,
+            timeline,
+            sockets,
+            memory,
+            ..
+        } = self;
+        sockets.keep();
+        memory.keep();
+        vmm.process.release();
+        (vmm, timeline)
+    }
+}
+
+struct Sockets {
+    monitor: Listener,
+    console: Listener,
+    agent: Option<Listener>,
+}
+
+impl Sockets {
+    fn bind(spec: &VmSpec) -> Result<Self, Error> {
+        Ok(Self {
+            monitor: Listener::bind(&spec.monitor)?,
+            console: Listener::bind(&spec.console)?,
+            agent: match &spec.agent {
+                AgentDevice::Serial { socket, .. } => Some(Listener::bind(socket)?),
+                AgentDevice::Vsock { .. } => None,
+            },
+        })
+    }
+
+    fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let agent = self.agent.as_ref();
+        [&self.monitor, &self.console]
+            .into_iter()
+            .chain(agent)
+            .map(|socket| socket.descriptor.as_fd())
+    }
+
+    fn keep(self) {
+        self.monitor.keep();
+        self.console.keep();
+        self.agent.into_iter().for_each(Listener::keep);
+    }
+}
+
+/// Starts QEMU for a spec that was checked. The commands to come can be sent at
+/// once: they wait in the socket until QEMU reads.
+pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Started, Error> {
+    let timeline = Timeline::default();
+    let begun = now();
+    let sockets = Sockets::bind(spec)?;
+    let stream = connect_at(&spec.monitor)?;
+    let begun = timeline.since("bind, listen, connect", begun);
+    let memory = prepare_memory(spec, start)?;
+    let disks = open_disks(spec)?;
+    let log = open_log(&spec.log)?;
+    let begun = timeline.since("open memory, disks, log", begun);
+
+    let descriptors = Descriptors {
+        monitor: sockets.monitor.descriptor.as_raw_fd(),
+        console: sockets.console.descriptor.as_raw_fd(),
+        agent: sockets
+            .agent
+            .as_ref()
+            .map(|socket| socket.descriptor.as_raw_fd()),
+        disks: disks.iter().map(AsRawFd::as_raw_fd).collect(),
+    };
+    let arguments = arguments(spec, driver.platform, start, &descriptors)?;
+    let inherited: Vec<BorrowedFd<'_>> =
+        sockets.all().chain(disks.iter().map(AsFd::as_fd)).collect();
+    let private = matches!(
+        spec.memory.backing,
+        Backing::FileBacked { shared: false, .. }
+    );
+    let pid = spawn(&Launch {
+        program: &driver.program,
+        arguments: &arguments,
+        inherited: &inherited,
+        log: &log,
+        may_override_modes: private && !driver.platform.maps_read_only(),
+    })
+    .map_err(Error::path("execve", &driver.program))?;
+    let process = Process::child(pid)?;
+    let at = timeline.since("fork, execve", begun);
+    Ok(Started {
+        vmm: Vmm::new(process, Monitor::start(stream), &spec.log, driver.deadlines),
+        timeline,
+        at,
+        sockets,
+        memory,
+    })
+}
+
+/// A file that is removed again unless it was kept.
+struct CreatedFile(Option<PathBuf>);
+
+impl CreatedFile {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CreatedFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Creates the memory file of a new VM; checks that of a restored one, since
+/// QEMU would silently create a missing file and lengthen a short one.
+fn prepare_memory(spec: &VmSpec, start: Start) -> Result<CreatedFile, Error> {
+    let Backing::FileBacked { path, .. } = &spec.memory.backing else {
+        return Ok(CreatedFile(None));
+    };
+    let size = u64::from(spec.memory.size_mib) << 20;
+    if start == Start::Boot {
+        let file = create_exclusively(path).map_err(Error::path("create", path))?;
+        let created = CreatedFile(Some(path.clone()));
+        file.set_len(size).map_err(Error::path("ftruncate", path))?;
+        return Ok(created);
+    }
+    let found = std::fs::metadata(path).map_err(Error::path("stat", path))?;
+    if !found.is_file() || found.len() != size {
+        return Err(Error::Spec {
+            field: "memory.path",
+            reason: format!("{} bytes long, the guest's ram is {size}", found.len()),
+        });
+    }
+    Ok(CreatedFile(None))
+}
+
+fn open_disks(spec: &VmSpec) -> Result<Vec<File>, Error> {
+    let open = |disk: &crate::spec::Disk| {
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(!disk.readonly)
+            .open(&disk.path);
+        opened.map_err(Error::path("open", &disk.path))
+    };
+    spec.disks.iter().map(open).collect()
+}
+
+fn open_log(path: &Path) -> Result<File, Error> {
+    let opened = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path);
+    opened.map_err(Error::path("open", path))
+}
+
+fn create_exclusively(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Creates the file that a state is written to.
+pub(super) fn create_state(directory: &Path) -> Result<(PathBuf, File), Error> {
+    let path = directory.join(STATE_FILE);
+    let file = create_exclusively(&path).map_err(Error::path("create", &path))?;
+    Ok((path, file))
+}
+
+/// Opens a saved state.
+pub(super) fn open_state(directory: &Path) -> Result<File, Error> {
+    let path = directory.join(STATE_FILE);
+    File::open(&path).map_err(Error::path("open", &path))
+}

@@ -1,0 +1,159 @@
+//! The QEMU driver.
+//!
+//! Tried with 7.2, which is the oldest that is supported. Emulation (TCG) is the
+//! usual accelerator of an embedded host; KVM is used where a probe has shown
+//! that it runs the very kernel.
+
+mod command_line;
+mod floor;
+mod incoming;
+mod launch;
+mod line;
+mod probe;
+mod qmp;
+mod vm;
+mod vmm;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::error::Error;
+use crate::process::{Identity, Process};
+use crate::spec::{AgentDevice, Backing, Rebind, VmSpec};
+use crate::vm::{Capabilities, Hypervisor, Vm, VmRecord};
+
+pub use command_line::{Descriptors, Platform, Start, arguments};
+pub use floor::RestoreInput;
+pub use probe::{AcceleratorProbe, Probe, ProbeRequest, Version, probe};
+
+/// The driver's name in records.
+pub const DRIVER: &str = "qemu";
+
+/// The file of a saved state, next to the memory file if there is one.
+pub const STATE_FILE: &str = "state";
+
+/// How long a verb may take inside the VMM. Generous: they only decide when a
+/// VMM counts as hung, and a host under emulation may be slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// From execve to the first answer on the control socket.
+    pub start: Duration,
+    /// Any single command.
+    pub command: Duration,
+    /// Writing a state. Private RAM is written too, so this grows with it.
+    pub save: Duration,
+    /// Loading a state.
+    pub load: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            start: Duration::from_secs(15),
+            command: Duration::from_secs(5),
+            save: Duration::from_secs(60),
+            load: Duration::from_secs(60),
+        }
+    }
+}
+
+/// QEMU on this host.
+#[derive(Debug, Clone)]
+pub struct Qemu {
+    program: PathBuf,
+    platform: Platform,
+    capabilities: Capabilities,
+    deadlines: Deadlines,
+}
+
+impl Qemu {
+    /// The driver for what a probe has found.
+    #[must_use]
+    pub fn new(probe: &Probe, deadlines: Deadlines) -> Self {
+        let platform = probe.platform();
+        Self {
+            program: probe.program.clone(),
+            capabilities: Capabilities {
+                vmm: DRIVER.to_owned(),
+                version: probe.version_text.clone(),
+                accelerator: platform.accelerator,
+                accelerator_reason: probe.accelerator.reason.clone(),
+                machine: platform.machine(),
+                default_cpu_model: platform.default_cpu_model().to_owned(),
+                private_memory_is_read_only: platform.maps_read_only(),
+                vsock: Path::new(launch::VSOCK_DEVICE).exists(),
+            },
+            platform,
+            deadlines,
+        }
+    }
+
+    /// What the bare measure of a restore needs to do the same one.
+    #[must_use]
+    pub fn restore_input(&self, state: &Path, spec: &VmSpec) -> RestoreInput {
+        RestoreInput {
+            program: self.program.clone(),
+            platform: self.platform,
+            state: state.to_owned(),
+            spec: spec.clone(),
+        }
+    }
+
+    fn check(&self, spec: &VmSpec) -> Result<(), Error> {
+        spec.validate()?;
+        if matches!(spec.agent, AgentDevice::Vsock { .. }) && !self.capabilities.vsock {
+            return Err(Error::Unsupported(
+                "vsock: the host has no /dev/vhost-vsock",
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, Error> {
+        self.check(spec)?;
+        if matches!(
+            spec.memory.backing,
+            Backing::FileBacked { shared: false, .. }
+        ) {
+            return Err(Error::Unsupported("booting on a private mapping of a file"));
+        }
+        let started = launch::launch(self, spec, Start::Boot)?;
+        Ok(Box::new(incoming::boot(self, spec, started).await?))
+    }
+
+    async fn restore(
+        &self,
+        state: &Path,
+        spec: &VmSpec,
+        rebind: &Rebind,
+    ) -> Result<Box<dyn Vm>, Error> {
+        let spec = spec.rebound(rebind)?;
+        self.check(&spec)?;
+        let state = launch::open_state(state)?;
+        let started = launch::launch(self, &spec, Start::Restore)?;
+        Ok(Box::new(
+            incoming::restore(self, &spec, state, started).await?,
+        ))
+    }
+
+    async fn adopt(&self, record: &VmRecord) -> Result<Box<dyn Vm>, Error> {
+        if record.driver != DRIVER {
+            return Err(Error::Unsupported("adopting another driver's vm"));
+        }
+        let process = Process::adopt(&Identity {
+            pid: record.pid,
+            start_time: record.start_time,
+            boot_id: record.boot_id.clone(),
+        })?;
+        Ok(Box::new(vm::adopt(self.deadlines, record, process).await?))
+    }
+}

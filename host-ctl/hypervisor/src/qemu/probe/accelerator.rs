@@ -1,0 +1,180 @@
+//! Whether KVM runs a kernel: found out by running it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::{ProbeRequest, Version};
+use crate::error::{Error, quote};
+use crate::process::{Launch, Process, spawn};
+use crate::qemu::command_line::probe_arguments;
+use crate::qemu::vmm::read_tail;
+use crate::vm::Accelerator;
+
+const DEVICE: &str = "/dev/kvm";
+/// How long a kernel may take to be heard. On working KVM that is far below a
+/// second, even in a nested VM.
+const DEADLINE: Duration = Duration::from_secs(3);
+/// What a kernel says first on its console.
+const FIRST_WORDS: &[u8] = b"Linux version";
+/// What it says when it has found no root file system: it has started CPUs,
+/// timers, memory management and processes by then.
+const LAST_WORDS: &[u8] = b"Kernel panic";
+/// How much of the console is searched at a time.
+const WINDOW: usize = 8 << 10;
+
+/// Which accelerator to use, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AcceleratorProbe {
+    /// The accelerator.
+    pub accelerator: Accelerator,
+    /// Why it is this one.
+    pub reason: String,
+    /// What the answer depends on.
+    key: Key,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Key {
+    kernel_digest: Option<String>,
+    /// Device number, owner and mode of /dev/kvm, if there is one.
+    device: Option<(u64, u32, u32)>,
+    user: u32,
+    host_kernel: String,
+    version: String,
+}
+
+/// Answers from what is known if that has the same key, else tries.
+pub(super) async fn probe(
+    request: &ProbeRequest<'_>,
+    program: &Path,
+    version: Version,
+    version_text: &str,
+    known: Option<&AcceleratorProbe>,
+) -> AcceleratorProbe {
+    let device = std::fs::metadata(DEVICE).ok();
+    let key = Key {
+        kernel_digest: request.kernel.map(|_| request.kernel_digest.to_owned()),
+        device: device.map(|found| (found.rdev(), found.uid(), found.mode())),
+        user: rustix::process::geteuid().as_raw(),
+        host_kernel: rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned(),
+        version: version_text.to_owned(),
+    };
+    if let Some(known) = known.filter(|known| known.key == key) {
+        return known.clone();
+    }
+    let (accelerator, reason) = match try_kvm(request.kernel, program, version).await {
+        Ok(reason) => (Accelerator::Kvm, reason),
+        Err(reason) => (Accelerator::Tcg, reason),
+    };
+    AcceleratorProbe {
+        accelerator,
+        reason,
+        key,
+    }
+}
+
+/// Says why KVM can be used, or why not.
+async fn try_kvm(
+    kernel: Option<&Path>,
+    program: &Path,
+    version: Version,
+) -> Result<String, String> {
+    let kernel = kernel.ok_or("no kernel was given to try kvm with")?;
+    let opened = OpenOptions::new().read(true).write(true).open(DEVICE);
+    opened.map_err(|error| format!("open {DEVICE}: {error}"))?;
+    let heard = run(kernel, program, version).await;
+    heard.map_err(|error| format!("kvm could not be tried: {error}"))?
+}
+
+/// Starts the kernel, without a root file system, and listens to its console.
+async fn run(
+    kernel: &Path,
+    program: &Path,
+    version: Version,
+) -> Result<Result<String, String>, Error> {
+    let broken = |call| move |source: io::Error| Error::Process { call, source };
+    let (console, theirs) = std::os::unix::net::UnixStream::pair().map_err(broken("socketpair"))?;
+    console
+        .set_nonblocking(true)
+        .map_err(broken("fcntl O_NONBLOCK"))?;
+    let console = UnixStream::from_std(console).map_err(broken("epoll_ctl"))?;
+    let name = c"vmm-log";
+    let log = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC);
+    let log = File::from(log.map_err(Error::process("memfd_create"))?);
+    let arguments = probe_arguments(version, kernel, theirs.as_raw_fd())?;
+    let launch = Launch {
+        program,
+        arguments: &arguments,
+        inherited: &[theirs.as_fd()],
+        log: &log,
+        may_override_modes: false,
+    };
+    let pid = spawn(&launch).map_err(Error::path("execve", program))?;
+    let process = Process::child(pid)?;
+    drop(theirs);
+
+    let mut progress = Progress::default();
+    let listening = timeout(DEADLINE, listen(&console, &mut progress)).await;
+    let ended_early = listening.is_ok() && !progress.last_words;
+    let exit = process.kill().await?;
+    if progress.last_words {
+        return Ok(Ok("kvm runs the kernel to its end".to_owned()));
+    }
+    if ended_early {
+        let words = read_tail(&log).unwrap_or_default();
+        return Ok(Err(format!(
+            "kvm does not run the kernel: {exit}: {}",
+            quote(&words)
+        )));
+    }
+    Ok(if progress.first_words {
+        Ok(format!(
+            "kvm runs the kernel, not to its end within {DEADLINE:?}"
+        ))
+    } else {
+        Err(format!(
+            "kvm does not run the kernel: silent for {DEADLINE:?}"
+        ))
+    })
+}
+
+#[derive(Default)]
+struct Progress {
+    first_words: bool,
+    last_words: bool,
+}
+
+/// Reads the console until the kernel's last words or its end.
+async fn listen(console: &UnixStream, progress: &mut Progress) {
+    let mut heard = Vec::new();
+    while !progress.last_words {
+        if console.readable().await.is_err() {
+            return;
+        }
+        let mut part = [0; 4 << 10];
+        match console.try_read(&mut part) {
+            Ok(0) => return,
+            Ok(length) => heard.extend_from_slice(&part[..length]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
+        let has = |words: &[u8]| heard.windows(words.len()).any(|window| window == words);
+        progress.first_words |= has(FIRST_WORDS);
+        progress.last_words |= has(LAST_WORDS);
+        let surplus = heard.len().saturating_sub(WINDOW);
+        heard.drain(..surplus);
+    }
+}

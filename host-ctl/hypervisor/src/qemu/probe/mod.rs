@@ -1,0 +1,131 @@
+//! Which QEMU there is, and whether KVM really runs the guest's kernel: a host
+//! that is itself a VM may have /dev/kvm and still fail on the first guest, so
+//! a guest is started and must be heard.
+
+mod accelerator;
+mod version;
+
+use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::command_line::Platform;
+use crate::error::Error;
+
+pub use accelerator::AcceleratorProbe;
+pub use version::Version;
+
+/// The program's name on PATH.
+const PROGRAM: &str = "qemu-system-x86_64";
+
+/// What to look for.
+#[derive(Debug, Clone)]
+pub struct ProbeRequest<'a> {
+    /// The program; `None` takes $QEMU, or else the first on PATH.
+    pub program: Option<PathBuf>,
+    /// The kernel that KVM must run; `None` asks for emulation.
+    pub kernel: Option<&'a Path>,
+    /// The kernel's digest, by which the answer is kept.
+    pub kernel_digest: &'a str,
+}
+
+/// What was found. It can be kept and given to the next [`probe`], which looks
+/// again only where something it depends on has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Probe {
+    /// The program.
+    pub program: PathBuf,
+    /// Its version.
+    pub version: Version,
+    /// Its version with the packager's additions, as it prints it.
+    pub version_text: String,
+    /// How guests are run.
+    pub accelerator: AcceleratorProbe,
+    identity: FileIdentity,
+}
+
+impl Probe {
+    /// What a command line for it is made for.
+    #[must_use]
+    pub fn platform(&self) -> Platform {
+        Platform {
+            accelerator: self.accelerator.accelerator,
+            version: self.version,
+        }
+    }
+}
+
+/// A file's contents, by what changes with them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileIdentity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl FileIdentity {
+    fn of(path: &Path) -> Result<Self, Error> {
+        let found = std::fs::metadata(path).map_err(Error::path("stat", path))?;
+        Ok(Self {
+            device: found.dev(),
+            inode: found.ino(),
+            size: found.size(),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
+    }
+}
+
+/// Finds QEMU and an accelerator. Takes some milliseconds when nothing has
+/// changed since `known`, at most some seconds otherwise.
+///
+/// # Errors
+/// [`Error::Probe`] when there is no QEMU that can be used. That KVM can't be
+/// used is no error: the result says why.
+pub async fn probe(request: &ProbeRequest<'_>, known: Option<&Probe>) -> Result<Probe, Error> {
+    let program = find(request.program.as_deref())?;
+    let identity = FileIdentity::of(&program)?;
+    let known = known.filter(|known| known.program == program && known.identity == identity);
+    let (version, version_text) = match known {
+        Some(known) => (known.version, known.version_text.clone()),
+        None => version::ask(&program).await?,
+    };
+    let known = known.map(|known| &known.accelerator);
+    let accelerator = accelerator::probe(request, &program, version, &version_text, known).await;
+    Ok(Probe {
+        program,
+        version,
+        version_text,
+        accelerator,
+        identity,
+    })
+}
+
+fn find(wanted: Option<&Path>) -> Result<PathBuf, Error> {
+    let named = wanted
+        .map(Path::to_owned)
+        .or_else(|| std::env::var_os("QEMU").map(PathBuf::from));
+    let failed = |program: &Path, reason: &str| Error::Probe {
+        program: program.to_owned(),
+        reason: reason.to_owned(),
+    };
+    if let Some(program) = named {
+        return match program.canonicalize() {
+            Ok(program) if program.is_file() => Ok(program),
+            _ => Err(failed(&program, "there is no such program")),
+        };
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found =
+        std::env::split_paths(&path).find_map(|directory| program_in(&directory, PROGRAM.as_ref()));
+    found.ok_or_else(|| failed(Path::new(PROGRAM), "not on PATH, and $QEMU is not set"))
+}
+
+fn program_in(directory: &Path, name: &OsStr) -> Option<PathBuf> {
+    let program = directory.join(name).canonicalize().ok()?;
+    program.is_file().then_some(program)
+}

@@ -1,0 +1,132 @@
+//! QEMU's version.
+
+use std::fmt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::error::{Error, quote};
+
+/// How long a program may take to print its version.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// How much of it is read.
+const MOST_OUTPUT: u64 = 4 << 10;
+/// The oldest version whose behaviour was tried.
+const OLDEST: Version = Version { major: 7, minor: 2 };
+
+/// A version; patch levels are not distinguished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Version {
+    /// Major version.
+    pub major: u16,
+    /// Minor version.
+    pub minor: u16,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// Asks a program for its version, and refuses one that is too old.
+pub(super) async fn ask(program: &Path) -> Result<(Version, String), Error> {
+    let failed = |reason: String| Error::Probe {
+        program: program.to_owned(),
+        reason,
+    };
+    let printed = timeout(DEADLINE, printed(program)).await;
+    let printed = printed.map_err(|_| failed(format!("no version within {DEADLINE:?}")))?;
+    let printed = printed.map_err(|error| failed(format!("--version: {error}")))?;
+    let found = parse(&printed);
+    let (version, text) =
+        found.ok_or_else(|| failed(format!("not qemu's version: {}", quote(&printed))))?;
+    if version < OLDEST {
+        return Err(failed(format!("version {version} is older than {OLDEST}")));
+    }
+    Ok((version, text))
+}
+
+async fn printed(program: &Path) -> std::io::Result<String> {
+    let mut command = Command::new(program);
+    command
+        .arg("--version")
+        .env_clear()
+        .current_dir("/")
+        .kill_on_drop(true);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    let mut printed = String::new();
+    if let Some(output) = child.stdout.take() {
+        output
+            .take(MOST_OUTPUT)
+            .read_to_string(&mut printed)
+            .await?;
+    }
+    child.wait().await?;
+    Ok(printed)
+}
+
+/// `QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)`.
+fn parse(printed: &str) -> Option<(Version, String)> {
+    let text = printed
+        .lines()
+        .next()?
+        .strip_prefix("QEMU emulator version ")?;
+    let mut numbers = text.split(['.', ' ']);
+    let version = Version {
+        major: numbers.next()?.parse().ok()?,
+        minor: numbers.next()?.parse().ok()?,
+    };
+    Some((version, quote(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_read_with_and_without_a_packagers_part() {
+        let wanted = Version { major: 7, minor: 2 };
+        for text in ["7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)", "7.2.0", "7.2"] {
+            let printed = format!("QEMU emulator version {text}\nCopyright");
+            assert_eq!(parse(&printed), Some((wanted, text.to_owned())));
+        }
+    }
+
+    #[test]
+    fn other_words_are_no_version() {
+        for printed in [
+            "",
+            "qemu 7.2",
+            "QEMU emulator version x.y",
+            "QEMU emulator version 7",
+        ] {
+            assert_eq!(parse(printed), None, "{printed:?}");
+        }
+    }
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert!(
+            Version {
+                major: 10,
+                minor: 0
+            } > Version { major: 8, minor: 2 }
+        );
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_no_qemu_is_refused() {
+        let error = ask(Path::new("/bin/true")).await.unwrap_err();
+        assert!(error.to_string().contains("not qemu's version"), "{error}");
+    }
+}

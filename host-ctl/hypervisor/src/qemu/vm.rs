@@ -1,0 +1,358 @@
+//! A QEMU virtual machine and its verbs.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::command_line::AGENT_ID;
+use super::launch::{Started, create_state};
+use super::qmp::{Command, Event, Monitor};
+use super::vmm::{STATE_NAME, Vmm, migration_capabilities, migration_end};
+use super::{DRIVER, Deadlines};
+use crate::error::Error;
+use crate::process::Process;
+use crate::socket::connect_at;
+use crate::span::{Span, Timeline, now};
+use crate::spec::{AgentDevice, Backing, VmSpec};
+use crate::vm::{Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
+
+/// Bytes a second for writing a state: without a limit in effect, since nothing
+/// else waits for the disk and the guest is stopped (QEMU's own limit is 128 MiB).
+const MOST_BANDWIDTH: u64 = 1 << 40;
+
+/// The state QEMU is in between a save, also a failed one, and running on. It
+/// does not save again in it.
+const AFTER_SAVE: &str = "postmigrate";
+
+/// A virtual machine of QEMU's.
+pub(super) struct QemuVm {
+    vmm: Vmm,
+    record: VmRecord,
+    /// Whether the memory file belongs to a saved state now.
+    saved: AtomicBool,
+    timeline: Timeline,
+}
+
+impl QemuVm {
+    /// Settles a QEMU that was started.
+    pub(super) fn new(started: Started, spec: &VmSpec) -> Self {
+        let (vmm, timeline) = started.settle();
+        let identity = vmm.process.identity();
+        let record = VmRecord {
+            driver: DRIVER.to_owned(),
+            pid: identity.pid,
+            start_time: identity.start_time,
+            boot_id: identity.boot_id.clone(),
+            monitor: spec.monitor.clone(),
+            console: spec.console.clone(),
+            agent: spec.agent.clone(),
+            memory: spec.memory.backing.clone(),
+            log: spec.log.clone(),
+        };
+        Self {
+            vmm,
+            record,
+            saved: AtomicBool::new(false),
+            timeline,
+        }
+    }
+
+    /// One command that is the verb's only step.
+    async fn single(&self, verb: &'static str, command: &'static str) -> Result<Value, Error> {
+        self.timeline.restart();
+        let begun = now();
+        let value = self.vmm.command(verb, Command::new(command)).await?;
+        self.timeline.since(command, begun);
+        Ok(value)
+    }
+
+    /// QEMU's word for its state.
+    async fn status(&self, verb: &'static str) -> Result<String, Error> {
+        let value = self.vmm.command(verb, Command::new("query-status")).await?;
+        Ok(value["status"].as_str().unwrap_or_default().to_owned())
+    }
+
+    async fn state(&self, verb: &'static str) -> Result<VmState, Error> {
+        let state = state_of(&self.status(verb).await?);
+        let saved = self.saved.load(Ordering::Acquire) && state == VmState::Paused;
+        Ok(if saved { VmState::Saved } else { state })
+    }
+
+    fn shared_memory(&self) -> Option<&Path> {
+        match &self.record.memory {
+            Backing::FileBacked { path, shared: true } => Some(path),
+            _ => None,
+        }
+    }
+
+    /// Has QEMU write its state to an open file.
+    async fn write_state(&self, file: &std::fs::File) -> Result<(), Error> {
+        let duplicate = file.try_clone().map_err(|source| Error::Process {
+            call: "fcntl F_DUPFD",
+            source,
+        })?;
+        let mut events = self.vmm.monitor.events();
+        let begun = now();
+        let commands = vec![
+            migration_capabilities(),
+            Command::with(
+                "migrate-set-parameters",
+                json!({ "max-bandwidth": MOST_BANDWIDTH }),
+            ),
+            Command::leave(STATE_NAME, duplicate.into()),
+            Command::with("migrate", json!({ "uri": format!("fd:{STATE_NAME}") })),
+        ];
+        let replies = self
+            .vmm
+            .ask("save", commands, self.vmm.deadlines.command)
+            .await?;
+        let names = [
+            "migrate-set-capabilities",
+            "migrate-set-parameters",
+            "getfd",
+            "migrate",
+        ];
+        let mut before = begun;
+        for (name, reply) in names.into_iter().zip(&replies) {
+            before = self.timeline.between(name, before, reply.at);
+        }
+        let written = self.vmm.event(
+            "save",
+            "writing the state",
+            &mut events,
+            self.vmm.deadlines.save,
+            migration_end,
+        );
+        let (complete, at) = match written.await {
+            Err(error @ Error::Deadline { .. }) => {
+                // It must not go on writing to a file that is about to vanish.
+                self.vmm
+                    .command("save", Command::new("migrate_cancel"))
+                    .await?;
+                return Err(error);
+            }
+            written => written?,
+        };
+        let name = "MIGRATION completed";
+        let before = self.timeline.between(name, before, at.max(before));
+        self.settle().await?;
+        self.timeline.since("query-status until settled", before);
+        if complete {
+            Ok(())
+        } else {
+            Err(self.vmm.migration_error("save").await)
+        }
+    }
+
+    /// Waits until QEMU has left the state in which it writes: it tells the end
+    /// of a migration a moment before, and there is no event for leaving. Each
+    /// answer gives it the time it needs; one or two are enough.
+    async fn settle(&self) -> Result<(), Error> {
+        let settled = async {
+            while self.state("save").await? == VmState::Moving {
+                tokio::task::yield_now().await;
+            }
+            Ok(())
+        };
+        let deadline = self.vmm.deadlines.command;
+        let waiting_for = "the end of a save";
+        let late = |_| Error::Deadline {
+            waiting_for,
+            deadline,
+        };
+        timeout(deadline, settled).await.map_err(late)?
+    }
+
+    async fn agent_port_is_open(&self) -> Result<bool, Error> {
+        let devices = self
+            .vmm
+            .command("agent_port_opened", Command::new("query-chardev"))
+            .await?;
+        let is_ours = |device: &&Value| device["label"] == AGENT_ID;
+        let ours = devices
+            .as_array()
+            .and_then(|devices| devices.iter().find(is_ours));
+        Ok(ours.is_some_and(|device| device["frontend-open"] == true))
+    }
+}
+
+#[async_trait]
+impl Vm for QemuVm {
+    async fn pause(&self) -> Result<(), Error> {
+        self.single("pause", "stop").await.map(drop)
+    }
+
+    async fn resume(&self) -> Result<(), Error> {
+        if self.saved.load(Ordering::Acquire) {
+            return Err(Error::MemorySaved);
+        }
+        self.single("resume", "cont").await.map(drop)
+    }
+
+    async fn save(&self, directory: &Path) -> Result<Saved, Error> {
+        self.timeline.restart();
+        let started = Instant::now();
+        let begun = now();
+        if self.saved.load(Ordering::Acquire) {
+            return Err(Error::MemorySaved);
+        }
+        let status = self.status("save").await?;
+        let begun = self.timeline.since("query-status", begun);
+        match state_of(&status) {
+            VmState::Paused if status == AFTER_SAVE => {
+                return Err(Error::Unsupported(
+                    "saving twice without running in between",
+                ));
+            }
+            VmState::Paused => {}
+            found => {
+                return Err(Error::State {
+                    verb: "save",
+                    needed: VmState::Paused,
+                    found,
+                });
+            }
+        }
+        let (path, file) = create_state(directory)?;
+        self.timeline.since("open O_EXCL", begun);
+        if let Err(error) = self.write_state(&file).await {
+            // The first error counts; a file that can't be removed is part of it.
+            let _ = std::fs::remove_file(&path);
+            return Err(error);
+        }
+        let memory_file = self.shared_memory().map(Path::to_owned);
+        self.saved.store(memory_file.is_some(), Ordering::Release);
+        let bytes = file.metadata().map_err(Error::path("stat", &path))?.len();
+        Ok(Saved {
+            path,
+            bytes,
+            duration: started.elapsed(),
+            memory_file,
+        })
+    }
+
+    async fn info(&self) -> Result<VmInfo, Error> {
+        Ok(VmInfo {
+            state: self.state("info").await?,
+            pid: self.record.pid,
+        })
+    }
+
+    async fn wait(&self) -> Result<VmExit, Error> {
+        self.vmm.process.exited().await
+    }
+
+    async fn shutdown(&self, deadline: Duration) -> Result<VmExit, Error> {
+        self.timeline.restart();
+        let begun = now();
+        let powered_down = async {
+            // A VMM that does not answer is killed like one that takes too long.
+            if self.state("shutdown").await.ok()? != VmState::Running {
+                return None;
+            }
+            self.vmm
+                .command("shutdown", Command::new("system_powerdown"))
+                .await
+                .ok()?;
+            self.vmm.process.exited().await.ok()
+        };
+        if let Ok(Some(exit)) = timeout(deadline, powered_down).await {
+            self.timeline.since("system_powerdown, exit", begun);
+            return Ok(exit);
+        }
+        let begun = self.timeline.since("system_powerdown", begun);
+        let exit = self.vmm.process.kill().await?;
+        self.timeline
+            .since("pidfd_send_signal SIGKILL, waitid", begun);
+        Ok(exit)
+    }
+
+    async fn kill(&self) -> Result<(), Error> {
+        self.timeline.restart();
+        let begun = now();
+        self.vmm.process.kill().await?;
+        self.timeline
+            .since("pidfd_send_signal SIGKILL, waitid", begun);
+        Ok(())
+    }
+
+    async fn agent_port_opened(&self, deadline: Duration) -> Result<(), Error> {
+        if matches!(self.record.agent, AgentDevice::Vsock { .. }) {
+            return Err(Error::Unsupported("telling when a vsock port is opened"));
+        }
+        self.timeline.restart();
+        let begun = now();
+        // The events first: the port may be opened while the state is asked for.
+        let mut events = self.vmm.monitor.events();
+        if !self.agent_port_is_open().await? {
+            let name = "VSERPORT_CHANGE open";
+            self.vmm
+                .event(
+                    "agent_port_opened",
+                    name,
+                    &mut events,
+                    deadline,
+                    agent_opened,
+                )
+                .await?;
+        }
+        self.timeline.since("VSERPORT_CHANGE open", begun);
+        Ok(())
+    }
+
+    fn record(&self) -> VmRecord {
+        self.record.clone()
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        self.timeline.spans()
+    }
+}
+
+fn agent_opened(event: &Event) -> Option<()> {
+    let ours = event.name == "VSERPORT_CHANGE" && event.data["id"] == AGENT_ID;
+    (ours && event.data["open"] == true).then_some(())
+}
+
+/// QEMU's run states (qapi/run-state.json) as ours.
+pub(super) fn state_of(status: &str) -> VmState {
+    match status {
+        "running" => VmState::Running,
+        "paused" | "prelaunch" | AFTER_SAVE | "suspended" | "debug" => VmState::Paused,
+        "inmigrate" | "finish-migrate" | "save-vm" | "restore-vm" | "colo" => VmState::Moving,
+        _ => VmState::Halted,
+    }
+}
+
+/// Connects to a QEMU whose process was identified.
+pub(super) async fn adopt(
+    deadlines: Deadlines,
+    record: &VmRecord,
+    process: Process,
+) -> Result<QemuVm, Error> {
+    let timeline = Timeline::default();
+    let begun = now();
+    let monitor = Monitor::start(connect_at(&record.monitor)?);
+    let vmm = Vmm::new(process, monitor, &record.log, deadlines);
+    let commands = vec![
+        Command::new("qmp_capabilities"),
+        Command::new("query-status"),
+    ];
+    let replies = vmm.ask("adopt", commands, deadlines.command).await?;
+    timeline.since("connect, qmp greeting, query-status", begun);
+    // Only a finished save leaves this state, until the VM runs on.
+    let status = replies
+        .last()
+        .and_then(|reply| reply.value["status"].as_str());
+    let shared = matches!(record.memory, Backing::FileBacked { shared: true, .. });
+    Ok(QemuVm {
+        vmm,
+        record: record.clone(),
+        saved: AtomicBool::new(shared && status == Some(AFTER_SAVE)),
+        timeline,
+    })
+}

@@ -1,0 +1,183 @@
+//! A QEMU process and the connection to it: asking, while watching that it lives.
+
+use std::fs::File;
+use std::future::Future;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::Deadlines;
+use super::qmp::{Command, Event, Events, Monitor, Reply};
+use crate::error::{Error, MonitorError, quote};
+use crate::process::Process;
+use crate::vm::VmExit;
+
+/// How much of the log's end is looked at for the last line.
+const LOG_TAIL: u64 = 2 << 10;
+/// How long a QEMU that hung up may take to end.
+const HANG_UP: Duration = Duration::from_secs(2);
+
+/// The name QEMU keeps a state's descriptor under.
+pub(super) const STATE_NAME: &str = "s";
+
+/// QEMU, running.
+pub(super) struct Vmm {
+    pub(super) process: Process,
+    pub(super) monitor: Monitor,
+    pub(super) deadlines: Deadlines,
+    log: PathBuf,
+}
+
+impl Vmm {
+    pub(super) fn new(
+        process: Process,
+        monitor: Monitor,
+        log: &Path,
+        deadlines: Deadlines,
+    ) -> Self {
+        Self {
+            process,
+            monitor,
+            deadlines,
+            log: log.to_owned(),
+        }
+    }
+
+    /// Sends commands and waits for their replies, or for QEMU's end.
+    pub(super) async fn ask(
+        &self,
+        verb: &'static str,
+        commands: Vec<Command>,
+        deadline: Duration,
+    ) -> Result<Vec<Reply>, Error> {
+        self.alive(verb, self.monitor.execute(commands, deadline))
+            .await
+    }
+
+    /// One command with the usual deadline; its returned value.
+    pub(super) async fn command(
+        &self,
+        verb: &'static str,
+        command: Command,
+    ) -> Result<Value, Error> {
+        let replies = self
+            .ask(verb, vec![command], self.deadlines.command)
+            .await?;
+        Ok(replies
+            .into_iter()
+            .next_back()
+            .map(|reply| reply.value)
+            .unwrap_or_default())
+    }
+
+    /// Waits until an event is the wanted one, or QEMU ends.
+    pub(super) async fn event<T>(
+        &self,
+        verb: &'static str,
+        waiting_for: &'static str,
+        events: &mut Events<'_>,
+        deadline: Duration,
+        wanted: fn(&Event) -> Option<T>,
+    ) -> Result<T, Error> {
+        let wait = async {
+            loop {
+                if let Some(found) = wanted(&events.next().await?) {
+                    return Ok(found);
+                }
+            }
+        };
+        let waited = timeout(deadline, self.alive(verb, wait)).await;
+        waited.map_err(|_| Error::Deadline {
+            waiting_for,
+            deadline,
+        })?
+    }
+
+    /// Waits for an answer of QEMU's, or for its end, which is told with its
+    /// last words.
+    async fn alive<T>(
+        &self,
+        verb: &'static str,
+        answer: impl Future<Output = Result<T, MonitorError>> + Send,
+    ) -> Result<T, Error> {
+        let exit = tokio::select! {
+            biased;
+            answered = answer => match answered {
+                // It hangs up a moment before it ends.
+                Err(MonitorError::Closed) => match timeout(HANG_UP, self.process.exited()).await {
+                    Ok(exit) => exit?,
+                    Err(_) => return Err(MonitorError::Closed.into()),
+                },
+                answered => return Ok(answered?),
+            },
+            exit = self.process.exited() => exit?,
+        };
+        Err(self.ended(verb, exit))
+    }
+
+    fn ended(&self, verb: &'static str, exit: VmExit) -> Error {
+        let log = last_line(&self.log);
+        Error::Ended { verb, exit, log }
+    }
+
+    /// Why the last migration failed, in QEMU's words.
+    pub(super) async fn migration_error(&self, verb: &'static str) -> Error {
+        let asked = self.command(verb, Command::new("query-migrate")).await;
+        match asked {
+            Ok(value) => Error::Migration {
+                verb,
+                reason: quote(value["error-desc"].as_str().unwrap_or("it gives no reason")),
+            },
+            Err(error) => error,
+        }
+    }
+}
+
+/// The capabilities that saving and loading need: x-ignore-shared leaves shared
+/// RAM where it is, and is checked to be equal on both sides; events tell the end.
+pub(super) fn migration_capabilities() -> Command {
+    let capabilities = json!([
+        {"capability": "x-ignore-shared", "state": true},
+        {"capability": "events", "state": true},
+    ]);
+    Command::with(
+        "migrate-set-capabilities",
+        json!({ "capabilities": capabilities }),
+    )
+}
+
+/// How a migration ended, from an event that tells.
+pub(super) fn migration_end(event: &Event) -> Option<(bool, u64)> {
+    if event.name != "MIGRATION" {
+        return None;
+    }
+    match event.data["status"].as_str() {
+        Some("completed") => Some((true, event.at)),
+        Some("failed" | "cancelled") => Some((false, event.at)),
+        _ => None,
+    }
+}
+
+/// The last line of what QEMU wrote on its standard error.
+pub(super) fn last_line(log: &Path) -> String {
+    let tail = || {
+        let file = File::open(log).ok()?;
+        read_tail(&file)
+    };
+    tail().unwrap_or_default()
+}
+
+/// The last line of a file.
+pub(super) fn read_tail(file: &File) -> Option<String> {
+    let start = file.metadata().ok()?.len().saturating_sub(LOG_TAIL);
+    let mut bytes = vec![0; usize::try_from(LOG_TAIL).ok()?];
+    let length = file.read_at(&mut bytes, start).ok()?;
+    let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
+    text.lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .map(quote)
+}

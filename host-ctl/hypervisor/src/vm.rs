@@ -1,0 +1,266 @@
+//! The verbs: what a VMM must be able to do, whatever it is.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::span::Span;
+use crate::spec::{AgentDevice, Backing, Rebind, VmSpec};
+
+/// A VMM of one kind on this host.
+#[async_trait]
+pub trait Hypervisor: Send + Sync {
+    /// What it can do, and what a saved state depends on.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Starts a VM that does not exist yet, and returns once its CPUs run. A
+    /// shared memory file is created, and must not exist before. The guest's
+    /// first output is not lost if the console is connected at once: a kernel
+    /// repeats it when its console driver is ready.
+    ///
+    /// # Errors
+    /// When it could not be started; then no process, socket or memory file is
+    /// left. The same holds when the future is dropped.
+    async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, Error>;
+
+    /// Makes a VM from the state that [`Vm::save`] left in a directory. It is
+    /// always left paused. `spec` is the one the saved VM was made from, since
+    /// devices must match one by one; `rebind` names what is the new VM's own.
+    /// A VMM may well accept a spec with devices the saved VM did not have: who
+    /// keeps a state keeps its spec with it, and compares.
+    /// The guest's kernel and initrd are in the saved memory and not read again.
+    ///
+    /// # Errors
+    /// When it could not be restored; then no process and no socket is left.
+    /// The same holds when the future is dropped.
+    async fn restore(
+        &self,
+        state: &Path,
+        spec: &VmSpec,
+        rebind: &Rebind,
+    ) -> Result<Box<dyn Vm>, Error>;
+
+    /// Takes over a VM whose owner went away, after checking that the process
+    /// is the recorded one.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when it is gone or another one; [`Error::Monitor`]
+    /// when it does not answer, for instance because its owner still holds its
+    /// control socket. The process is left alone in either case.
+    async fn adopt(&self, record: &VmRecord) -> Result<Box<dyn Vm>, Error>;
+}
+
+/// A VM. Dropping it leaves the VM as it is; its record adopts it again.
+#[async_trait]
+pub trait Vm: Send + Sync {
+    /// Stops its CPUs. Nothing happens to a paused VM.
+    ///
+    /// # Errors
+    /// When the VMM is gone or does not answer.
+    async fn pause(&self) -> Result<(), Error>;
+
+    /// Lets its CPUs run. Nothing happens to a running VM.
+    ///
+    /// # Errors
+    /// [`Error::MemorySaved`] after a save that left the RAM in a shared file:
+    /// running on would write into what was saved.
+    async fn resume(&self) -> Result<(), Error>;
+
+    /// Writes the state of a paused VM to the file `state` in a directory,
+    /// which must not have one. RAM in a shared file is not copied: that file
+    /// is part of the saved state from then on. All other RAM is written to
+    /// `state` too. Nothing is fsynced here: who publishes the directory must
+    /// fsync `state`, the memory file and the directory.
+    ///
+    /// # Errors
+    /// When it could not be saved; then there is no file, and the VM is still
+    /// paused and may run on. Dropping the future may leave a part of the file.
+    /// A VM that was not saved, or not with its memory file, may have to run
+    /// before it can be saved again; then [`Error::Unsupported`] says so.
+    async fn save(&self, directory: &Path) -> Result<Saved, Error>;
+
+    /// What it is doing now.
+    ///
+    /// # Errors
+    /// When the VMM is gone or does not answer.
+    async fn info(&self) -> Result<VmInfo, Error>;
+
+    /// Waits for its end, as long as that takes. Many may wait, and ask again.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    async fn wait(&self) -> Result<VmExit, Error>;
+
+    /// Presses the power button, waits for the VM to end and kills it when it
+    /// has not by the deadline. A paused VM can't react and is killed at once.
+    ///
+    /// # Errors
+    /// When it could not even be killed.
+    async fn shutdown(&self, deadline: Duration) -> Result<VmExit, Error>;
+
+    /// Kills and reaps it. A VM that is gone is no error.
+    ///
+    /// # Errors
+    /// When it is still there some seconds after the signal.
+    async fn kill(&self) -> Result<(), Error>;
+
+    /// Waits until software in the guest has opened the agent's port; at once
+    /// when it has it open. Without it, the host would have to dial and retry. A
+    /// restored VM whose agent had it open tells so once it was resumed.
+    ///
+    /// # Errors
+    /// [`Error::Deadline`]; [`Error::Unsupported`] for an agent device that
+    /// does not tell; [`Error::Ended`] when the VM ends before.
+    async fn agent_port_opened(&self, deadline: Duration) -> Result<(), Error>;
+
+    /// What must be kept to adopt it later.
+    fn record(&self) -> VmRecord;
+
+    /// The leaf steps of the last verb, for a new VM those of its making.
+    fn spans(&self) -> Vec<Span>;
+}
+
+/// How guest code is executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// By the CPU.
+    Kvm,
+    /// By emulation.
+    Tcg,
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        })
+    }
+}
+
+/// What a driver can do here. All of it but the reason must be equal where a
+/// state is saved and where it is restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Name of the VMM.
+    pub vmm: String,
+    /// Its version, as it gives it.
+    pub version: String,
+    /// How guest code is executed.
+    pub accelerator: Accelerator,
+    /// Why it is this accelerator.
+    pub accelerator_reason: String,
+    /// The versioned machine type and firmware.
+    pub machine: String,
+    /// The CPU model of a spec that names none.
+    pub default_cpu_model: String,
+    /// Whether a privately mapped memory file is opened read-only. Where not,
+    /// a hijacked VMM could write into the file, so that a template must serve
+    /// one owner only, and the file must be writable for the VMM's user unless
+    /// that is root.
+    pub private_memory_is_read_only: bool,
+    /// Whether [`AgentDevice::Vsock`] can be used.
+    pub vsock: bool,
+}
+
+/// What a VM is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum VmState {
+    /// Its CPUs run.
+    Running,
+    /// Its CPUs are stopped; alive all the same.
+    Paused,
+    /// Paused, and its memory file is part of a saved state.
+    Saved,
+    /// Its state is being loaded or written.
+    Moving,
+    /// The guest has crashed or powered off, or the VMM had an internal error.
+    Halted,
+}
+
+impl fmt::Display for VmState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Saved => "saved",
+            Self::Moving => "moving",
+            Self::Halted => "halted",
+        })
+    }
+}
+
+/// The present of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmInfo {
+    /// What it is doing.
+    pub state: VmState,
+    /// The VMM's process.
+    pub pid: i32,
+}
+
+/// How a VMM ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmExit {
+    /// By itself, with this exit status. 0: the guest has powered off or reset.
+    Exited(i32),
+    /// By this signal.
+    Signalled(i32),
+    /// Somehow: an adopted process is not our child, and only a parent is told.
+    Unknown,
+}
+
+impl fmt::Display for VmExit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "exit status {status}"),
+            Self::Signalled(signal) => write!(f, "signal {signal}"),
+            Self::Unknown => f.write_str("exit status unknown"),
+        }
+    }
+}
+
+/// What a save has left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// The file with the state.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// How long the save took.
+    pub duration: Duration,
+    /// Whether the VM's shared memory file is part of the saved state.
+    pub memory_file: Option<PathBuf>,
+}
+
+/// What is kept of a VM on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmRecord {
+    /// Name of the driver.
+    pub driver: String,
+    /// The VMM's process.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot (proc_pid_stat(5), field 22).
+    pub start_time: u64,
+    /// The host's boot, from /proc/sys/kernel/random/boot_id.
+    pub boot_id: String,
+    /// Its control socket.
+    pub monitor: PathBuf,
+    /// Its console socket.
+    pub console: PathBuf,
+    /// How its agent is reached.
+    pub agent: AgentDevice,
+    /// Where its RAM lies.
+    pub memory: Backing,
+    /// Its standard error.
+    pub log: PathBuf,
+}

@@ -1,0 +1,446 @@
+//! The command line, parsed and nothing more: no file is opened and no
+//! variable is read here. [`super`] resolves and acts.
+
+use crate::config::{SandboxId, TemplateName};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Boots, freezes and clones microVMs.
+#[derive(Debug, Parser)]
+#[command(name = "host-ctl", version, disable_help_subcommand = true)]
+pub struct Arguments {
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Tables for people.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Templates: frozen sandboxes that clones are made from.
+    #[command(subcommand)]
+    Template(TemplateCommand),
+    /// Wakes unique copies of a template.
+    Clone(CloneArguments),
+    /// Boots a sandbox and starts one container in it.
+    Run(RunArguments),
+    /// Runs a command in a sandbox; its exit code becomes ours.
+    Exec(ExecArguments),
+    /// Lists sandboxes.
+    List(ListArguments),
+    /// Shows everything known about a sandbox.
+    Inspect(SandboxArgument),
+    /// Prints what a sandbox has written.
+    Logs(LogsArguments),
+    /// Ends sandboxes; their logs stay until `rm`.
+    Stop(StopArguments),
+    /// Ends sandboxes and removes what is left of them.
+    Rm(RmArguments),
+    /// Finishes what killed processes began: removes what belongs to nobody.
+    Gc,
+    /// Says what this machine has and what it lacks.
+    Doctor(GuestImage),
+    /// Owns one sandbox; started by the other commands.
+    #[command(hide = true)]
+    Supervise(SuperviseArguments),
+}
+
+/// What to do with templates.
+#[derive(Debug, Subcommand)]
+pub enum TemplateCommand {
+    /// Boots a sandbox, warms it, freezes it and keeps it.
+    Build(Box<TemplateBuildArguments>),
+    /// Lists templates.
+    List,
+    /// Shows a template's manifest.
+    Inspect(TemplateArgument),
+    /// Hashes every file of a template against its manifest.
+    Verify(TemplateArgument),
+    /// Removes a template; its clones live on.
+    Rm(TemplateArgument),
+}
+
+/// The guest's kernel and initrd.
+#[derive(Debug, Clone, Args)]
+pub struct GuestImage {
+    /// The guest's kernel; default $TARDIGRADE_KERNEL.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// The guest's initrd, with the agent in it; default $TARDIGRADE_INITRD.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+}
+
+/// The machine and the one container that `run` and `template build` make.
+#[derive(Debug, Clone, Args)]
+pub struct MachineArguments {
+    /// The guest's kernel and initrd.
+    #[command(flatten)]
+    pub guest: GuestImage,
+    /// The container's root file system, an EROFS image; never written.
+    #[arg(long, value_name = "FILE")]
+    pub rootfs: PathBuf,
+    /// The guest's memory in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(64..=1 << 20))]
+    pub memory: u32,
+    /// The guest's CPUs.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub cpus: u8,
+    /// The container's id.
+    #[arg(long, value_name = "ID", default_value = "main", value_parser = parse_container_id)]
+    pub container: String,
+    /// A variable of the container's environment.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub env: Vec<String>,
+    /// The container's working directory.
+    #[arg(long, value_name = "DIRECTORY", default_value = "/", value_parser = parse_guest_directory)]
+    pub cwd: PathBuf,
+    /// The container's command.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// `template build`.
+#[derive(Debug, Args)]
+pub struct TemplateBuildArguments {
+    /// The template's name.
+    pub name: TemplateName,
+    /// A command run in the container until it succeeds: the workload is ready.
+    #[arg(long, value_name = "COMMAND", value_parser = parse_words)]
+    pub ready: Option<Words>,
+    /// A command run in the container once it is ready, before the freeze; in
+    /// order when given more than once.
+    #[arg(long, value_name = "COMMAND", value_parser = parse_words)]
+    pub warm: Vec<Words>,
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArguments,
+}
+
+/// A template by name or digest.
+#[derive(Debug, Args)]
+pub struct TemplateArgument {
+    /// The template's name, or its digest or the beginning of it.
+    pub template: String,
+}
+
+/// `clone`.
+#[derive(Debug, Args)]
+pub struct CloneArguments {
+    /// The template's name, or its digest or the beginning of it.
+    pub template: String,
+    /// How many clones to wake, all at once.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub count: u16,
+    /// Runs the template's readiness command in each clone until it succeeds;
+    /// that moment is T_APP.
+    #[arg(long)]
+    pub ready: bool,
+    /// Prints where the time went.
+    #[arg(long)]
+    pub timings: bool,
+}
+
+/// `list`.
+#[derive(Debug, Args)]
+pub struct ListArguments {
+    /// Only the ids, one a line.
+    #[arg(short = 'q', long)]
+    pub quiet: bool,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct RunArguments {
+    /// A command run in the container until it succeeds: the workload is ready,
+    /// and that moment is T_APP.
+    #[arg(long, value_name = "COMMAND", value_parser = parse_words)]
+    pub ready: Option<Words>,
+    /// Prints where the time went.
+    #[arg(long)]
+    pub timings: bool,
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArguments,
+}
+
+/// `exec`.
+#[derive(Debug, Args)]
+pub struct ExecArguments {
+    /// The sandbox.
+    pub sandbox: String,
+    /// The container; default the sandbox's first.
+    #[arg(long, value_name = "ID", conflicts_with = "guest")]
+    pub container: Option<String>,
+    /// In the guest itself, outside every container.
+    #[arg(long)]
+    pub guest: bool,
+    /// With a terminal.
+    #[arg(short = 't', long)]
+    pub terminal: bool,
+    /// A variable of the command's environment.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    pub env: Vec<String>,
+    /// The command's working directory; default the container's own.
+    #[arg(long, value_name = "DIRECTORY", value_parser = parse_guest_directory)]
+    pub cwd: Option<PathBuf>,
+    /// The command.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// A sandbox by its id.
+#[derive(Debug, Args)]
+pub struct SandboxArgument {
+    /// The sandbox.
+    pub sandbox: String,
+}
+
+/// `logs`.
+#[derive(Debug, Args)]
+pub struct LogsArguments {
+    /// The sandbox.
+    pub sandbox: String,
+    /// The guest kernel's console instead of the containers' output.
+    #[arg(long)]
+    pub console: bool,
+}
+
+/// `stop`.
+#[derive(Debug, Args)]
+pub struct StopArguments {
+    /// The sandboxes.
+    #[arg(required = true, value_name = "SANDBOX")]
+    pub sandboxes: Vec<String>,
+    /// Seconds the guest has to power off by itself; 0 kills at once.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    pub grace: u32,
+}
+
+/// `rm`.
+#[derive(Debug, Args)]
+pub struct RmArguments {
+    /// The sandboxes.
+    #[arg(required_unless_present = "all", value_name = "SANDBOX")]
+    pub sandboxes: Vec<String>,
+    /// Every sandbox there is.
+    #[arg(long, conflicts_with = "sandboxes")]
+    pub all: bool,
+}
+
+/// `supervise`; the order comes on standard input.
+#[derive(Debug, Args)]
+pub struct SuperviseArguments {
+    /// Takes over the running VM of this sandbox instead of reading an order.
+    #[arg(long, value_name = "SANDBOX")]
+    pub adopt: Option<SandboxId>,
+}
+
+/// A command as words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Words(pub Vec<String>);
+
+/// Splits a command at white space; single and double quotes keep words
+/// together, and nothing else is special: there is no shell here.
+fn parse_words(text: &str) -> Result<Words, String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote: Option<char> = None;
+    for letter in text.chars() {
+        match (quote, letter) {
+            (Some(open), _) if letter == open => quote = None,
+            (None, '\'' | '"') => {
+                quote = Some(letter);
+                word.get_or_insert_default();
+            }
+            (None, _) if letter.is_whitespace() => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(letter),
+        }
+    }
+    if quote.is_some() {
+        return Err("a quote is not closed".into());
+    }
+    words.extend(word);
+    if words.first().is_none_or(String::is_empty) {
+        return Err("an empty command".into());
+    }
+    Ok(Words(words))
+}
+
+/// As the agent takes them: 2 to 128 letters, digits, `.`, `-` and `_`, a letter
+/// or digit first.
+fn parse_container_id(text: &str) -> Result<String, String> {
+    let fits = (2..=128).contains(&text.len())
+        && text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+    if fits {
+        Ok(text.into())
+    } else {
+        Err("expected 2 to 128 letters, digits, '.', '-' and '_', a letter or digit first".into())
+    }
+}
+
+fn parse_variable(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(text.into()),
+        _ => Err("expected NAME=VALUE".into()),
+    }
+}
+
+fn parse_guest_directory(text: &str) -> Result<PathBuf, String> {
+    if text.starts_with('/') {
+        Ok(text.into())
+    } else {
+        Err("expected an absolute path".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+    use proptest::prelude::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(std::iter::once("host-ctl").chain(line.split(' ')))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_template_is_built_with_ready_and_warm_commands() {
+        let arguments = Arguments::try_parse_from([
+            "host-ctl",
+            "template",
+            "build",
+            "redis",
+            "--rootfs",
+            "redis.erofs",
+            "--memory",
+            "512",
+            "--ready",
+            "redis-cli ping",
+            "--warm",
+            "redis-cli set a 'b c'",
+            "--warm",
+            "redis-cli get a",
+            "--env",
+            "A=b=c",
+            "--",
+            "redis-server",
+            "--save",
+            "",
+        ])
+        .unwrap();
+        let Command::Template(TemplateCommand::Build(build)) = arguments.command else {
+            panic!("{:?}", arguments.command);
+        };
+        assert_eq!(build.machine.memory, 512);
+        assert_eq!(build.machine.cpus, 1);
+        assert_eq!(build.machine.container, "main");
+        assert_eq!(build.machine.command, ["redis-server", "--save", ""]);
+        assert_eq!(build.ready.unwrap().0, ["redis-cli", "ping"]);
+        assert_eq!(build.warm[0].0, ["redis-cli", "set", "a", "b c"]);
+        assert_eq!(build.warm.len(), 2);
+        assert_eq!(build.machine.env, ["A=b=c"]);
+    }
+
+    #[test]
+    fn a_clone_counts_and_prints_as_asked() {
+        let arguments = parse("clone redis -n 8 --timings --output json").unwrap();
+        assert_eq!(arguments.output, Output::Json);
+        let Command::Clone(clone) = arguments.command else {
+            panic!("{:?}", arguments.command);
+        };
+        assert_eq!((clone.count, clone.timings), (8, true));
+    }
+
+    #[test]
+    fn everything_after_the_dashes_belongs_to_the_command() {
+        let arguments = parse("exec one --container web -t -- ls --output json -n").unwrap();
+        assert_eq!(arguments.output, Output::Text);
+        let Command::Exec(exec) = arguments.command else {
+            panic!("{:?}", arguments.command);
+        };
+        assert!(exec.terminal);
+        assert_eq!(exec.command, ["ls", "--output", "json", "-n"]);
+    }
+
+    #[test]
+    fn wrong_usage_is_refused() {
+        for line in [
+            "",
+            "explode",
+            "clone",
+            "clone redis -n 0",
+            "clone redis -n many",
+            "exec one",
+            "exec one ls",
+            "exec one --guest --container web -- ls",
+            "exec one --cwd relative -- ls",
+            "run --rootfs r.erofs",
+            "run --rootfs r.erofs --memory 1 -- ls",
+            "run --rootfs r.erofs --env =x -- ls",
+            "run --rootfs r.erofs --container ../x -- ls",
+            "template build ../x --rootfs r.erofs -- ls",
+            "supervise --adopt ../x",
+            "rm",
+            "rm --all one",
+            "list --output xml",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}: {error}");
+            assert_ne!(error.kind(), ErrorKind::DisplayHelp, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_supervisor_is_hidden_but_there() {
+        let help = Arguments::command().render_long_help().to_string();
+        assert!(!help.contains("supervise"), "{help}");
+        assert!(parse("supervise").is_ok());
+        assert!(parse("supervise --adopt 0123456789ab").is_ok());
+    }
+
+    #[test]
+    fn quotes_keep_words_together() {
+        assert_eq!(
+            parse_words("a  'b c' d\"e f\"").unwrap().0,
+            ["a", "b c", "de f"]
+        );
+        assert_eq!(parse_words("a ''").unwrap().0, ["a", ""]);
+        assert!(parse_words("a 'b").is_err());
+        assert!(parse_words("  ").is_err());
+        assert!(parse_words("''").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn quoted_words_come_back_as_they_were(
+            words in prop::collection::vec("[^'\"]{0,10}", 0..5)
+        ) {
+            let line: String = words.iter().map(|word| format!(" '{word}'")).collect();
+            let line = format!("run{line}");
+            let parsed = parse_words(&line).unwrap();
+            prop_assert_eq!(&parsed.0[1..], &words[..]);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! `template build|list|inspect|verify|rm`.
+
+use super::arguments::{TemplateArgument, TemplateBuildArguments, TemplateCommand};
+use super::text::{Table, bytes, escape, since};
+use super::{CliError, Context, runtime};
+use crate::config::{TemplateDigest, TemplateName};
+use crate::sandbox::driver::driver;
+use crate::store::{CloneRefusal, Manifest, Store, Summary};
+use crate::template::{Recipe, Workplace, build};
+use crate::timeline::{Report, Timeline};
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+pub(super) fn template(context: &Context, command: TemplateCommand) -> Result<ExitCode, CliError> {
+    let store = Store::open(context.paths())?;
+    match command {
+        TemplateCommand::Build(arguments) => build_template(context, &store, *arguments),
+        TemplateCommand::List => list(context, &store),
+        TemplateCommand::Inspect(argument) => inspect(context, &store, &argument),
+        TemplateCommand::Verify(argument) => verify(context, &store, &argument),
+        TemplateCommand::Rm(argument) => remove(context, &store, &argument),
+    }
+}
+
+#[derive(Serialize)]
+struct BuiltRow {
+    name: TemplateName,
+    digest: TemplateDigest,
+    /// Whether it was there already.
+    existing: bool,
+    accelerator: String,
+    accelerator_reason: String,
+    save_ms: Option<f64>,
+    state_bytes: Option<u64>,
+    publish_ms: Option<f64>,
+    touched_bytes: Option<u64>,
+    timeline: Report,
+}
+
+fn build_template(
+    context: &Context,
+    store: &Store,
+    arguments: TemplateBuildArguments,
+) -> Result<ExitCode, CliError> {
+    let recipe = Recipe {
+        name: arguments.name,
+        spec: arguments.machine.spec()?,
+        ready: arguments.ready.map(|words| words.0),
+        warm: arguments.warm.into_iter().map(|words| words.0).collect(),
+    };
+    let timeline = Timeline::new();
+    let kernel = store.import(&recipe.spec.kernel)?;
+    let (built, driver) = runtime()?.block_on(async {
+        let driver = driver(context.paths(), kernel.path(), kernel.sha256()).await?;
+        let place = Workplace {
+            paths: context.paths(),
+            store,
+            hypervisor: &driver,
+        };
+        let built = build(&recipe, place, &timeline).await?;
+        Ok::<_, CliError>((built, driver))
+    })?;
+    let capabilities = hypervisor::Hypervisor::capabilities(&driver);
+    let cost = built.cost;
+    let row = BuiltRow {
+        name: recipe.name,
+        digest: built.template.digest().clone(),
+        existing: cost.is_none(),
+        accelerator: capabilities.accelerator.to_string(),
+        accelerator_reason: capabilities.accelerator_reason.clone(),
+        save_ms: cost.map(|cost| cost.save.as_secs_f64() * 1e3),
+        state_bytes: cost.map(|cost| cost.state_bytes),
+        publish_ms: cost.map(|cost| cost.publish.as_secs_f64() * 1e3),
+        touched_bytes: cost.map(|cost| cost.touched_bytes),
+        timeline: timeline.report(),
+    };
+    context.print(&row, describe_built)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe_built(row: &BuiltRow) -> String {
+    let mut text = format!("template {} is {}\n", row.name, row.digest);
+    if row.existing {
+        text.push_str("it was there already\n");
+    }
+    let (accelerator, reason) = (&row.accelerator, escape(&row.accelerator_reason));
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "accelerator: {accelerator}, because {reason}");
+    if let (Some(save), Some(state)) = (row.save_ms, row.state_bytes) {
+        let _ = writeln!(text, "save: {save:.1} ms, {} of device state", bytes(state));
+    }
+    if let (Some(publish), Some(touched)) = (row.publish_ms, row.touched_bytes) {
+        let _ = writeln!(
+            text,
+            "publish: {publish:.1} ms, {} of memory touched",
+            bytes(touched)
+        );
+    }
+    text
+}
+
+fn list(context: &Context, store: &Store) -> Result<ExitCode, CliError> {
+    #[derive(Serialize)]
+    struct Listed {
+        templates: Vec<Summary>,
+    }
+    let listed = Listed {
+        templates: store.list()?,
+    };
+    context.print(&listed, |Listed { templates }| {
+        let mut table = Table::new(&["NAME", "DIGEST", "CREATED", "MEMORY", "ON DISK", "USABLE"]);
+        for template in templates {
+            let names: Vec<_> = template.names.iter().map(TemplateName::as_str).collect();
+            let memory = |mib| format!("{mib} MiB");
+            table.row([
+                names.join(","),
+                template.digest.short().to_owned(),
+                template.created.map_or_else(|| "-".to_owned(), since),
+                template.memory_mib.map_or_else(|| "-".to_owned(), memory),
+                bytes(template.disk_bytes),
+                template.refusal.clone().unwrap_or_else(|| "yes".to_owned()),
+            ]);
+        }
+        table.to_string()
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn inspect(
+    context: &Context,
+    store: &Store,
+    argument: &TemplateArgument,
+) -> Result<ExitCode, CliError> {
+    #[derive(Serialize)]
+    struct Inspected<'a> {
+        digest: &'a TemplateDigest,
+        #[serde(flatten)]
+        manifest: &'a Manifest,
+    }
+    let template = store.find(&argument.template)?;
+    let inspected = Inspected {
+        digest: template.digest(),
+        manifest: template.manifest(),
+    };
+    // A manifest is for programs; people get the same, which is readable.
+    super::print(super::Output::Json, &inspected, |_| String::new())?;
+    let _ = context;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn verify(
+    context: &Context,
+    store: &Store,
+    argument: &TemplateArgument,
+) -> Result<ExitCode, CliError> {
+    #[derive(Serialize)]
+    struct Verified {
+        digest: TemplateDigest,
+        whole: bool,
+        hashed: Vec<String>,
+        refusal: Option<String>,
+    }
+    let digest = store.resolve(&argument.template)?;
+    let checked: Result<_, CloneRefusal> = store
+        .load(&digest)
+        .and_then(|template| store.verify(&template));
+    let (hashed, refusal) = match checked {
+        Ok(checked) => (checked.hashed, None),
+        Err(refusal) => (Vec::new(), Some(refusal.reason())),
+    };
+    let verified = Verified {
+        digest,
+        whole: refusal.is_none(),
+        hashed,
+        refusal,
+    };
+    context.print(&verified, |verified| match &verified.refusal {
+        None => format!(
+            "{}: whole, {} files\n",
+            verified.digest,
+            verified.hashed.len()
+        ),
+        Some(reason) => format!("{}: {}\n", verified.digest, escape(reason)),
+    })?;
+    Ok(if verified.whole {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn remove(
+    context: &Context,
+    store: &Store,
+    argument: &TemplateArgument,
+) -> Result<ExitCode, CliError> {
+    let digest = store.resolve(&argument.template)?;
+    store.remove(&digest)?;
+    context.print(&serde_json::json!({ "removed": digest }), |_| {
+        format!("{digest}: removed\n")
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,253 @@
+//! Finishes what a kill began: run directories whose supervisor died.
+//!
+//! A directory is touched only while its lock is held, a process is killed
+//! only when its identity matches, and whatever is not certainly ours stays.
+//! Safe to run in a loop beside live sandboxes, clones and builds.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use rustix::process::geteuid;
+use serde::Serialize;
+
+use super::call::{CallFailed, explain, failed};
+use super::lock::{Lock, LockError, flock_now};
+use super::process::ProcessIdentity;
+use super::record::{RecordError, RecordHead, read_record};
+use super::run_directory::open_directory;
+use super::tree::remove_tree;
+use crate::config::{Paths, SandboxId};
+
+/// How long a killed VMM may take to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a sweep did with something it found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Killed or removed.
+    Removed,
+    /// Left alone, and worth a look by a person.
+    Kept,
+}
+
+/// One thing a sweep found that was not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was done.
+    pub action: Action,
+    /// A path or a process.
+    pub subject: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl Finding {
+    pub(crate) fn removed(subject: impl Into<String>, reason: impl Into<String>) -> Finding {
+        Finding {
+            action: Action::Removed,
+            subject: subject.into(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn kept(subject: impl Into<String>, reason: impl Into<String>) -> Finding {
+        Finding {
+            action: Action::Kept,
+            subject: subject.into(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// Removes what dead supervisors left in the run tree.
+///
+/// # Errors
+/// When the run tree itself cannot be read; trouble with one directory is a
+/// finding and does not keep the sweep from the others.
+pub fn sweep(paths: &Paths) -> Result<Vec<Finding>, CallFailed> {
+    let run = open_directory(&paths.run).map_err(failed("open", &paths.run))?;
+    let mut findings = Vec::new();
+    let mut names: Vec<OsString> = Vec::new();
+    for entry in fs::read_dir(&paths.run).map_err(failed("opendir", &paths.run))? {
+        names.push(entry.map_err(failed("readdir", &paths.run))?.file_name());
+    }
+    for name in names {
+        findings.extend(sweep_entry(paths, &run, &name));
+    }
+    Ok(findings)
+}
+
+fn sweep_entry(paths: &Paths, run: &File, name: &OsStr) -> Vec<Finding> {
+    let path = paths.run.join(name);
+    let subject = path.display().to_string();
+    let Some(Ok(id)) = name.to_str().map(str::parse::<SandboxId>) else {
+        return vec![Finding::kept(subject, "not named like a sandbox")];
+    };
+    match fs::symlink_metadata(&path) {
+        Ok(found) if found.is_dir() && found.uid() == geteuid().as_raw() => {}
+        // Removed by its owner meanwhile.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
+        _ => return vec![Finding::kept(subject, "not a directory of ours")],
+    }
+    let files = paths.sandbox(&id);
+    // A directory without lock or record is being made or removed, or its maker
+    // died: alone with the run tree we know which. Else removing it is shared.
+    let whole = files.lock().exists() && files.record().exists();
+    let alone = if whole {
+        FlockOperation::NonBlockingLockShared
+    } else {
+        FlockOperation::NonBlockingLockExclusive
+    };
+    match flock_now(run, alone) {
+        Ok(true) => {}
+        // The next sweep will see to it.
+        Ok(false) => return Vec::new(),
+        Err(error) => return vec![Finding::kept(subject, format!("flock: {error}"))],
+    }
+    let findings = sweep_sandbox(paths, run, &id, whole);
+    // Creations may be waiting for it.
+    let _ = flock_now(run, FlockOperation::Unlock);
+    findings
+}
+
+fn sweep_sandbox(paths: &Paths, run: &File, id: &SandboxId, whole: bool) -> Vec<Finding> {
+    let files = paths.sandbox(id);
+    let subject = files.directory().display().to_string();
+    let lock = if whole {
+        Lock::try_acquire_existing(&files.lock(), "gc")
+    } else {
+        Lock::try_acquire(&files.lock(), "gc")
+    };
+    let _lock = match lock {
+        Ok(lock) => lock,
+        // Somebody acts on it, or its owner removed it meanwhile.
+        Err(LockError::Held { .. }) => return Vec::new(),
+        Err(_) if !files.lock().exists() => return Vec::new(),
+        Err(error) => return vec![Finding::kept(subject, explain(&error))],
+    };
+    let head = match read_record::<RecordHead>(&files.record()) {
+        Ok(head) => Some(head),
+        Err(RecordError::Missing(_)) => None,
+        Err(error) => return vec![Finding::kept(subject, explain(&error))],
+    };
+    let mut findings = Vec::new();
+    match verdict(id, head.as_ref()) {
+        Verdict::Leave => return findings,
+        Verdict::Remove(processes) => {
+            for process in processes {
+                let name = format!("process {}", process.pid);
+                match process.kill(KILL_DEADLINE) {
+                    Ok(true) => findings.push(Finding::removed(
+                        name,
+                        format!("VM of sandbox {id}, abandoned"),
+                    )),
+                    Ok(false) => {}
+                    Err(error) => {
+                        findings.push(Finding::kept(name, explain(&error)));
+                        return findings;
+                    }
+                }
+            }
+        }
+    }
+    findings.push(
+        match remove_tree(run.as_fd(), &paths.run, OsStr::new(id.as_str())) {
+            Ok(()) => Finding::removed(subject, "its supervisor and its VM are dead"),
+            Err(error) => Finding::kept(subject, explain(&error)),
+        },
+    );
+    findings
+}
+
+enum Verdict {
+    /// Somebody lives who has a use for it.
+    Leave,
+    /// Kill these, then remove the directory.
+    Remove(Vec<ProcessIdentity>),
+}
+
+/// What is to become of a sandbox whose lock is ours.
+fn verdict(id: &SandboxId, head: Option<&RecordHead>) -> Verdict {
+    let supervisor = head.and_then(|head| head.supervisor.as_ref());
+    if supervisor.is_some_and(ProcessIdentity::is_alive) {
+        return Verdict::Leave;
+    }
+    let recorded = head.and_then(|head| head.vmm.as_ref());
+    let abandoned = head.is_none_or(|head| head.stage.is_abandoned_without_supervisor());
+    match recorded.filter(|vmm| vmm.is_alive()) {
+        Some(_) if !abandoned => Verdict::Leave,
+        Some(vmm) => Verdict::Remove(vec![vmm.clone()]),
+        // Killed between spawning the VMM and recording it.
+        None => Verdict::Remove(processes_named(&id.vm_name())),
+    }
+}
+
+/// Processes of ours that run a VM of this name.
+fn processes_named(name: &str) -> Vec<ProcessIdentity> {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    processes
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .filter_map(|pid| {
+            // In this order: had the number been reused in between, the kill
+            // would find another start time.
+            let identity = ProcessIdentity::capture(pid).ok()?;
+            runs_vm_named(pid, name).then_some(identity)
+        })
+        .collect()
+}
+
+fn runs_vm_named(pid: i32, name: &str) -> bool {
+    let directory = format!("/proc/{pid}");
+    let directory = Path::new(&directory);
+    let ours = fs::metadata(directory).is_ok_and(|found| found.uid() == geteuid().as_raw());
+    ours && fs::read(directory.join("cmdline")).is_ok_and(|line| names_vm(&line, name))
+}
+
+/// Whether a command line names its VM so: the value of a VMM's own name
+/// option (`-name` of qemu(1), `--id` of firecracker), not a mere mention.
+fn names_vm(command_line: &[u8], name: &str) -> bool {
+    let arguments: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
+    arguments.windows(2).any(|pair| {
+        let option = matches!(pair[0], b"-name" | b"--name" | b"--id");
+        option
+            && pair[1].split(|byte| *byte == b',').any(|part| {
+                let value = part.strip_prefix(b"guest=").unwrap_or(part);
+                OsStr::from_bytes(value) == OsStr::new(name)
+            })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_name_option_names_a_vm() {
+        let name = "tardigrade-0123456789ab";
+        for line in [
+            "qemu\0-name\0tardigrade-0123456789ab\0-S",
+            "qemu\0-name\0guest=tardigrade-0123456789ab,debug-threads=on\0",
+            "qemu\0-name\0tardigrade-0123456789ab,process=x\0",
+            "firecracker\0--id\0tardigrade-0123456789ab\0",
+        ] {
+            assert!(names_vm(line.as_bytes(), name), "{line:?}");
+        }
+        for line in [
+            "grep\0tardigrade-0123456789ab\0",
+            "vim\0/run/tardigrade-0123456789ab/record.json\0",
+            "qemu\0-name\0tardigrade-0123456789abc\0",
+            "find\0.\0-name\0tardigrade-*\0",
+        ] {
+            assert!(!names_vm(line.as_bytes(), name), "{line:?}");
+        }
+    }
+}

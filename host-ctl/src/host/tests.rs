@@ -1,0 +1,349 @@
+//! Run directories, removal and sweeps against real files and processes.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use super::*;
+use crate::config::{Paths, SandboxId};
+
+/// A state root of its own.
+struct Home {
+    _directory: tempfile::TempDir,
+    paths: Paths,
+}
+
+fn home() -> Home {
+    let directory = tempfile::tempdir().unwrap();
+    let paths = Paths::below(&directory.path().join("state")).unwrap();
+    Home {
+        _directory: directory,
+        paths,
+    }
+}
+
+fn head(stage: Stage) -> RecordHead {
+    RecordHead {
+        stage,
+        supervisor: None,
+        vmm: None,
+    }
+}
+
+/// A process that carries a VM's name as a VMM would: the arguments of this
+/// shell after its script are its own to ignore.
+fn named_process(id: &SandboxId) -> Child {
+    Command::new("sh")
+        .args(["-c", "read line", "vmm", "-name", &id.vm_name()])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn identity(child: &Child) -> ProcessIdentity {
+    ProcessIdentity::capture(child.id().cast_signed()).unwrap()
+}
+
+/// A sandbox whose supervisor is dead: the lock is released.
+fn abandoned(home: &Home, record: &RecordHead) -> SandboxId {
+    let id = SandboxId::random().unwrap();
+    drop(RunDirectory::create(&home.paths, &id, "test", record).unwrap());
+    id
+}
+
+fn removed(findings: &[Finding]) -> usize {
+    findings
+        .iter()
+        .filter(|finding| finding.action == Action::Removed)
+        .count()
+}
+
+#[test]
+fn a_run_directory_is_private_locked_and_leaves_nothing() {
+    let home = home();
+    let id = SandboxId::random().unwrap();
+    let directory =
+        RunDirectory::create(&home.paths, &id, "supervise", &head(Stage::Starting)).unwrap();
+    let mode = fs::metadata(directory.paths().directory())
+        .unwrap()
+        .permissions();
+    assert_eq!(mode.mode() & 0o7777, 0o700);
+    assert!(matches!(
+        RunDirectory::open(&home.paths, &id, "second"),
+        Err(RunDirectoryError::Lock(LockError::Held { .. }))
+    ));
+    assert!(matches!(
+        RunDirectory::create(&home.paths, &id, "third", &head(Stage::Starting)),
+        Err(RunDirectoryError::Exists(_))
+    ));
+    fs::create_dir_all(directory.paths().directory().join("a/b")).unwrap();
+    fs::write(directory.paths().directory().join("a/b/file"), "x").unwrap();
+    assert_eq!(sandboxes(&home.paths).unwrap(), std::slice::from_ref(&id));
+    directory.remove().unwrap();
+    assert!(sandboxes(&home.paths).unwrap().is_empty());
+    assert!(matches!(
+        RunDirectory::open(&home.paths, &id, "late"),
+        Err(RunDirectoryError::NotFound(_))
+    ));
+}
+
+#[test]
+fn a_creation_that_fails_leaves_nothing() {
+    struct Unserializable;
+    impl serde::Serialize for Unserializable {
+        fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            Err(serde::ser::Error::custom("no"))
+        }
+    }
+    let home = home();
+    let id = SandboxId::random().unwrap();
+    assert!(RunDirectory::create(&home.paths, &id, "x", &Unserializable).is_err());
+    assert_eq!(fs::read_dir(&home.paths.run).unwrap().count(), 0);
+}
+
+#[test]
+fn removal_follows_no_symlink() {
+    let home = home();
+    let victim = tempfile::tempdir().unwrap();
+    fs::write(victim.path().join("precious"), "x").unwrap();
+    let id = abandoned(&home, &head(Stage::Starting));
+    symlink(victim.path(), home.paths.run.join(id.as_str()).join("link")).unwrap();
+    assert_eq!(removed(&sweep(&home.paths).unwrap()), 1);
+    assert!(victim.path().join("precious").exists());
+    assert!(sandboxes(&home.paths).unwrap().is_empty());
+}
+
+#[test]
+fn a_run_directory_swapped_for_a_symlink_is_left_alone() {
+    let home = home();
+    let victim = tempfile::tempdir().unwrap();
+    fs::write(victim.path().join("precious"), "x").unwrap();
+    let id = SandboxId::random().unwrap();
+    symlink(victim.path(), home.paths.run.join(id.as_str())).unwrap();
+    let findings = sweep(&home.paths).unwrap();
+    assert_eq!((findings.len(), removed(&findings)), (1, 0), "{findings:?}");
+    let run = File::open(&home.paths.run).unwrap();
+    let name = OsStr::new(id.as_str());
+    assert!(matches!(
+        remove_tree(run.as_fd(), &home.paths.run, name),
+        Err(TreeError::NotOurs(_))
+    ));
+    assert!(matches!(
+        RunDirectory::open(&home.paths, &id, "x"),
+        Err(RunDirectoryError::NotOurs(_))
+    ));
+    assert!(victim.path().join("precious").exists());
+}
+
+#[test]
+fn gc_kills_the_vm_of_a_half_made_clone() {
+    let home = home();
+    let mut vmm = Command::new("sleep").arg("600").spawn().unwrap();
+    let record = RecordHead {
+        vmm: Some(identity(&vmm)),
+        ..head(Stage::Starting)
+    };
+    abandoned(&home, &record);
+    assert_eq!(removed(&sweep(&home.paths).unwrap()), 2);
+    assert!(!vmm.wait().unwrap().success());
+    assert!(sweep(&home.paths).unwrap().is_empty());
+}
+
+#[test]
+fn gc_finds_a_vm_that_was_never_recorded() {
+    let home = home();
+    let id = abandoned(&home, &head(Stage::Building));
+    let mut vmm = named_process(&id);
+    let mut other = named_process(&SandboxId::random().unwrap());
+    // The child is named once it has become the shell.
+    wait_for(|| {
+        fs::read_to_string(format!("/proc/{}/cmdline", vmm.id()))
+            .is_ok_and(|line| line.contains("-name"))
+    });
+    assert_eq!(removed(&sweep(&home.paths).unwrap()), 2);
+    assert!(!vmm.wait().unwrap().success());
+    assert!(identity(&other).is_alive());
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+#[test]
+fn gc_leaves_a_ready_sandbox_whose_vm_lives_and_takes_it_when_dead() {
+    let home = home();
+    let mut vmm = Command::new("sleep").arg("600").spawn().unwrap();
+    let record = RecordHead {
+        vmm: Some(identity(&vmm)),
+        ..head(Stage::Ready)
+    };
+    let id = abandoned(&home, &record);
+    assert!(sweep(&home.paths).unwrap().is_empty());
+    assert_eq!(sandboxes(&home.paths).unwrap(), [id]);
+    vmm.kill().unwrap();
+    vmm.wait().unwrap();
+    assert_eq!(removed(&sweep(&home.paths).unwrap()), 1);
+}
+
+#[test]
+fn gc_leaves_a_reused_process_number_alive() {
+    let home = home();
+    let mut stranger = Command::new("sleep").arg("600").spawn().unwrap();
+    let mut stale = identity(&stranger);
+    stale.start_time -= 1;
+    let record = RecordHead {
+        vmm: Some(stale),
+        ..head(Stage::Starting)
+    };
+    abandoned(&home, &record);
+    assert_eq!(removed(&sweep(&home.paths).unwrap()), 1);
+    assert!(identity(&stranger).is_alive());
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+}
+
+#[test]
+fn gc_leaves_what_a_live_supervisor_holds_or_is_recorded_for() {
+    let home = home();
+    let held = SandboxId::random().unwrap();
+    let guard =
+        RunDirectory::create(&home.paths, &held, "supervise", &head(Stage::Starting)).unwrap();
+    let record = RecordHead {
+        supervisor: Some(ProcessIdentity::current().unwrap()),
+        ..head(Stage::Starting)
+    };
+    abandoned(&home, &record);
+    assert!(sweep(&home.paths).unwrap().is_empty());
+    assert_eq!(sandboxes(&home.paths).unwrap().len(), 2);
+    guard.remove().unwrap();
+}
+
+#[test]
+fn gc_removes_a_directory_whose_maker_died_before_lock_or_record() {
+    let home = home();
+    let bare = home.paths.run.join(SandboxId::random().unwrap().as_str());
+    fs::create_dir(&bare).unwrap();
+    let locked = abandoned(&home, &head(Stage::Starting));
+    fs::remove_file(home.paths.sandbox(&locked).record()).unwrap();
+    assert_eq!(removed(&sweep(&home.paths).unwrap()), 2);
+    assert_eq!(fs::read_dir(&home.paths.run).unwrap().count(), 0);
+}
+
+#[test]
+fn gc_reports_and_keeps_what_it_does_not_understand() {
+    let home = home();
+    fs::create_dir(home.paths.run.join("notes")).unwrap();
+    fs::write(home.paths.run.join("0123456789ab"), "a file").unwrap();
+    let garbled = abandoned(&home, &head(Stage::Starting));
+    fs::write(home.paths.sandbox(&garbled).record(), "{").unwrap();
+    let findings = sweep(&home.paths).unwrap();
+    assert_eq!((findings.len(), removed(&findings)), (3, 0), "{findings:?}");
+    assert_eq!(fs::read_dir(&home.paths.run).unwrap().count(), 3);
+}
+
+#[test]
+fn creations_and_removals_live_beside_sweeps_in_a_loop() {
+    let home = home();
+    let paths = &home.paths;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let findings = sweep(paths).unwrap();
+                    assert!(findings.is_empty(), "{findings:?}");
+                }
+            });
+        }
+        let makers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..60 {
+                        let id = SandboxId::random().unwrap();
+                        RunDirectory::create(paths, &id, "live", &head(Stage::Starting))
+                            .unwrap()
+                            .remove()
+                            .unwrap();
+                    }
+                })
+            })
+            .collect();
+        let outcomes: Vec<_> = makers
+            .into_iter()
+            .map(std::thread::ScopedJoinHandle::join)
+            .collect();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(outcomes.iter().all(Result::is_ok));
+    });
+}
+
+#[test]
+fn a_mount_below_a_run_directory_survives_gc_with_everything_beside_it() {
+    const INNER: &str = "TARDIGRADE_TEST_IN_MOUNT_NAMESPACE";
+    if std::env::var_os(INNER).is_none() {
+        let test = "a_mount_below_a_run_directory_survives_gc_with_everything_beside_it";
+        in_mount_namespace(INNER, test);
+        return;
+    }
+    let home = home();
+    let id = abandoned(&home, &head(Stage::Starting));
+    let directory = home.paths.run.join(id.as_str());
+    let source = tempfile::tempdir().unwrap();
+    fs::write(source.path().join("precious"), "x").unwrap();
+    let target = directory.join("deep/mounted");
+    fs::create_dir_all(&target).unwrap();
+    fs::write(directory.join("beside"), "x").unwrap();
+    bind_mount(source.path(), &target);
+    let findings = sweep(&home.paths).unwrap();
+    assert_eq!(removed(&findings), 0, "{findings:?}");
+    assert!(findings[0].reason.contains("mounted"), "{findings:?}");
+    assert!(source.path().join("precious").exists());
+    assert!(directory.join("beside").exists() && directory.join("record.json").exists());
+    assert!(
+        Command::new("umount")
+            .arg(&target)
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(removed(&sweep(&home.paths).unwrap()), 1);
+}
+
+fn bind_mount(source: &Path, target: &Path) {
+    let status = Command::new("mount")
+        .arg("--bind")
+        .args([source, target])
+        .status();
+    assert!(status.unwrap().success());
+}
+
+/// Runs one test of this program again where mounting is allowed and nobody
+/// else sees it.
+fn in_mount_namespace(marker: &str, test: &str) {
+    let unshare = |arguments: &[&str]| {
+        Command::new("unshare")
+            .args(["--map-root-user", "--mount"])
+            .args(arguments)
+            .env(marker, "1")
+            .status()
+    };
+    if !unshare(&["true"]).is_ok_and(|status| status.success()) {
+        eprintln!("skipped: {test}: no mount namespace here (unshare --map-root-user --mount)");
+        return;
+    }
+    let program = std::env::current_exe().unwrap();
+    let module = module_path!().split_once("::").unwrap().1;
+    let name = format!("{module}::{test}");
+    let status = unshare(&[program.to_str().unwrap(), "--exact", &name, "--nocapture"]);
+    assert!(status.unwrap().success());
+}
+
+fn wait_for(condition: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(std::time::Instant::now() < end, "nothing happened in 10 s");
+        std::thread::yield_now();
+    }
+}

@@ -1,0 +1,33 @@
+//! A sandbox: one VM, its agent and its containers, from cold boot or from a
+//! template to its end.
+//!
+//! ```text
+//!             handed over              paused              saved
+//!  [created] -------------> [running] --------> [paused] --------> [saved]
+//!      |                        |    <--------     |                  |
+//!      |                        |     resumed      |                  |
+//!      |                        | exited           |                  |
+//!      +------------------------+--------+---------+------------------+
+//!                                        v
+//!                                    [stopped]
+//! ```
+//!
+//! *created*: the record is on disk, the recipe ([`boot`] or [`restore`]) is
+//! at work; a recipe that fails leaves *stopped*. *running*: handed over.
+//! *paused*: the vCPUs stand still on purpose. *saved*: its memory was written
+//! out and never runs again on those files. *stopped*: no VM, final.
+//!
+//! [`state`] is that drawing as a pure function, [`record`] what is kept on
+//! disk of it, [`link`](mod@link) the one connection to the agent.
+
+pub mod boot;
+pub mod driver;
+pub mod identity;
+pub mod link;
+mod made;
+pub mod record;
+pub mod restore;
+pub mod spec;
+pub mod state;
+
+pub use made::{Made, Moments};

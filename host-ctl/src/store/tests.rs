@@ -1,0 +1,581 @@
+//! The store against real files: publishing, damage, races and a full disk.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::{TemplateDigest, TemplateName};
+use crate::host::{Action, Finding, LockError};
+use crate::timeline::Timeline;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+struct Home {
+    directory: tempfile::TempDir,
+    store: Store,
+}
+
+impl Home {
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+fn home() -> Home {
+    let directory = tempfile::tempdir().unwrap();
+    let paths = Paths::below(&directory.path().join("state")).unwrap();
+    let store = Store::open(&paths).unwrap();
+    Home { directory, store }
+}
+
+fn requirements(vcpus: u8) -> Requirements {
+    let image = Sha256::of(b"image");
+    Requirements {
+        format: FORMAT,
+        owner: rustix::process::geteuid().as_raw(),
+        vmm: SavedVmm {
+            kind: "qemu".into(),
+            version: "7.2.0".into(),
+            accelerator: "tcg".into(),
+            machine_type: "pc-q35-7.2".into(),
+            cpu_model: "max".into(),
+        },
+        machine: SavedMachine {
+            vcpus,
+            memory_mib: 256,
+            kernel: image.clone(),
+            initrd: image.clone(),
+            cmdline: "quiet".into(),
+            disks: vec![SavedDisk {
+                id: "disk0".into(),
+                image,
+                readonly: true,
+            }],
+            agent: SavedAgentDevice::Serial {
+                port_name: "agent".into(),
+            },
+            nics: Vec::new(),
+        },
+        policy: "allow-all".into(),
+        containers: vec![SavedContainer {
+            id: "main".into(),
+            disk: 0,
+            args: vec!["redis-server".into()],
+            env: Vec::new(),
+            cwd: "/".into(),
+        }],
+        warm_up: SavedWarmUp::default(),
+    }
+}
+
+/// A staging directory as a VMM leaves it.
+fn saved(store: &Store) -> Staging {
+    let staging = store.stage().unwrap();
+    let memory = fs::File::create(staging.memory()).unwrap();
+    memory.set_len(64 << 20).unwrap();
+    memory.write_all_at(b"touched", 5 << 20).unwrap();
+    memory.write_all_at(&[7; 8192], 9 << 20).unwrap();
+    fs::write(staging.path().join("state"), "devices").unwrap();
+    staging
+}
+
+fn build(store: &Store, requirements: &Requirements, blobs: &[Blob]) -> Published {
+    let Claim::Build(lock) = store.claim(requirements, DEADLINE).unwrap() else {
+        panic!("there is one already");
+    };
+    let draft = Draft {
+        agent_version: "0.1.0".into(),
+        quiesce_id: [7; 16],
+        blobs,
+        memory_opened_for_writing: false,
+    };
+    store
+        .publish(saved(store), &lock, &draft, &Timeline::new())
+        .unwrap()
+}
+
+/// Changes bytes of a read-only file in place.
+fn overwrite(path: &Path, offset: u64, bytes: &[u8]) {
+    let mode = fs::metadata(path).unwrap().permissions();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(bytes, offset).unwrap();
+    fs::set_permissions(path, mode).unwrap();
+}
+
+fn count(directory: &Path) -> usize {
+    fs::read_dir(directory).unwrap().count()
+}
+
+fn removed(findings: &[Finding]) -> usize {
+    let removed = |finding: &&Finding| finding.action == Action::Removed;
+    findings.iter().filter(removed).count()
+}
+
+#[test]
+fn a_published_template_is_found_checked_verified_and_read_only() {
+    let home = home();
+    let published = build(&home.store, &requirements(1), &[]);
+    assert_eq!(published.touched_bytes, 3 * 4096);
+    let digest = published.template.digest().clone();
+    let name: TemplateName = "redis".parse().unwrap();
+    home.store.set_name(&name, &digest).unwrap();
+    for reference in ["redis", digest.as_str(), &digest.as_str()[..6]] {
+        let template = home.store.find(reference).unwrap();
+        assert_eq!(home.store.check(&template).unwrap(), Checked::default());
+        let hashed = home.store.verify(&template).unwrap().hashed;
+        assert_eq!(hashed, ["memory", "state"]);
+    }
+    for file in ["memory", "state", "manifest.json"] {
+        let found = fs::metadata(published.template.directory().join(file)).unwrap();
+        assert_eq!(found.mode() & 0o7777, 0o400, "{file}");
+    }
+    assert_eq!(count(&home.store.staging()), 0);
+    let [summary] = home.store.list().unwrap().try_into().unwrap();
+    assert_eq!((summary.names, summary.refusal), (vec![name], None));
+    assert!(summary.disk_bytes < 1 << 20, "{}", summary.disk_bytes);
+}
+
+#[test]
+fn a_flipped_byte_is_found_even_when_the_times_are_set_back() {
+    let home = home();
+    let template = build(&home.store, &requirements(1), &[]).template;
+    for file in ["memory", "state"] {
+        let path = template.directory().join(file);
+        let before = fs::metadata(&path).unwrap();
+        let mut byte = [0];
+        let offset = if file == "memory" { 9 << 20 } else { 3 };
+        fs::File::open(&path)
+            .unwrap()
+            .read_exact_at(&mut byte, offset)
+            .unwrap();
+        for flipped in [byte[0] ^ 1, byte[0]] {
+            overwrite(&path, offset, &[flipped]);
+            let times = fs::FileTimes::new().set_modified(before.modified().unwrap());
+            fs::File::open(&path).unwrap().set_times(times).unwrap();
+            let checked = home.store.check(&template);
+            if flipped == byte[0] {
+                // As it was again: hashed, and found whole.
+                assert!(checked.unwrap().hashed.contains(&file.to_owned()));
+            } else {
+                let refusal = checked.unwrap_err();
+                assert!(refusal.reason().contains("sha256"), "{}", refusal.reason());
+                assert!(refusal.reason().contains(file), "{}", refusal.reason());
+                assert!(home.store.verify(&template).is_err());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_truncated_or_missing_file_is_found_by_the_cheap_check() {
+    let home = home();
+    let template = build(&home.store, &requirements(1), &[]).template;
+    let memory = template.memory();
+    fs::set_permissions(&memory, fs::Permissions::from_mode(0o600)).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&memory).unwrap();
+    file.set_len(1 << 20).unwrap();
+    assert!(matches!(
+        home.store.check(&template),
+        Err(CloneRefusal::Damaged {
+            property: Property::Size,
+            ..
+        })
+    ));
+    fs::remove_file(&memory).unwrap();
+    assert!(matches!(
+        home.store.check(&template),
+        Err(CloneRefusal::Missing(file)) if file == "memory"
+    ));
+}
+
+#[test]
+fn a_damaged_template_is_built_anew_in_its_place() {
+    let home = home();
+    let template = build(&home.store, &requirements(1), &[]).template;
+    overwrite(&template.directory().join("state"), 0, b"x");
+    let again = build(&home.store, &requirements(1), &[]).template;
+    assert_eq!(again.digest(), template.digest());
+    home.store.verify(&again).unwrap();
+    assert_eq!(count(&home.store.staging()), 0);
+}
+
+#[test]
+fn bytes_and_digests_rewritten_together_are_found_out() {
+    let home = home();
+    let template = build(&home.store, &requirements(1), &[]).template;
+    let state = template.directory().join("state");
+    overwrite(&state, 0, b"evil");
+    let path = template.directory().join("manifest.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let old = Sha256::of(b"devices").to_string();
+    let new = Sha256::of(b"evilces").to_string();
+    assert!(text.contains(&old));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&path, text.replace(&old, &new)).unwrap();
+    assert!(matches!(
+        home.store.load(template.digest()),
+        Err(CloneRefusal::Forged)
+    ));
+}
+
+#[test]
+fn a_manifest_half_written_of_another_format_or_another_template_is_refused() {
+    let home = home();
+    let template = build(&home.store, &requirements(1), &[]).template;
+    let other = build(&home.store, &requirements(2), &[]).template;
+    let path = template.directory().join("manifest.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let refusal = |text: &str| {
+        fs::write(&path, text).unwrap();
+        home.store.load(template.digest()).unwrap_err()
+    };
+    assert!(matches!(refusal(&text[..100]), CloneRefusal::Manifest(_)));
+    let later = text.replace("\"format\": 1", "\"format\": 2, \"more\": true");
+    assert!(matches!(
+        refusal(&later),
+        CloneRefusal::Format { found: 2, .. }
+    ));
+    let foreign = fs::read_to_string(other.directory().join("manifest.json")).unwrap();
+    assert!(matches!(refusal(&foreign), CloneRefusal::Misplaced(_)));
+}
+
+#[test]
+fn a_reference_to_nothing_is_not_found_and_a_short_one_may_be_ambiguous() {
+    let home = home();
+    for reference in ["nobody", "", "abc", "../../etc", "A"] {
+        assert!(matches!(
+            home.store.find(reference),
+            Err(CloneRefusal::NotFound(_))
+        ));
+    }
+    for last in ["0", "1"] {
+        let digest = format!("abcd{}{last}", "0".repeat(59));
+        fs::create_dir(home.store.templates().join(digest)).unwrap();
+    }
+    assert!(matches!(
+        home.store.find("abcd"),
+        Err(CloneRefusal::Ambiguous(_))
+    ));
+}
+
+#[test]
+fn of_two_builds_at_once_one_builds_and_the_other_uses_it() {
+    let home = home();
+    let store = &home.store;
+    let outcomes: Vec<bool> = std::thread::scope(|scope| {
+        let builds: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| match store.claim(&requirements(1), DEADLINE).unwrap() {
+                    Claim::Existing(template) => {
+                        store.verify(&template).unwrap();
+                        false
+                    }
+                    Claim::Build(lock) => {
+                        let draft = Draft {
+                            agent_version: "0.1.0".into(),
+                            quiesce_id: [1; 16],
+                            blobs: &[],
+                            memory_opened_for_writing: false,
+                        };
+                        let staging = saved(store);
+                        store
+                            .publish(staging, &lock, &draft, &Timeline::new())
+                            .unwrap();
+                        true
+                    }
+                })
+            })
+            .collect();
+        builds
+            .into_iter()
+            .map(|build| build.join().unwrap())
+            .collect()
+    });
+    assert_eq!(outcomes.iter().filter(|built| **built).count(), 1);
+    assert_eq!(count(&store.templates()), 1);
+}
+
+#[test]
+fn removing_leaves_no_name_and_no_file_but_what_is_open_stays() {
+    let home = home();
+    let template = build(&home.store, &requirements(1), &[]).template;
+    let name: TemplateName = "redis".parse().unwrap();
+    home.store.set_name(&name, template.digest()).unwrap();
+    let open = fs::File::open(template.memory()).unwrap();
+    home.store.remove(template.digest()).unwrap();
+    let mut bytes = [0; 7];
+    open.read_exact_at(&mut bytes, 5 << 20).unwrap();
+    assert_eq!(&bytes, b"touched");
+    assert!(home.store.named(&name).unwrap().is_none());
+    assert_eq!(count(&home.store.templates()), 0);
+    assert_eq!(count(&home.store.staging()), 0);
+    assert!(matches!(
+        home.store.remove(template.digest()),
+        Err(StoreError::NotFound(_))
+    ));
+}
+
+#[test]
+fn a_template_that_is_being_built_is_not_removed() {
+    let home = home();
+    let Claim::Build(_lock) = home.store.claim(&requirements(1), DEADLINE).unwrap() else {
+        panic!("there is one already");
+    };
+    let digest = requirements(1).digest().unwrap();
+    assert!(matches!(
+        home.store.remove(&digest),
+        Err(StoreError::Lock(LockError::Held { .. }))
+    ));
+}
+
+#[test]
+fn an_unchanged_input_is_kept_once_and_hashed_once() {
+    let home = home();
+    let source = home.path().join("vmlinuz");
+    fs::write(&source, "kernel").unwrap();
+    let settled = std::time::SystemTime::now() - Duration::from_secs(3600);
+    let times = fs::FileTimes::new().set_modified(settled);
+    fs::File::open(&source).unwrap().set_times(times).unwrap();
+    let first = home.store.import(&source).unwrap();
+    let second = home.store.import(&source).unwrap();
+    assert_eq!(first.path(), second.path());
+    assert_eq!(first.sha256(), &Sha256::of(b"kernel"));
+    assert_eq!(fs::read(first.path()).unwrap(), b"kernel");
+    assert_eq!(count(&home.store.blobs()), 1);
+    fs::write(&source, "kernel 2").unwrap();
+    let third = home.store.import(&source).unwrap();
+    assert_eq!(third.sha256(), &Sha256::of(b"kernel 2"));
+}
+
+#[test]
+fn a_damaged_blob_is_replaced_by_the_next_import() {
+    let home = home();
+    let source = home.path().join("vmlinuz");
+    fs::write(&source, "kernel").unwrap();
+    let path = home.store.import(&source).unwrap().path().to_owned();
+    overwrite(&path, 0, b"x");
+    let again = home.store.import(&source).unwrap();
+    assert_eq!(fs::read(again.path()).unwrap(), b"kernel");
+}
+
+#[test]
+fn only_regular_files_are_kept() {
+    let home = home();
+    let refused = home.store.import(Path::new("/dev/null"));
+    assert!(matches!(refused, Err(StoreError::NotRegular(_))));
+    let refused = home.store.import(&home.path().join("absent"));
+    assert!(matches!(refused, Err(StoreError::Call(_))));
+}
+
+#[test]
+fn gc_removes_blobs_that_nobody_names_or_uses_and_no_other() {
+    let home = home();
+    let blob = |name: &str| {
+        let source = home.path().join(name);
+        fs::write(&source, name).unwrap();
+        home.store.import(&source).unwrap()
+    };
+    let named = [blob("named")];
+    let template = build(&home.store, &requirements(1), &named).template;
+    let in_use = blob("in use");
+    drop(blob("forgotten"));
+    drop(named);
+    assert_eq!(removed(&home.store.sweep().unwrap()), 1);
+    assert_eq!(count(&home.store.blobs()), 2);
+    home.store.verify(&template).unwrap();
+    drop(in_use);
+    home.store.remove(template.digest()).unwrap();
+    assert_eq!(removed(&home.store.sweep().unwrap()), 2);
+    assert_eq!(count(&home.store.blobs()), 0);
+    assert_eq!(count(&home.store.hashes()), 0);
+}
+
+#[test]
+fn gc_removes_what_a_dead_build_left_and_nothing_of_a_live_one() {
+    let home = home();
+    let live = saved(&home.store);
+    let dead = home.store.staging().join("0123");
+    fs::create_dir(&dead).unwrap();
+    fs::write(dead.join("memory"), "half").unwrap();
+    assert_eq!(removed(&home.store.sweep().unwrap()), 1);
+    assert!(live.memory().exists() && !dead.exists());
+    live.discard().unwrap();
+    assert_eq!(count(&home.store.staging()), 0);
+}
+
+#[test]
+fn builds_and_removals_live_beside_sweeps_in_a_loop() {
+    let home = home();
+    let (store, directory) = (&home.store, home.path());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sweeper = scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                store.sweep().unwrap();
+            }
+        });
+        let builders: Vec<_> = (1..=2)
+            .map(|vcpus| {
+                scope.spawn(move || {
+                    let source = directory.join(format!("kernel-{vcpus}"));
+                    fs::write(&source, [vcpus]).unwrap();
+                    for _ in 0..8 {
+                        let blob = store.import(&source).unwrap();
+                        let template = build(store, &requirements(vcpus), &[blob]).template;
+                        store.verify(&template).unwrap();
+                        store.remove(template.digest()).unwrap();
+                    }
+                })
+            })
+            .collect();
+        let outcomes: Vec<_> = builders
+            .into_iter()
+            .map(std::thread::ScopedJoinHandle::join)
+            .collect();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        sweeper.join().unwrap();
+        assert!(outcomes.iter().all(Result::is_ok));
+    });
+}
+
+#[test]
+fn an_empty_staging_directory_is_not_published() {
+    let home = home();
+    let Claim::Build(lock) = home.store.claim(&requirements(1), DEADLINE).unwrap() else {
+        panic!("there is one already");
+    };
+    let draft = Draft {
+        agent_version: String::new(),
+        quiesce_id: [0; 16],
+        blobs: &[],
+        memory_opened_for_writing: false,
+    };
+    let staging = home.store.stage().unwrap();
+    let refused = home.store.publish(staging, &lock, &draft, &Timeline::new());
+    assert!(matches!(refused, Err(StoreError::Empty(_))));
+    assert_eq!(
+        count(&home.store.staging()) + count(&home.store.templates()),
+        0
+    );
+}
+
+/// On a filesystem of 1 MiB: an import and a publication that do not fit.
+#[test]
+fn a_full_disk_is_an_error_and_leaves_nothing() {
+    const INNER: &str = "TARDIGRADE_TEST_SMALL_DISK";
+    let Some(small) = std::env::var_os(INNER).map(PathBuf::from) else {
+        let disk = tempfile::tempdir().unwrap();
+        let script = "mount -t tmpfs -o size=1m,mode=0700 none \"$1\" && shift && exec \"$@\"";
+        let inner = |command: &[&str]| {
+            Command::new("unshare")
+                .args(["--map-root-user", "--mount", "sh", "-c", script, "sh"])
+                .arg(disk.path())
+                .args(command)
+                .env(INNER, disk.path())
+                .status()
+        };
+        if !inner(&["true"]).is_ok_and(|status| status.success()) {
+            eprintln!(
+                "skipped: a full disk: no mount namespace here (unshare --map-root-user --mount)"
+            );
+            return;
+        }
+        let program = std::env::current_exe().unwrap();
+        let module = module_path!().split_once("::").unwrap().1;
+        let test = format!("{module}::a_full_disk_is_an_error_and_leaves_nothing");
+        let status = inner(&[program.to_str().unwrap(), "--exact", &test, "--nocapture"]);
+        assert!(status.unwrap().success());
+        return;
+    };
+    let store = Store::open(&Paths::below(&small.join("state")).unwrap()).unwrap();
+    let large = tempfile::NamedTempFile::new().unwrap();
+    fs::write(large.path(), vec![1u8; 3 << 20]).unwrap();
+    let full = store.import(large.path()).unwrap_err();
+    assert!(
+        crate::host::explain(&full).contains("No space left"),
+        "{full:?}"
+    );
+    assert_eq!(count(&store.blobs()) + count(&store.staging()), 0);
+
+    let Claim::Build(lock) = store.claim(&requirements(1), DEADLINE).unwrap() else {
+        panic!("there is one already");
+    };
+    let staging = saved(&store);
+    let filler = small.join("filler");
+    // Whatever is left; the write that fails is the point.
+    let _ = fs::write(&filler, vec![1u8; 2 << 20]);
+    let draft = Draft {
+        agent_version: String::new(),
+        quiesce_id: [0; 16],
+        blobs: &[],
+        memory_opened_for_writing: false,
+    };
+    assert!(
+        store
+            .publish(staging, &lock, &draft, &Timeline::new())
+            .is_err()
+    );
+    assert_eq!(count(&store.templates()) + count(&store.staging()), 0);
+    fs::remove_file(filler).unwrap();
+    store
+        .publish(saved(&store), &lock, &draft, &Timeline::new())
+        .unwrap();
+}
+
+#[test]
+fn compare_names_the_field_and_both_values() {
+    let mut wanted = requirements(1);
+    assert_eq!(compare(&wanted, &requirements(1)).unwrap(), None);
+    wanted.machine.disks[0].image = Sha256::of(b"other");
+    let difference = compare(&wanted, &requirements(1)).unwrap().unwrap();
+    assert_eq!(difference.field, "machine.disks[0].image");
+    assert!(difference.wanted.contains(Sha256::of(b"other").as_str()));
+    let text = CloneRefusal::from(difference).reason();
+    assert!(text.starts_with("machine.disks[0].image differs"), "{text}");
+}
+
+fn any_requirements() -> impl Strategy<Value = Requirements> {
+    (
+        0u8..3,
+        0u32..3,
+        "[ab]{1,2}",
+        proptest::collection::vec("[ab]", 0..3),
+        any::<bool>(),
+    )
+        .prop_map(|(vcpus, memory_mib, version, args, readonly)| {
+            let mut some = requirements(vcpus);
+            some.machine.memory_mib = memory_mib;
+            some.vmm.version = version;
+            some.containers[0].args = args;
+            some.machine.disks[0].readonly = readonly;
+            some
+        })
+}
+
+proptest! {
+    #[test]
+    fn requirements_differ_in_a_field_exactly_when_their_digests_differ(
+        wanted in any_requirements(), have in any_requirements()
+    ) {
+        let difference = compare(&wanted, &have).unwrap();
+        prop_assert_eq!(difference.is_none(), wanted == have);
+        let same: bool = wanted.digest().unwrap() == have.digest().unwrap();
+        prop_assert_eq!(difference.is_none(), same);
+    }
+
+    #[test]
+    fn a_manifest_survives_its_file(some in any_requirements()) {
+        let text = serde_json::to_vec(&some).unwrap();
+        let back: Requirements = serde_json::from_slice(&text).unwrap();
+        prop_assert_eq!(back.digest().unwrap(), some.digest().unwrap());
+        prop_assert_eq!(back, some);
+        let _: TemplateDigest = Sha256::of(&text).as_str().parse().unwrap();
+    }
+}

@@ -1,0 +1,270 @@
+//! A supervisor at work on a VM that is a stand-in, reached as commands do.
+
+use super::*;
+use crate::config::{Paths, SandboxId};
+use crate::host::ProcessIdentity;
+use crate::sandbox::identity::Uuid;
+use crate::sandbox::spec::SandboxSpec;
+use crate::supervisor::client::{ClientError, Supervisors};
+use async_trait::async_trait;
+use hypervisor::{AgentDevice, Backing, Error, Saved, Span, VmExit, VmInfo, VmRecord, VmState};
+use protocols::AgentAddress;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+/// A VM that only knows whether it runs and whether it was killed.
+#[derive(Default)]
+struct StandIn {
+    paused: AtomicBool,
+    ended: Notify,
+    is_over: AtomicBool,
+}
+
+impl StandIn {
+    fn end(&self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        self.ended.notify_waiters();
+        self.ended.notify_one();
+    }
+}
+
+struct StandInVm(Arc<StandIn>);
+
+#[async_trait]
+impl Vm for StandInVm {
+    async fn pause(&self) -> Result<(), Error> {
+        self.0.paused.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn resume(&self) -> Result<(), Error> {
+        self.0.paused.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn save(&self, _directory: &Path) -> Result<Saved, Error> {
+        Err(Error::Unsupported("save"))
+    }
+
+    async fn info(&self) -> Result<VmInfo, Error> {
+        let state = VmState::Running;
+        Ok(VmInfo { state, pid: 1 })
+    }
+
+    async fn wait(&self) -> Result<VmExit, Error> {
+        while !self.0.is_over.load(Ordering::SeqCst) {
+            self.0.ended.notified().await;
+        }
+        Ok(VmExit::Exited(0))
+    }
+
+    async fn shutdown(&self, _deadline: Duration) -> Result<VmExit, Error> {
+        self.kill().await?;
+        self.wait().await
+    }
+
+    async fn kill(&self) -> Result<(), Error> {
+        self.0.end();
+        Ok(())
+    }
+
+    async fn agent_port_opened(&self, _deadline: Duration) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// This very process stands in for the VMM: it lives.
+    fn record(&self) -> VmRecord {
+        let process = ProcessIdentity::current().unwrap();
+        VmRecord {
+            driver: "stand-in".into(),
+            pid: process.pid,
+            start_time: process.start_time,
+            boot_id: process.boot_id,
+            monitor: "/nonexistent".into(),
+            console: "/nonexistent".into(),
+            agent: AgentDevice::Vsock { cid: 3 },
+            memory: Backing::Anonymous,
+            log: "/nonexistent".into(),
+        }
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        Vec::new()
+    }
+}
+
+/// A supervised stand-in in a state root of its own.
+struct Scene {
+    _root: tempfile::TempDir,
+    vm: Arc<StandIn>,
+    id: SandboxId,
+    commands: Supervisors,
+    service: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Scene {
+    fn set() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::below(&root.path().join("state")).unwrap();
+        let id = SandboxId::random().unwrap();
+        let spec = SandboxSpec {
+            vcpus: 1,
+            memory_mib: 64,
+            kernel: "/k".into(),
+            initrd: "/i".into(),
+            disks: Vec::new(),
+            containers: Vec::new(),
+        };
+        let vm = Arc::new(StandIn::default());
+        let stand_in = Box::new(StandInVm(Arc::clone(&vm)));
+        let mut record = SandboxRecord::begin(id.clone(), Uuid::draw().unwrap(), spec);
+        record.set_state(State::Running);
+        record.set_vm(stand_in.record());
+        let directory = RunDirectory::create(&paths, &id, "test", &record).unwrap();
+        let nowhere = AgentAddress::Unix {
+            path: "/nonexistent".into(),
+        };
+        let sockets = Sockets::bind(&directory).unwrap();
+        let supervised = Supervised {
+            vm: stand_in,
+            link: AgentLink::keep(nowhere, None),
+            directory,
+            record,
+        };
+        Self {
+            _root: root,
+            vm,
+            id,
+            // A dead supervisor cannot be revived by a program that is none.
+            commands: Supervisors::with_program(paths, "/nonexistent".into()),
+            service: tokio::spawn(supervised.serve(sockets)),
+        }
+    }
+
+    async fn ask(&self, request: Request) -> Result<State, ClientError> {
+        let status = self.commands.ask(&self.id, &request).await?;
+        Ok(status.state)
+    }
+
+    fn recorded(&self) -> SandboxRecord {
+        SandboxRecord::read(self.commands.paths(), &self.id).unwrap()
+    }
+}
+
+fn run(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(async { timeout(Duration::from_secs(20), test).await.unwrap() });
+}
+
+#[test]
+fn a_sandbox_is_paused_resumed_and_stopped_by_its_clients() {
+    run(async {
+        let scene = Scene::set();
+        assert_eq!(
+            scene.ask(Request::Inspect {}).await.unwrap(),
+            State::Running
+        );
+        assert_eq!(scene.ask(Request::Pause {}).await.unwrap(), State::Paused);
+        assert!(scene.vm.paused.load(Ordering::SeqCst));
+        assert_eq!(scene.recorded().state, State::Paused);
+        assert_eq!(scene.ask(Request::Resume {}).await.unwrap(), State::Running);
+        let error = scene.ask(Request::Resume {}).await.unwrap_err();
+        assert!(error.to_string().contains("running"), "{error}");
+        let stop = Request::Stop { grace_millis: 0 };
+        assert_eq!(scene.ask(stop).await.unwrap(), State::Stopped);
+        scene.service.await.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_vmm_that_ends_stops_the_sandbox_and_its_supervisor() {
+    run(async {
+        let mut scene = Scene::set();
+        scene.ask(Request::Inspect {}).await.unwrap();
+        scene.vm.end();
+        (&mut scene.service).await.unwrap().unwrap();
+        let record = scene.recorded();
+        assert_eq!(record.state, State::Stopped);
+        assert_eq!(record.exit.as_deref(), Some("exit status 0"));
+        let error = scene.ask(Request::Inspect {}).await.unwrap_err();
+        assert!(matches!(error, ClientError::Stopped { .. }), "{error}");
+        // Stopping what has stopped is no error, and removing it leaves nothing.
+        scene
+            .commands
+            .stop(&scene.id, Duration::ZERO)
+            .await
+            .unwrap();
+        scene.commands.remove(&scene.id).await.unwrap();
+        let error = scene.ask(Request::Inspect {}).await.unwrap_err();
+        assert!(matches!(error, ClientError::Unknown(_)), "{error}");
+    });
+}
+
+#[test]
+fn a_client_that_talks_nonsense_is_told_so_and_harms_nobody() {
+    run(async {
+        let scene = Scene::set();
+        let control = scene.commands.paths().sandbox(&scene.id).control();
+        for nonsense in [&b"{\"verb\":\"explode\"}\n"[..], b"\xff\n", b"\n"] {
+            let mut stream = protocols::unix::connect(&control).await.unwrap();
+            stream.write_all(nonsense).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.contains("\"failed\""), "{answer}");
+        }
+        let mut endless = protocols::unix::connect(&control).await.unwrap();
+        let mut sent = 0;
+        while endless.write_all(&[b' '; 4096]).await.is_ok() {
+            sent += 4096;
+            assert!(sent < 4 * line::LIMIT, "an endless line is read for ever");
+        }
+        assert_eq!(
+            scene.ask(Request::Inspect {}).await.unwrap(),
+            State::Running
+        );
+    });
+}
+
+#[test]
+fn a_silent_client_keeps_nobody_waiting() {
+    run(async {
+        let scene = Scene::set();
+        let control = scene.commands.paths().sandbox(&scene.id).control();
+        let _silent = protocols::unix::connect(&control).await.unwrap();
+        assert_eq!(
+            scene.ask(Request::Inspect {}).await.unwrap(),
+            State::Running
+        );
+    });
+}
+
+#[test]
+fn without_an_agent_its_ports_are_refused_at_once() {
+    run(async {
+        let scene = Scene::set();
+        let address = scene.commands.agent(&scene.id).await.unwrap();
+        let error = protocols::Link::connect(&address, Duration::from_secs(10))
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, protocols::LinkError::Refused { .. }),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn nobody_else_may_act_while_a_supervisor_lives() {
+    run(async {
+        let scene = Scene::set();
+        scene.ask(Request::Inspect {}).await.unwrap();
+        let error = RunDirectory::open(scene.commands.paths(), &scene.id, "other").unwrap_err();
+        assert!(error.to_string().contains("held by"), "{error}");
+    });
+}

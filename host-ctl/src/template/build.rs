@@ -1,0 +1,369 @@
+//! How a template is built, as one list.
+
+use std::time::Duration;
+
+use agent_client::{AgentClient, Purpose, QuiesceId};
+use hypervisor::{Hypervisor, Vm};
+use protocols::Link;
+
+use super::BuildError;
+use super::requirements::{Images, requirements};
+use super::warm::{until_ready, warm};
+use super::workshop::Workshop;
+use crate::config::{Paths, TemplateName};
+use crate::sandbox::Made;
+use crate::sandbox::boot::boot;
+use crate::sandbox::spec::SandboxSpec;
+use crate::store::{Blob, BuildLock, Claim, Draft, SavedWarmUp, Store, Template};
+use crate::timeline::{Timeline, now};
+
+/// How long the same build of another process is waited for.
+const CLAIM_DEADLINE: Duration = Duration::from_secs(600);
+/// One call to the agent.
+const CALL_DEADLINE: Duration = Duration::from_secs(60);
+/// All tries of the readiness command together.
+const READY_DEADLINE: Duration = Duration::from_secs(120);
+/// One warm command.
+const WARM_DEADLINE: Duration = Duration::from_secs(300);
+/// From asking a link to close to its end.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Every step at which a build can be killed, in order
+/// ([`crate::timeline::step`]). Whatever the step, a sweep leaves nothing.
+pub const STEPS: [&str; 21] = [
+    "build: import the images",
+    "build: claim the template",
+    "build: write the record",
+    "build: make the staging directory",
+    "boot: start the vm",
+    "boot: guest kernel and agent, until the port is open",
+    "boot: session and port 1024 over virtio-serial",
+    "boot: agent call CreateSandbox",
+    "boot: agent call CreateContainer",
+    "boot: agent call StartContainer",
+    "build: record the VM",
+    "build: readiness command",
+    "build: warm commands",
+    "build: agent call Quiesce",
+    "build: close the link",
+    "build: pause and save",
+    "build: kill and reap the VM",
+    "build: fsync and hash",
+    "build: write the manifest",
+    "build: rename into place",
+    "build: set the name",
+];
+
+/// What to build.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// By which name it is to be found.
+    pub name: TemplateName,
+    /// The sandbox.
+    pub spec: SandboxSpec,
+    /// Run in the first container until it succeeds.
+    pub ready: Option<Vec<String>>,
+    /// Run in the first container then, once each, in this order.
+    pub warm: Vec<Vec<String>>,
+}
+
+/// Where to build it.
+#[derive(Clone, Copy)]
+pub struct Workplace<'a> {
+    /// The state root.
+    pub paths: &'a Paths,
+    /// Where it is kept.
+    pub store: &'a Store,
+    /// What runs it.
+    pub hypervisor: &'a dyn Hypervisor,
+}
+
+/// A template that is there now.
+#[derive(Debug)]
+pub struct Built {
+    /// The template.
+    pub template: Template,
+    /// What building it cost; none when it was there already.
+    pub cost: Option<Cost>,
+}
+
+/// What a build cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes of device state.
+    pub state_bytes: u64,
+    /// Time of the save verb: device state only, the RAM lies in its file.
+    pub save: Duration,
+    /// Bytes of RAM that were not zero.
+    pub touched_bytes: u64,
+    /// Time from the first fsync to the durable name.
+    pub publish: Duration,
+}
+
+/// What the guest's side of a build has left.
+struct Frozen {
+    quiesce_id: QuiesceId,
+    agent_version: String,
+    state_bytes: u64,
+    save: Duration,
+}
+
+/// Builds a template, or finds that it is there. Any failure kills the VM and
+/// leaves nothing.
+///
+/// Runs on the calling task and blocks it while files are copied and hashed.
+///
+/// # Errors
+/// The first step that failed.
+pub async fn build(
+    recipe: &Recipe,
+    place: Workplace<'_>,
+    timeline: &Timeline,
+) -> Result<Built, BuildError> {
+    check_disks(&recipe.spec)?;
+    let kept = {
+        let _span = timeline.step("build: import the images");
+        Kept::import(&recipe.spec, place.store)?
+    };
+    let spec = kept.applied_to(&recipe.spec);
+    let warm_up = SavedWarmUp {
+        ready: recipe.ready.clone(),
+        warm: recipe.warm.clone(),
+    };
+    let capabilities = place.hypervisor.capabilities();
+    let wanted = requirements(&spec, &kept.images(), &warm_up, capabilities);
+    let claim = {
+        let _span = timeline.step("build: claim the template");
+        place.store.claim(&wanted, CLAIM_DEADLINE)?
+    };
+    let built = match claim {
+        Claim::Existing(template) => Built {
+            template: *template,
+            cost: None,
+        },
+        Claim::Build(lock) => {
+            let workshop = Workshop::open(place.paths, place.store, &spec, timeline)?;
+            make(recipe, &spec, workshop, (&lock, &kept), place, timeline).await?
+        }
+    };
+    let _span = timeline.step("build: set the name");
+    place
+        .store
+        .set_name(&recipe.name, built.template.digest())?;
+    Ok(built)
+}
+
+/// From an empty workshop to a published template, or to nothing.
+async fn make(
+    recipe: &Recipe,
+    spec: &SandboxSpec,
+    mut workshop: Workshop,
+    (lock, kept): (&BuildLock, &Kept),
+    place: Workplace<'_>,
+    timeline: &Timeline,
+) -> Result<Built, BuildError> {
+    let memory = workshop.memory();
+    let booted = boot(
+        spec,
+        &workshop.directory,
+        workshop.uuid,
+        memory,
+        place.hypervisor,
+        timeline,
+    );
+    let frozen = match booted.await {
+        Ok(made) => freeze_and_kill(recipe, spec, &mut workshop, made, timeline).await,
+        Err(error) => Err(error.into()),
+    };
+    let frozen = match frozen {
+        Ok(frozen) => frozen,
+        Err(error) => return Err(workshop.close(error)),
+    };
+    let draft = Draft {
+        agent_version: frozen.agent_version,
+        quiesce_id: *frozen.quiesce_id.as_bytes(),
+        blobs: &kept.0,
+        memory_opened_for_writing: !place.hypervisor.capabilities().private_memory_is_read_only,
+    };
+    let published = place
+        .store
+        .publish(workshop.staging, lock, &draft, timeline);
+    let removed = workshop.directory.remove();
+    let published = published?;
+    removed?;
+    Ok(Built {
+        template: published.template,
+        cost: Some(Cost {
+            state_bytes: frozen.state_bytes,
+            save: frozen.save,
+            touched_bytes: published.touched_bytes,
+            publish: published.took,
+        }),
+    })
+}
+
+/// The VM is dead afterwards, whatever happened: one that was saved must never
+/// run again on its files, and one that was not is of no use.
+async fn freeze_and_kill(
+    recipe: &Recipe,
+    spec: &SandboxSpec,
+    workshop: &mut Workshop,
+    made: Made,
+    timeline: &Timeline,
+) -> Result<Frozen, BuildError> {
+    let Made { vm, link, .. } = made;
+    let frozen = freeze(recipe, spec, workshop, &*vm, link, timeline).await;
+    let killed = {
+        let _span = timeline.step("build: kill and reap the VM");
+        vm.kill().await
+    };
+    match (frozen, killed) {
+        (frozen, Ok(())) => frozen,
+        (frozen, Err(kill)) => Err(BuildError::Lingers {
+            first: frozen.err().map(Box::new),
+            kill,
+        }),
+    }
+}
+
+/// From a sandbox that runs to one that is saved.
+async fn freeze(
+    recipe: &Recipe,
+    spec: &SandboxSpec,
+    workshop: &mut Workshop,
+    vm: &dyn Vm,
+    link: Link,
+    timeline: &Timeline,
+) -> Result<Frozen, BuildError> {
+    {
+        let _span = timeline.step("build: record the VM");
+        workshop.record_vm(vm)?;
+    }
+    let client = AgentClient::connect(&link, CALL_DEADLINE)
+        .await
+        .map_err(BuildError::agent("open the agent's port"))?;
+    let version = client
+        .version(CALL_DEADLINE)
+        .await
+        .map_err(BuildError::agent("ask for the agent's version"))?;
+    warm_up(recipe, spec, &client, timeline).await?;
+    let quiesce_id = quiesce(&client, timeline).await?;
+    {
+        let _span = timeline.step("build: close the link");
+        drop(client);
+        close(link, workshop).await?;
+    }
+    let _span = timeline.step("build: pause and save");
+    vm.pause().await.map_err(BuildError::vm("pause the VM"))?;
+    note_verb(vm, timeline);
+    let saved = vm.save(workshop.staging.path()).await;
+    note_verb(vm, timeline);
+    let saved = saved.map_err(BuildError::vm("save the VM"))?;
+    Ok(Frozen {
+        quiesce_id,
+        agent_version: version.agent,
+        state_bytes: saved.bytes,
+        save: saved.duration,
+    })
+}
+
+async fn warm_up(
+    recipe: &Recipe,
+    spec: &SandboxSpec,
+    client: &AgentClient,
+    timeline: &Timeline,
+) -> Result<(), BuildError> {
+    // Without a container there is nothing to run a command in.
+    let Some(container) = spec.containers.first() else {
+        return Ok(());
+    };
+    if let Some(args) = &recipe.ready {
+        let _span = timeline.step("build: readiness command");
+        until_ready(client, &container.id, args, READY_DEADLINE).await?;
+    }
+    let _span = timeline.step("build: warm commands");
+    for args in &recipe.warm {
+        warm(client, &container.id, args, WARM_DEADLINE).await?;
+    }
+    Ok(())
+}
+
+async fn quiesce(client: &AgentClient, timeline: &Timeline) -> Result<QuiesceId, BuildError> {
+    let _span = timeline.step("build: agent call Quiesce");
+    let begun = now();
+    let quiesced = client
+        .quiesce(Purpose::Template, CALL_DEADLINE)
+        .await
+        .map_err(BuildError::agent("quiesce the guest"))?;
+    let steps = quiesced.steps.into_iter().map(|step| {
+        let took = Duration::from_micros(step.micros);
+        (format!("guest: {}", step.name), took)
+    });
+    timeline.record_sequence(begun, steps);
+    Ok(quiesced.quiesce_id)
+}
+
+/// A guest is not saved while its host is connected, perhaps in mid-sentence.
+async fn close(link: Link, workshop: &Workshop) -> Result<(), BuildError> {
+    let watched = link.clone();
+    link.close();
+    tokio::time::timeout(CLOSE_DEADLINE, watched.closed())
+        .await
+        .map_err(|_| BuildError::StillConnected(workshop.directory.paths().serial()))
+}
+
+/// Notes the spans of a VM's last verb.
+fn note_verb(vm: &dyn Vm, timeline: &Timeline) {
+    for span in vm.spans() {
+        let end = span.start_ns.saturating_add(span.duration_ns);
+        timeline.record(span.name, span.start_ns, end);
+    }
+}
+
+/// The kept files of a machine: kernel, initrd, then the disks.
+struct Kept(Vec<Blob>);
+
+impl Kept {
+    fn import(spec: &SandboxSpec, store: &Store) -> Result<Kept, BuildError> {
+        let mut blobs = vec![store.import(&spec.kernel)?, store.import(&spec.initrd)?];
+        for disk in &spec.disks {
+            blobs.push(store.import(disk)?);
+        }
+        Ok(Kept(blobs))
+    }
+
+    fn images(&self) -> Images {
+        let digest = |index: usize| self.0[index].sha256().clone();
+        Images {
+            kernel: digest(0),
+            initrd: digest(1),
+            disks: (2..self.0.len()).map(digest).collect(),
+        }
+    }
+
+    /// The sandbox, made of the kept files.
+    fn applied_to(&self, spec: &SandboxSpec) -> SandboxSpec {
+        let path = |index: usize| self.0[index].path().to_owned();
+        SandboxSpec {
+            kernel: path(0),
+            initrd: path(1),
+            disks: (2..self.0.len()).map(path).collect(),
+            ..spec.clone()
+        }
+    }
+}
+
+/// Said before anything is copied or started.
+fn check_disks(spec: &SandboxSpec) -> Result<(), BuildError> {
+    let missing = spec
+        .containers
+        .iter()
+        .find(|container| container.disk >= spec.disks.len());
+    match missing {
+        None => Ok(()),
+        Some(container) => Err(BuildError::Disk {
+            container: container.id.clone(),
+            disk: container.disk,
+        }),
+    }
+}

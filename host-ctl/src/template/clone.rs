@@ -1,0 +1,61 @@
+//! Whether a stored template can be cloned here and now.
+
+use hypervisor::{Capabilities, VmSpec};
+
+use super::requirements::{Images, any_vm, requirements, sandbox_spec};
+use crate::config::{TemplateDigest, hexadecimal_bytes};
+use crate::sandbox::spec::SandboxSpec;
+use crate::store::{CloneRefusal, Store, Template, compare};
+
+/// All that a restore needs. The files were found as published a moment ago.
+#[derive(Debug, Clone)]
+pub struct ClonePlan {
+    /// The template: its directory holds the state, its memory the RAM.
+    pub template: Template,
+    /// The sandbox it was made from.
+    pub spec: SandboxSpec,
+    /// The VM it was saved from, device for device. Its sockets, its name, its
+    /// log and its RAM are placeholders that the restore must rebind.
+    pub vm: VmSpec,
+    /// Names the freeze that the clone's thaw ends.
+    pub quiesce_id: [u8; 16],
+}
+
+/// Reads a template, compares it with what this program, driver and VMM would
+/// make of the same sandbox for this user, and looks at every file: inode, size
+/// and times, and the content of those that do not match.
+///
+/// # Errors
+/// Why no clone can be made of it: boot [`cold_spec`] instead.
+pub fn plan_clone(
+    store: &Store,
+    digest: &TemplateDigest,
+    capabilities: &Capabilities,
+) -> Result<ClonePlan, CloneRefusal> {
+    let template = store.load(digest)?;
+    let have = &template.manifest().requirements;
+    let spec = sandbox_spec(have, store);
+    let wanted = requirements(&spec, &Images::of(have), &have.warm_up, capabilities);
+    if let Some(difference) = compare(&wanted, have).map_err(Box::new)? {
+        return Err(difference.into());
+    }
+    store.check(&template)?;
+    let quiesce_id = hexadecimal_bytes(&template.manifest().quiesce_id)
+        // Sealed by us, so that only a defect of ours could have written it.
+        .ok_or(CloneRefusal::Forged)?;
+    Ok(ClonePlan {
+        vm: any_vm(&spec),
+        spec,
+        quiesce_id,
+        template,
+    })
+}
+
+/// What to boot when a template cannot be cloned: only its manifest is read.
+///
+/// # Errors
+/// When there is no manifest of ours to read either.
+pub fn cold_spec(store: &Store, digest: &TemplateDigest) -> Result<SandboxSpec, CloneRefusal> {
+    let template = store.load(digest)?;
+    Ok(sandbox_spec(&template.manifest().requirements, store))
+}

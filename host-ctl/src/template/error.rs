@@ -1,0 +1,121 @@
+//! Why a template was not built.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use thiserror::Error;
+
+use crate::config::NameError;
+use crate::host::{ProcessError, RecordError, RunDirectoryError, explain};
+use crate::sandbox::boot::BootError;
+use crate::store::StoreError;
+
+/// Why a template was not built. Nothing of it is left then, unless the last
+/// variant says so.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// A container names a disk that is not there.
+    #[error("container {container}: there is no disk {disk}")]
+    Disk {
+        /// The container.
+        container: String,
+        /// The index of its disk.
+        disk: usize,
+    },
+    /// The store did not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// No run directory.
+    #[error(transparent)]
+    Directory(#[from] RunDirectoryError),
+    /// The record could not be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// This process could not be identified.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// No id could be drawn.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The kernel gave no random bytes.
+    #[error("getrandom")]
+    Random(#[from] Errno),
+    /// The sandbox did not come up.
+    #[error("boot the sandbox")]
+    Boot(#[from] BootError),
+    /// The VMM failed.
+    #[error("{step}")]
+    Vm {
+        /// The step.
+        step: &'static str,
+        /// What the driver said.
+        #[source]
+        source: hypervisor::Error,
+    },
+    /// The agent refused, failed or did not answer.
+    #[error("{step}")]
+    Agent {
+        /// The step.
+        step: &'static str,
+        /// What the client said.
+        #[source]
+        source: agent_client::ClientError,
+    },
+    /// A command in the container did not succeed.
+    #[error("{command}: exit status {status}; its output ends with: {output}")]
+    Command {
+        /// Which command, by its role and first word.
+        command: String,
+        /// As a shell counts it.
+        status: i32,
+        /// The last of what it said, escaped.
+        output: String,
+    },
+    /// A command in the container, or all its tries, took too long.
+    #[error("{command}: no success within {deadline:?}; its output ends with: {output}")]
+    Slow {
+        /// Which command, by its role and first word.
+        command: String,
+        /// How long was waited.
+        deadline: Duration,
+        /// The last of what it said, escaped.
+        output: String,
+    },
+    /// The link to the agent did not end when asked to.
+    #[error("the link over {0} did not close")]
+    StillConnected(PathBuf),
+    /// Its VM could not be killed; a sweep will.
+    #[error("kill the VM{}", because(first.as_deref()))]
+    Lingers {
+        /// Why the build had failed already, if it had.
+        first: Option<Box<BuildError>>,
+        /// Why the VM is still there.
+        #[source]
+        kill: hypervisor::Error,
+    },
+}
+
+fn because(first: Option<&BuildError>) -> String {
+    first.map_or_else(String::new, |first| format!(" after: {}", explain(first)))
+}
+
+impl BuildError {
+    pub(super) fn vm(step: &'static str) -> impl FnOnce(hypervisor::Error) -> BuildError {
+        move |source| BuildError::Vm { step, source }
+    }
+
+    pub(super) fn agent(
+        step: &'static str,
+    ) -> impl FnOnce(agent_client::ClientError) -> BuildError {
+        move |source| BuildError::Agent { step, source }
+    }
+
+    /// Whether a VM of the build may still run.
+    pub(super) fn leaves_vm(&self) -> bool {
+        matches!(
+            self,
+            BuildError::Lingers { .. } | BuildError::Boot(BootError::Lingers { .. })
+        )
+    }
+}

@@ -1,0 +1,17 @@
+//! Templates: sandboxes that were booted once, warmed and frozen.
+//!
+//! [`build`] makes one, as a list of steps that commits as a whole or leaves
+//! nothing. [`plan_clone`] says whether a stored one can be cloned here and
+//! now, and if not, why. Both agree on what must match through one function,
+//! which turns a machine into its saved form.
+
+mod build;
+mod clone;
+mod error;
+mod requirements;
+mod warm;
+mod workshop;
+
+pub use build::{Built, Cost, Recipe, STEPS, Workplace, build};
+pub use clone::{ClonePlan, cold_spec, plan_clone};
+pub use error::BuildError;

@@ -1,0 +1,230 @@
+//! A machine and its containers, as a manifest keeps them.
+
+use std::path::{Path, PathBuf};
+
+use hypervisor::{AgentDevice, Backing, Capabilities, NicBackend, VmSpec};
+use policy::Policy;
+use rustix::process::geteuid;
+
+use crate::sandbox::identity::Uuid;
+use crate::sandbox::spec::{ContainerPlan, SandboxSpec, VmFiles};
+use crate::store::{
+    FORMAT, Requirements, SavedAgentDevice, SavedContainer, SavedDisk, SavedMachine, SavedNic,
+    SavedVmm, SavedWarmUp, Sha256, Store,
+};
+
+/// The digests of a machine's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Images {
+    pub(super) kernel: Sha256,
+    pub(super) initrd: Sha256,
+    /// In the order of the disks.
+    pub(super) disks: Vec<Sha256>,
+}
+
+impl Images {
+    /// The files a manifest names.
+    pub(super) fn of(requirements: &Requirements) -> Images {
+        let machine = &requirements.machine;
+        Images {
+            kernel: machine.kernel.clone(),
+            initrd: machine.initrd.clone(),
+            disks: machine
+                .disks
+                .iter()
+                .map(|disk| disk.image.clone())
+                .collect(),
+        }
+    }
+}
+
+/// What must match for a template of this sandbox, built or wanted on this
+/// host by this program, driver and VMM.
+pub(super) fn requirements(
+    spec: &SandboxSpec,
+    images: &Images,
+    warm_up: &SavedWarmUp,
+    capabilities: &Capabilities,
+) -> Requirements {
+    let vm = any_vm(spec);
+    let default_model = || capabilities.default_cpu_model.clone();
+    Requirements {
+        format: FORMAT,
+        owner: geteuid().as_raw(),
+        vmm: SavedVmm {
+            kind: capabilities.vmm.clone(),
+            version: capabilities.version.clone(),
+            accelerator: capabilities.accelerator.to_string(),
+            machine_type: capabilities.machine.clone(),
+            cpu_model: vm.cpu_model.clone().unwrap_or_else(default_model),
+        },
+        machine: saved_machine(&vm, images),
+        // The one an agent has until it is given another.
+        policy: Policy::AllowAll.digest().to_string(),
+        containers: spec.containers.iter().map(saved_container).collect(),
+        warm_up: warm_up.clone(),
+    }
+}
+
+/// A sandbox's VM in no place: of what is here made up, a restore rebinds all,
+/// and a manifest holds none.
+pub(super) fn any_vm(spec: &SandboxSpec) -> VmSpec {
+    let nowhere = VmFiles::below(Path::new("/nonexistent"));
+    spec.vm("template", Uuid::NIL, &nowhere, Backing::Anonymous)
+}
+
+/// The sandbox that a manifest describes, made of kept files.
+pub(super) fn sandbox_spec(requirements: &Requirements, store: &Store) -> SandboxSpec {
+    let machine = &requirements.machine;
+    let kept = |image: &Sha256| -> PathBuf { store.blob_path(image) };
+    SandboxSpec {
+        vcpus: machine.vcpus,
+        memory_mib: machine.memory_mib,
+        kernel: kept(&machine.kernel),
+        initrd: kept(&machine.initrd),
+        disks: machine.disks.iter().map(|disk| kept(&disk.image)).collect(),
+        containers: requirements.containers.iter().map(container).collect(),
+    }
+}
+
+fn saved_machine(vm: &VmSpec, images: &Images) -> SavedMachine {
+    let disks = vm.disks.iter().zip(&images.disks);
+    SavedMachine {
+        vcpus: vm.vcpus,
+        memory_mib: vm.memory.size_mib,
+        kernel: images.kernel.clone(),
+        initrd: images.initrd.clone(),
+        cmdline: vm.cmdline.clone(),
+        disks: disks
+            .map(|(disk, image)| SavedDisk {
+                id: disk.id.clone(),
+                image: image.clone(),
+                readonly: disk.readonly,
+            })
+            .collect(),
+        agent: match &vm.agent {
+            AgentDevice::Serial { port_name, .. } => SavedAgentDevice::Serial {
+                port_name: port_name.clone(),
+            },
+            AgentDevice::Vsock { .. } => SavedAgentDevice::Vsock,
+        },
+        nics: vm
+            .nics
+            .iter()
+            .map(|nic| SavedNic {
+                id: nic.id.clone(),
+                mac: nic.mac.clone(),
+                backend: match nic.backend {
+                    NicBackend::None => "none".to_owned(),
+                    NicBackend::User => "user".to_owned(),
+                },
+            })
+            .collect(),
+    }
+}
+
+fn saved_container(container: &ContainerPlan) -> SavedContainer {
+    SavedContainer {
+        id: container.id.clone(),
+        disk: container.disk,
+        args: container.args.clone(),
+        env: container.env.clone(),
+        cwd: container.cwd.clone(),
+    }
+}
+
+fn container(saved: &SavedContainer) -> ContainerPlan {
+    ContainerPlan {
+        id: saved.id.clone(),
+        disk: saved.disk,
+        args: saved.args.clone(),
+        env: saved.env.clone(),
+        cwd: saved.cwd.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Paths;
+    use crate::store::compare;
+    use hypervisor::Accelerator;
+
+    fn spec() -> SandboxSpec {
+        SandboxSpec {
+            vcpus: 1,
+            memory_mib: 128,
+            kernel: "/k".into(),
+            initrd: "/i".into(),
+            disks: vec!["/a".into()],
+            containers: vec![ContainerPlan {
+                id: "main".into(),
+                disk: 0,
+                args: vec!["/bin/true".into()],
+                env: Vec::new(),
+                cwd: "/".into(),
+            }],
+        }
+    }
+
+    fn capabilities() -> Capabilities {
+        Capabilities {
+            vmm: "qemu".into(),
+            version: "7.2".into(),
+            accelerator: Accelerator::Tcg,
+            accelerator_reason: "none".into(),
+            machine: "q35".into(),
+            default_cpu_model: "max".into(),
+            private_memory_is_read_only: false,
+            vsock: false,
+        }
+    }
+
+    fn saved(spec: &SandboxSpec, capabilities: &Capabilities) -> Requirements {
+        let image = Sha256::of(b"image");
+        let images = Images {
+            kernel: image.clone(),
+            initrd: image.clone(),
+            disks: vec![image],
+        };
+        requirements(spec, &images, &SavedWarmUp::default(), capabilities)
+    }
+
+    #[test]
+    fn a_manifest_gives_back_the_sandbox_it_was_made_from() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::below(&root.path().join("state")).unwrap();
+        let store = Store::open(&paths).unwrap();
+        let have = saved(&spec(), &capabilities());
+        let back = sandbox_spec(&have, &store);
+        assert_eq!(back.containers, spec().containers);
+        assert_eq!(back.disks, [store.blob_path(&Sha256::of(b"image"))]);
+        // The way to the files is not part of what must match.
+        let again = requirements(&back, &Images::of(&have), &have.warm_up, &capabilities());
+        assert_eq!(compare(&again, &have).unwrap(), None);
+    }
+
+    #[test]
+    fn whatever_the_guest_could_notice_makes_another_template() {
+        let have = saved(&spec(), &capabilities());
+        let changes: [fn(&mut SandboxSpec); 4] = [
+            |spec| spec.vcpus += 1,
+            |spec| spec.memory_mib += 1,
+            |spec| spec.disks.clear(),
+            |spec| spec.containers[0].env.push("A=b".into()),
+        ];
+        for change in changes {
+            let mut changed = spec();
+            change(&mut changed);
+            let difference = compare(&saved(&changed, &capabilities()), &have).unwrap();
+            assert!(difference.is_some(), "{changed:?}");
+        }
+        let newer = Capabilities {
+            version: "8.0".into(),
+            accelerator_reason: "another".into(),
+            ..capabilities()
+        };
+        let difference = compare(&saved(&spec(), &newer), &have).unwrap().unwrap();
+        assert_eq!(difference.field, "vmm.version");
+    }
+}

@@ -1,0 +1,85 @@
+//! The place where one template is built: a run directory, so that a sweep
+//! finds what a kill leaves, and a staging directory.
+
+use hypervisor::{Backing, Vm};
+
+use super::BuildError;
+use crate::config::{Paths, SandboxId};
+use crate::host::{ProcessIdentity, RunDirectory, Stage};
+use crate::sandbox::identity::Uuid;
+use crate::sandbox::record::SandboxRecord;
+use crate::sandbox::spec::SandboxSpec;
+use crate::store::{Staging, Store};
+use crate::timeline::Timeline;
+
+/// A place to build in, made before there is anything to lose in it.
+pub(super) struct Workshop {
+    pub(super) directory: RunDirectory,
+    pub(super) staging: Staging,
+    pub(super) uuid: Uuid,
+    record: SandboxRecord,
+}
+
+impl Workshop {
+    /// Makes both directories. The record says from the beginning that this is
+    /// a build, worth nothing without this process.
+    pub(super) fn open(
+        paths: &Paths,
+        store: &Store,
+        spec: &SandboxSpec,
+        timeline: &Timeline,
+    ) -> Result<Workshop, BuildError> {
+        let id = SandboxId::random()?;
+        let uuid = Uuid::draw()?;
+        let mut record = SandboxRecord::begin(id.clone(), uuid, spec.clone());
+        record.head.stage = Stage::Building;
+        record.head.supervisor = Some(ProcessIdentity::current()?);
+        let directory = {
+            let _span = timeline.step("build: write the record");
+            RunDirectory::create(paths, &id, "build a template", &record)?
+        };
+        let staged = {
+            let _span = timeline.step("build: make the staging directory");
+            store.stage()
+        };
+        match staged {
+            Ok(staging) => Ok(Workshop {
+                directory,
+                staging,
+                uuid,
+                record,
+            }),
+            Err(error) => {
+                directory.remove()?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Where the guest's RAM is to lie.
+    pub(super) fn memory(&self) -> Backing {
+        Backing::FileBacked {
+            path: self.staging.memory(),
+            shared: true,
+        }
+    }
+
+    /// Records the VM. Until then a sweep finds it by its name.
+    pub(super) fn record_vm(&mut self, vm: &dyn Vm) -> Result<(), BuildError> {
+        self.record.set_vm(vm.record());
+        Ok(self.directory.write_record(&self.record)?)
+    }
+
+    /// The way down without a VM: removes both directories, unless a VM may
+    /// still use them; then only a sweep that has killed it may.
+    pub(super) fn close(self, error: BuildError) -> BuildError {
+        if error.leaves_vm() {
+            self.staging.abandon();
+            return error;
+        }
+        // The first failure is what counts; a sweep removes the rest.
+        let _ = self.staging.discard();
+        let _ = self.directory.remove();
+        error
+    }
+}

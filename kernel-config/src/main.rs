@@ -1,0 +1,119 @@
+//! `kernel-config`: checks a kernel's configuration for the guest, and lists
+//! the modules the guest loads.
+//!
+//! Exit status: 0 passes, 1 does not pass, 2 could not be checked.
+
+use clap::{Parser, Subcommand, ValueEnum};
+use kernel_config::config::MAX_CONFIG_BYTES;
+use kernel_config::{ConfigError, KernelConfig, check, modules_in_load_order};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// What the guest needs of a kernel, and a check of a kernel's configuration.
+#[derive(Parser)]
+#[command(name = "kernel-config", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check a kernel's configuration file; exit 1 and name what is missing.
+    Check {
+        /// For example /boot/config-RELEASE.
+        config: PathBuf,
+        /// How to print the findings.
+        #[arg(long, value_enum, default_value = "text")]
+        output: Output,
+    },
+    /// Print the modules the guest loads, one a line, in load order.
+    Modules {
+        /// Leave out what this configuration has built in.
+        #[arg(long, value_name = "CONFIG")]
+        config: Option<PathBuf>,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum CommandError {
+    #[error("read {path}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path}: {source}")]
+    Parse { path: PathBuf, source: ConfigError },
+    #[error("write to standard output: {0}")]
+    Write(#[from] io::Error),
+    #[error("write report as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Check { config, output } => run_check(&config, output),
+        Command::Modules { config } => list_modules(config.as_deref()),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("kernel-config: {error}");
+        ExitCode::from(2)
+    })
+}
+
+fn run_check(path: &Path, output: Output) -> Result<ExitCode, CommandError> {
+    let report = check(&read(path)?);
+    let mut to = io::stdout().lock();
+    match output {
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut to, &report)?;
+            writeln!(to)?;
+        }
+        Output::Text => {
+            write!(to, "{report}")?;
+            let verdict = if report.passes() {
+                "passes"
+            } else {
+                "does not pass"
+            };
+            writeln!(to, "{}: {verdict}", path.display())?;
+        }
+    }
+    Ok(if report.passes() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn list_modules(config: Option<&Path>) -> Result<ExitCode, CommandError> {
+    let config = config.map(read).transpose()?;
+    let mut to = io::stdout().lock();
+    for module in modules_in_load_order(config.as_ref()) {
+        writeln!(to, "{module}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(path: &Path) -> Result<KernelConfig, CommandError> {
+    let mut text = String::new();
+    // One byte more than allowed, so that the parser sees an excess.
+    File::open(path)
+        .and_then(|file| {
+            file.take(MAX_CONFIG_BYTES as u64 + 1)
+                .read_to_string(&mut text)
+        })
+        .map_err(|source| CommandError::Read {
+            path: path.into(),
+            source,
+        })?;
+    text.parse().map_err(|source| CommandError::Parse {
+        path: path.into(),
+        source,
+    })
+}

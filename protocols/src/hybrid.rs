@@ -1,0 +1,252 @@
+//! The words of hybrid vsock, as Cloud Hypervisor and Firecracker speak them
+//! at a guest's Unix socket: `CONNECT n` is answered by `OK n`, or here by
+//! `ERR text`, and from then on the stream belongs to port n. The same words
+//! open every stream of a multiplexed link.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::link::Link;
+use crate::text::escape_untrusted;
+
+/// Longest line, bytes, its newline included.
+pub const MAX_LINE: usize = 256;
+
+/// How long a peer that connected may take to say which port it wants.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long the proxy waits for the agent to answer for a port.
+const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Connections the proxy carries at once.
+const MAX_CONNECTIONS: usize = 128;
+
+/// Why a port was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum WordsError {
+    /// The other side said no; its text is escaped.
+    #[error("refused: {text}")]
+    Refused {
+        /// What it said.
+        text: String,
+    },
+    /// The other side said something else; escaped.
+    #[error("expected the words of hybrid vsock, got {line:?}")]
+    Unknown {
+        /// What it said.
+        line: String,
+    },
+    /// The stream failed, ended, or the line had no end.
+    #[error("exchange the words of hybrid vsock")]
+    Stream(#[from] io::Error),
+}
+
+/// Asks for `port` and waits for the answer. No deadline of its own.
+///
+/// # Errors
+/// A refusal or anything else that is not `OK`; the stream is of no use then.
+pub async fn request<S>(stream: &mut S, port: u32) -> Result<(), WordsError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    stream
+        .write_all(format!("CONNECT {port}\n").as_bytes())
+        .await?;
+    stream.flush().await?;
+    let line = read_line(stream).await?;
+    // The number is the VMM's source port, and nothing depends on it.
+    if line == "OK" || line.starts_with("OK ") {
+        Ok(())
+    } else if let Some(text) = line.strip_prefix("ERR ") {
+        Err(WordsError::Refused {
+            text: escape_untrusted(text, MAX_LINE),
+        })
+    } else {
+        Err(WordsError::Unknown {
+            line: escape_untrusted(&line, MAX_LINE),
+        })
+    }
+}
+
+/// Reads which port the other side asks for. No deadline of its own.
+///
+/// # Errors
+/// Anything but `CONNECT n`.
+pub async fn read_request<S: AsyncRead + Unpin>(stream: &mut S) -> Result<u32, WordsError> {
+    let line = read_line(stream).await?;
+    line.strip_prefix("CONNECT ")
+        .and_then(|port| port.parse().ok())
+        .ok_or_else(|| WordsError::Unknown {
+            line: escape_untrusted(&line, MAX_LINE),
+        })
+}
+
+/// Says that the stream belongs to `port` from here on.
+///
+/// # Errors
+/// What the stream says.
+pub async fn grant<S: AsyncWrite + Unpin>(stream: &mut S, port: u32) -> io::Result<()> {
+    stream.write_all(format!("OK {port}\n").as_bytes()).await?;
+    stream.flush().await
+}
+
+/// Says why the stream leads nowhere, and ends it.
+///
+/// # Errors
+/// What the stream says.
+pub async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, text: &str) -> io::Result<()> {
+    let text = text.replace('\n', " ");
+    let text = &text[..text.floor_char_boundary(MAX_LINE - "ERR \n".len())];
+    stream.write_all(format!("ERR {text}\n").as_bytes()).await?;
+    stream.shutdown().await
+}
+
+/// One line without its newline. Reads byte by byte: what follows the line is
+/// the port's.
+async fn read_line<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<String> {
+    let mut line = Vec::with_capacity(32);
+    loop {
+        match stream.read_u8().await? {
+            b'\n' => return Ok(String::from_utf8_lossy(&line).into_owned()),
+            byte => line.push(byte),
+        }
+        if line.len() >= MAX_LINE {
+            return Err(io::Error::from(io::ErrorKind::InvalidData));
+        }
+    }
+}
+
+/// Whether the process at the other end of a Unix socket has this process's
+/// own effective uid (SO_PEERCRED, unix(7)).
+///
+/// # Errors
+/// What getsockopt(2) says.
+pub fn is_same_user(stream: impl AsFd) -> io::Result<bool> {
+    let peer = rustix::net::sockopt::socket_peercred(stream)?;
+    Ok(peer.uid == rustix::process::geteuid())
+}
+
+/// Offers the one link to an agent to many clients of this user: each
+/// connection to `listener` says `CONNECT n` and is joined to a stream that is
+/// opened on the link of the moment. `link` gives none while there is no agent
+/// to talk to. Runs until the listener fails; dropping the future ends all
+/// connections.
+///
+/// # Errors
+/// What accept(2) says, except of a connection that is already gone.
+pub async fn serve<F>(listener: UnixListener, link: F) -> io::Result<()>
+where
+    F: Fn() -> Option<Link> + Send + Sync + 'static,
+{
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    let link = Arc::new(link);
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let client = match accepted {
+                    Ok((client, _)) => client,
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                    Err(error) => return Err(error),
+                };
+                if !is_same_user(&client).unwrap_or(false) {
+                    continue;
+                }
+                let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+                    continue;
+                };
+                let link = Arc::clone(&link);
+                connections.spawn(async move {
+                    join(client, || link()).await;
+                    drop(place);
+                });
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// Carries one connection. Its failures are its two ends' to notice: both see
+/// their stream end.
+async fn join(mut client: UnixStream, link: impl Fn() -> Option<Link>) {
+    let request = tokio::time::timeout(REQUEST_DEADLINE, read_request(&mut client)).await;
+    let port = match request {
+        Ok(Ok(port)) => port,
+        Ok(Err(WordsError::Unknown { .. })) => {
+            let _ = refuse(&mut client, "expected CONNECT and a port").await;
+            return;
+        }
+        Ok(Err(_)) | Err(_) => return,
+    };
+    let opened = match link() {
+        Some(link) => link.open(port, OPEN_DEADLINE).await,
+        None => Err(crate::link::LinkError::Closed),
+    };
+    match opened {
+        Ok(mut agent) => {
+            if grant(&mut client, port).await.is_ok() {
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut agent).await;
+            }
+        }
+        Err(error) => {
+            let _ = refuse(&mut client, &error.to_string()).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[tokio::test]
+    async fn an_endless_line_is_given_up_at_its_limit() {
+        let mut endless = tokio::io::repeat(b'x');
+        assert!(matches!(
+            read_request(&mut endless).await,
+            Err(WordsError::Stream(_))
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_and_escaped() {
+        let (mut near, mut far) = tokio::io::duplex(1024);
+        let (asked, answered) = tokio::join!(request(&mut near, 7), async {
+            assert_eq!(read_request(&mut far).await.unwrap(), 7);
+            refuse(&mut far, "no\x1b[2J\nport").await
+        });
+        answered.unwrap();
+        let Err(WordsError::Refused { text }) = asked else {
+            panic!("{asked:?}");
+        };
+        assert_eq!(text, "no\\u{1b}[2J port");
+    }
+
+    #[tokio::test]
+    async fn what_follows_the_answer_is_left_on_the_stream() {
+        let (mut near, mut far) = tokio::io::duplex(1024);
+        far.write_all(b"OK 1073741824\nhello").await.unwrap();
+        request(&mut near, 7).await.unwrap();
+        let mut rest = [0; 5];
+        near.read_exact(&mut rest).await.unwrap();
+        assert_eq!(&rest, b"hello");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_request_or_an_error(bytes: Vec<u8>) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let _ = runtime.block_on(read_request(&mut bytes.as_slice()));
+        }
+    }
+}

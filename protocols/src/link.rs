@@ -1,0 +1,306 @@
+//! The host's side: one link to one agent, and streams to its ports.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_vsock::{VsockAddr, VsockStream};
+
+use crate::address::AgentAddress;
+use crate::hybrid::{self, WordsError};
+use crate::mux::{self, Opener};
+use crate::port;
+use crate::serial::HostSession;
+use crate::stream::Stream;
+use crate::unix;
+
+/// Why there is no link, or no stream on it.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Nobody answers at the address.
+    #[error("connect to {address}")]
+    Connect {
+        /// Where.
+        address: AgentAddress,
+        /// What connect(2) or the first words said.
+        source: io::Error,
+    },
+    /// The session on an already connected stream could not be begun.
+    #[error("begin a session on the serial port")]
+    Session(#[source] io::Error),
+    /// The agent does not listen at this port, or refuses this host.
+    #[error("open port {port}: refused: {text}")]
+    Refused {
+        /// The port asked for.
+        port: u32,
+        /// What the other side said, escaped.
+        text: String,
+    },
+    /// The stream ended or broke while its port was asked for.
+    #[error("open port {port}")]
+    Open {
+        /// The port asked for.
+        port: u32,
+        /// What happened.
+        source: io::Error,
+    },
+    /// The answer did not come in time.
+    #[error("{call}: no answer within {after:?}")]
+    Deadline {
+        /// What was waited for.
+        call: &'static str,
+        /// How long.
+        after: Duration,
+    },
+    /// The other side is gone, or the link was closed here.
+    #[error("the link to the agent is closed")]
+    Closed,
+}
+
+/// A link to an agent; a cheap clone of it is the same link. Once closed it
+/// stays so: whoever wants another connects again.
+///
+/// A link that no clone of is left, and no stream, ends by itself.
+#[derive(Debug, Clone)]
+pub struct Link {
+    carrier: Carrier,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Fired by [`Link::close`].
+    stop: CancellationToken,
+    /// Fired when the agent has answered.
+    established: CancellationToken,
+    /// Fired when the link is over, for whatever reason.
+    closed: CancellationToken,
+}
+
+#[derive(Debug, Clone)]
+enum Carrier {
+    /// All streams on one connection.
+    Mux(Opener),
+    /// Each stream dialled; the guard ends the watch with the last clone.
+    Dial {
+        address: Arc<AgentAddress>,
+        _watch: Arc<DropGuard>,
+    },
+}
+
+impl Link {
+    /// Connects and waits until the agent has answered. Must be called inside
+    /// a runtime, whose tasks carry the link.
+    ///
+    /// On serial a session is begun, which ends the one of any other host. On
+    /// the others one idle connection to the RPC port is kept, so that a peer
+    /// that vanishes is noticed without asking.
+    ///
+    /// # Errors
+    /// Nobody there, a refusal, or no answer within `deadline`.
+    pub async fn connect(address: &AgentAddress, deadline: Duration) -> Result<Self, LinkError> {
+        let connect = async {
+            if let AgentAddress::Serial { socket } = address {
+                let stream = unix::connect(socket)
+                    .await
+                    .map_err(|source| LinkError::Connect {
+                        address: address.clone(),
+                        source,
+                    })?;
+                let link = Self::over_serial(stream)?;
+                link.established(deadline).await?;
+                Ok(link)
+            } else {
+                Self::by_dialling(address).await
+            }
+        };
+        within("connect to the agent", deadline, connect).await
+    }
+
+    /// Begins a session on the connected stream of a virtio-serial chardev and
+    /// does not wait for the answer: streams may be opened at once, also while
+    /// the VM is still paused. Must be called inside a runtime.
+    ///
+    /// # Errors
+    /// What getrandom(2) says of the session's nonce.
+    pub fn over_serial(stream: UnixStream) -> Result<Self, LinkError> {
+        let state = State::new();
+        let session =
+            HostSession::new(stream, state.established.clone()).map_err(LinkError::Session)?;
+        let (opener, driver) = mux::client(session, state.stop.clone());
+        let closed = state.closed.clone().drop_guard();
+        tokio::spawn(async move {
+            driver.await;
+            drop(closed);
+        });
+        Ok(Self {
+            carrier: Carrier::Mux(opener),
+            state: Arc::new(state),
+        })
+    }
+
+    async fn by_dialling(address: &AgentAddress) -> Result<Self, LinkError> {
+        let mut sentinel = dial(address, port::RPC).await?;
+        let state = State::new();
+        state.established.cancel();
+        let (stop, closed) = (state.stop.clone(), state.closed.clone());
+        let watch = CancellationToken::new();
+        let guard = watch.clone().drop_guard();
+        tokio::spawn(async move {
+            // A server never speaks first: whatever comes, even a byte, means
+            // that this is over.
+            tokio::select! {
+                _ = sentinel.read_u8() => {}
+                () = stop.cancelled() => {}
+                () = watch.cancelled() => {}
+            }
+            closed.cancel();
+        });
+        Ok(Self {
+            carrier: Carrier::Dial {
+                address: Arc::new(address.clone()),
+                _watch: Arc::new(guard),
+            },
+            state: Arc::new(state),
+        })
+    }
+
+    /// Waits until the agent has answered for the first time.
+    ///
+    /// # Errors
+    /// The link closed, or no answer within `deadline`.
+    pub async fn established(&self, deadline: Duration) -> Result<(), LinkError> {
+        let established = async {
+            tokio::select! {
+                () = self.state.established.cancelled() => Ok(()),
+                () = self.state.closed.cancelled() => Err(LinkError::Closed),
+            }
+        };
+        within("wait for the agent's session", deadline, established).await
+    }
+
+    /// Opens a stream to a port of the agent.
+    ///
+    /// # Errors
+    /// At once for a refused port and for a closed link; at the deadline for
+    /// an agent that says nothing.
+    pub async fn open(&self, port: u32, deadline: Duration) -> Result<Stream, LinkError> {
+        let open = async {
+            tokio::select! {
+                biased;
+                () = self.state.closed.cancelled() => Err(LinkError::Closed),
+                stream = self.open_stream(port) => stream,
+            }
+        };
+        within("open a port of the agent", deadline, open).await
+    }
+
+    async fn open_stream(&self, port: u32) -> Result<Stream, LinkError> {
+        match &self.carrier {
+            Carrier::Mux(opener) => {
+                let mut stream = opener.open().await.ok_or(LinkError::Closed)?;
+                hybrid::request(&mut stream, port)
+                    .await
+                    .map_err(|error| words_error(port, error))?;
+                Ok(Box::new(stream))
+            }
+            Carrier::Dial { address, .. } => dial(address, port).await,
+        }
+    }
+
+    /// Resolves when the link is over: the peer vanished, another host began a
+    /// session, or it was closed here.
+    pub async fn closed(&self) {
+        self.state.closed.cancelled().await;
+    }
+
+    /// Whether the link is over.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state.closed.is_cancelled()
+    }
+
+    /// Closes the link for all its clones. Streams of a multiplexed link end,
+    /// and what they have not sent is lost.
+    pub fn close(self) {
+        self.state.stop.cancel();
+    }
+}
+
+impl State {
+    fn new() -> Self {
+        Self {
+            stop: CancellationToken::new(),
+            established: CancellationToken::new(),
+            closed: CancellationToken::new(),
+        }
+    }
+}
+
+/// A connection of its own to a port.
+async fn dial(address: &AgentAddress, port: u32) -> Result<Stream, LinkError> {
+    let connect_error = |source| LinkError::Connect {
+        address: address.clone(),
+        source,
+    };
+    match address {
+        AgentAddress::Vsock { cid, port: rpc } => {
+            let number = if port == port::RPC { *rpc } else { port };
+            match VsockStream::connect(VsockAddr::new(*cid, number)).await {
+                Ok(stream) => Ok(Box::new(stream)),
+                // How vsock says that nobody listens there (vsock(7)).
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                    Err(LinkError::Refused {
+                        port,
+                        text: error.to_string(),
+                    })
+                }
+                Err(error) => Err(connect_error(error)),
+            }
+        }
+        AgentAddress::HybridVsock { socket, port: rpc } => {
+            let number = if port == port::RPC { *rpc } else { port };
+            let mut stream = unix::connect(socket).await.map_err(connect_error)?;
+            hybrid::request(&mut stream, number)
+                .await
+                .map_err(|error| words_error(port, error))?;
+            Ok(Box::new(stream))
+        }
+        AgentAddress::Unix { path } | AgentAddress::Serial { socket: path } => {
+            let mut stream = unix::connect(path).await.map_err(connect_error)?;
+            hybrid::request(&mut stream, port)
+                .await
+                .map_err(|error| words_error(port, error))?;
+            Ok(Box::new(stream))
+        }
+    }
+}
+
+fn words_error(port: u32, error: WordsError) -> LinkError {
+    match error {
+        WordsError::Refused { text } => LinkError::Refused { port, text },
+        // Firecracker and Cloud Hypervisor close the connection when nobody
+        // listens at the port in the guest.
+        WordsError::Stream(source) => LinkError::Open { port, source },
+        error @ WordsError::Unknown { .. } => LinkError::Open {
+            port,
+            source: io::Error::new(io::ErrorKind::InvalidData, error),
+        },
+    }
+}
+
+async fn within<T>(
+    call: &'static str,
+    deadline: Duration,
+    work: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    tokio::time::timeout(deadline, work)
+        .await
+        .unwrap_or(Err(LinkError::Deadline {
+            call,
+            after: deadline,
+        }))
+}

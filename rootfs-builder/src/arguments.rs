@@ -1,0 +1,187 @@
+//! The command line, parsed; nothing is done here.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use rootfs_builder::compression::Compression;
+use rootfs_builder::erofs::{Packing, Request};
+use rootfs_builder::initrd::{AddedFile, Recipe};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Guest images from files, without root; the same bytes from the same input.
+///
+/// SOURCE_DATE_EPOCH (seconds since 1970, default 0) is the time of every file
+/// in an image.
+#[derive(Parser)]
+#[command(name = "rootfs-builder", version)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Build the agent's initrd.
+    Initrd(Box<InitrdArguments>),
+    /// List an initrd (newc, plain or gzip), from whatever source.
+    Inspect {
+        /// The file.
+        image: PathBuf,
+        /// How to print the list.
+        #[arg(long, value_enum, default_value = "text")]
+        output_format: Format,
+    },
+    /// Make an EROFS image of a directory tree, by mkfs.erofs.
+    TreeToErofs(ErofsArguments),
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Args)]
+pub(crate) struct InitrdArguments {
+    /// The static program that becomes /init.
+    #[arg(long, value_name = "PROGRAM")]
+    agent: PathBuf,
+    /// Its version, for the manifest.
+    #[arg(long, value_name = "TEXT")]
+    agent_version: Option<String>,
+    /// The kernel's modules: a directory laid out as /lib/modules/RELEASE.
+    #[arg(long, value_name = "DIRECTORY")]
+    modules: Option<PathBuf>,
+    /// A further module, with what it depends on; may be repeated.
+    #[arg(long = "module", value_name = "NAME", requires = "modules")]
+    extra_modules: Vec<String>,
+    /// The kernel's configuration: refuse a kernel that lacks something.
+    #[arg(long, value_name = "FILE")]
+    kernel_config: Option<PathBuf>,
+    /// A Rego policy, checked and put where the agent looks for it.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// A further file; MODE is octal, 644 unless given; may be repeated.
+    #[arg(long = "file", value_name = "SOURCE:DESTINATION[:MODE]", value_parser = parse_file)]
+    files: Vec<AddedFile>,
+    /// How the archive is packed; plain boots quickest.
+    #[arg(long, value_enum, default_value = "none")]
+    compression: Compression,
+    /// The initrd.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Where the manifest (JSON) goes.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) manifest: Option<PathBuf>,
+    /// How to print what was built: a line, or the manifest.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) output_format: Format,
+}
+
+impl InitrdArguments {
+    pub(crate) fn to_recipe(&self, source_date_epoch: u32) -> Recipe {
+        Recipe {
+            agent: self.agent.clone(),
+            agent_version: self.agent_version.clone(),
+            modules: self.modules.clone(),
+            extra_modules: self.extra_modules.clone(),
+            kernel_config: self.kernel_config.clone(),
+            policy: self.policy.clone(),
+            files: self.files.clone(),
+            compression: self.compression,
+            source_date_epoch,
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct ErofsArguments {
+    /// The directory that becomes the image's root.
+    #[arg(long, value_name = "DIRECTORY")]
+    tree: PathBuf,
+    /// The image.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// How file data is stored; plain reads quickest.
+    #[arg(long, value_enum, default_value = "none")]
+    compression: Packing,
+    /// How long mkfs.erofs may take.
+    #[arg(long, value_name = "SECONDS", default_value = "600")]
+    deadline: u64,
+    /// How to print what was built.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) output_format: Format,
+}
+
+impl ErofsArguments {
+    pub(crate) fn to_request(&self, source_date_epoch: u32) -> Request {
+        Request {
+            tree: self.tree.clone(),
+            output: self.output.clone(),
+            packing: self.compression,
+            source_date_epoch,
+            deadline: Duration::from_secs(self.deadline),
+        }
+    }
+}
+
+/// Read from its end, since a source may have colons in its name.
+fn parse_file(text: &str) -> Result<AddedFile, String> {
+    let (paths, permissions) = match text.rsplit_once(':') {
+        Some((paths, mode)) if !mode.starts_with('/') => {
+            let permissions = u32::from_str_radix(mode, 8)
+                .ok()
+                .filter(|&permissions| permissions <= 0o7777)
+                .ok_or_else(|| format!("{mode:?} is not an octal mode"))?;
+            (paths, permissions)
+        }
+        _ => (text, 0o644),
+    };
+    let (source, destination) = paths
+        .rsplit_once(':')
+        .filter(|(source, destination)| !source.is_empty() && destination.starts_with('/'))
+        .ok_or("not SOURCE:/DESTINATION[:MODE]")?;
+    Ok(AddedFile {
+        source: source.into(),
+        destination: destination
+            .parse()
+            .map_err(|error: rootfs_builder::archive::PathError| error.to_string())?,
+        permissions,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_source_destination_and_perhaps_a_mode() {
+        let file = parse_file("a:b/c:/etc/x:755").unwrap();
+        assert_eq!(file.source, PathBuf::from("a:b/c"));
+        assert_eq!(file.destination.as_str(), "etc/x");
+        assert_eq!(file.permissions, 0o755);
+        assert_eq!(parse_file("a:/b").unwrap().permissions, 0o644);
+    }
+
+    #[test]
+    fn a_malformed_file_is_refused() {
+        for text in [
+            "",
+            "a",
+            "a:b",
+            ":/b",
+            "a:/b:9",
+            "a:/b:77777",
+            "a:/../b",
+            "a:/b/",
+            "a:/",
+        ] {
+            assert!(parse_file(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+}

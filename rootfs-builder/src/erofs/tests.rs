@@ -1,0 +1,123 @@
+//! mkfs.erofs as we call it.
+
+use super::*;
+use std::fs;
+use std::os::unix::fs::symlink;
+
+fn tools_are_missing() -> bool {
+    let missing = Command::new("mkfs.erofs").arg("--help").output().is_err();
+    if missing {
+        eprintln!("skipped: mkfs.erofs is not installed (package erofs-utils)");
+    }
+    missing
+}
+
+/// A tree, with its names made in the given order.
+fn plant(root: &Path, mut names: Vec<u32>) {
+    fs::create_dir_all(root.join("d")).unwrap();
+    for number in names.drain(..) {
+        let text = format!("{number} ").repeat(number as usize * 300);
+        fs::write(root.join(format!("d/{number:03}")), text).unwrap();
+    }
+    symlink("../../../../etc/shadow", root.join("escape")).unwrap();
+    fs::hard_link(root.join("d/001"), root.join("twin")).unwrap();
+    fs::write(root.join("d/\u{e4} \n-x"), "odd").unwrap();
+}
+
+fn request(directory: &Path, packing: Packing) -> Request {
+    Request {
+        tree: directory.join("tree"),
+        output: directory.join("image"),
+        packing,
+        source_date_epoch: 0,
+        deadline: Duration::from_secs(60),
+    }
+}
+
+#[test]
+fn the_same_tree_gives_the_same_bytes_wherever_and_whenever_it_was_made() {
+    if tools_are_missing() {
+        return;
+    }
+    for packing in [Packing::None, Packing::Lz4] {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        plant(&here.path().join("tree"), (0..60).collect());
+        plant(&there.path().join("tree"), (0..60).rev().collect());
+        let first = build(&request(here.path(), packing)).unwrap();
+        let second = build(&request(there.path(), packing)).unwrap();
+        assert_eq!(first.sha256, second.sha256);
+        assert_eq!(first.uuid, second.uuid);
+        let bytes = |directory: &Path| fs::read(directory.join("image")).unwrap();
+        assert!(bytes(here.path()) == bytes(there.path()));
+        assert_eq!(fs::read_dir(here.path()).unwrap().count(), 2);
+    }
+}
+
+#[test]
+fn the_image_holds_the_tree_exactly() {
+    if tools_are_missing() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    plant(&directory.path().join("tree"), (0..40).collect());
+    let image = build(&request(directory.path(), Packing::None)).unwrap();
+    let output = directory.path().join("out");
+    let extracted = Command::new("fsck.erofs")
+        .arg(format!("--extract={}", output.display()))
+        .arg(directory.path().join("image"))
+        .output()
+        .unwrap();
+    assert!(extracted.status.success(), "{extracted:?}");
+    let target = fs::read_link(output.join("escape")).unwrap();
+    assert_eq!(target, Path::new("../../../../etc/shadow"));
+    let survey = tree::survey(&output).unwrap();
+    assert_eq!((survey.entries, survey.bytes), (image.entries, image.bytes));
+    assert_eq!(survey.digest, image.tree_sha256);
+}
+
+#[test]
+fn a_refused_tree_leaves_the_old_image_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    plant(&directory.path().join("tree"), vec![1]);
+    fs::write(directory.path().join("image"), "old").unwrap();
+    let socket = directory.path().join("tree/socket");
+    let _listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    let error = build(&request(directory.path(), Packing::None)).unwrap_err();
+    assert!(matches!(error, ErofsError::Tree(_)), "{error}");
+    assert_eq!(fs::read(directory.path().join("image")).unwrap(), b"old");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn an_image_inside_its_own_tree_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    plant(&directory.path().join("tree"), vec![1]);
+    let mut request = request(directory.path(), Packing::None);
+    request.output = directory.path().join("tree/d/image");
+    let error = build(&request).unwrap_err();
+    assert!(matches!(error, ErofsError::Inside(_)), "{error}");
+}
+
+#[test]
+fn mkfs_is_killed_at_the_deadline() {
+    if tools_are_missing() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    plant(&directory.path().join("tree"), (0..60).collect());
+    let mut request = request(directory.path(), Packing::Lz4);
+    request.deadline = Duration::ZERO;
+    let error = build(&request).unwrap_err();
+    assert!(matches!(error, ErofsError::Deadline(_)), "{error}");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_uuid_is_made_of_the_digest_and_well_formed() {
+    let survey = Survey {
+        digest: Digest::of(b""),
+        entries: 0,
+        bytes: 0,
+    };
+    assert_eq!(uuid_of(&survey), "e3b0c442-98fc-8c14-9afb-f4c8996fb924");
+}

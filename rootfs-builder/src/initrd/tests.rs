@@ -1,0 +1,208 @@
+//! The recipe, on an agent and modules made for the purpose.
+
+use super::*;
+use crate::archive::members;
+use crate::sample;
+use std::collections::BTreeMap;
+use std::fs;
+
+/// A directory with an agent, modules and a policy, and a recipe for them.
+fn kitchen() -> (tempfile::TempDir, Recipe) {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    fs::write(at("agent"), sample::static_program(sample::MACHINE)).unwrap();
+    fs::create_dir(at("modules")).unwrap();
+    sample::lay_out_guest_modules(&at("modules"));
+    fs::write(
+        at("policy.rego"),
+        "package agent_policy\ndefault ExecProcessRequest := false\n",
+    )
+    .unwrap();
+    fs::write(at("extra"), "extra").unwrap();
+    let recipe = Recipe {
+        agent: at("agent"),
+        agent_version: None,
+        modules: Some(at("modules")),
+        extra_modules: Vec::new(),
+        kernel_config: None,
+        policy: Some(at("policy.rego")),
+        files: vec![AddedFile {
+            source: at("extra"),
+            destination: "/tmp/extra".parse().unwrap(),
+            permissions: 0o600,
+        }],
+        compression: Compression::None,
+        source_date_epoch: 0,
+    };
+    (directory, recipe)
+}
+
+fn modes(bytes: &[u8]) -> BTreeMap<String, u32> {
+    members(bytes)
+        .map(|member| {
+            let member = member.unwrap();
+            let path = String::from_utf8(member.path.to_vec()).unwrap();
+            (path, member.mode)
+        })
+        .collect()
+}
+
+#[test]
+fn the_same_inputs_give_the_same_bytes_wherever_they_lie() {
+    for compression in [Compression::None, Compression::Gzip] {
+        let (_here, mut first) = kitchen();
+        let (_there, mut second) = kitchen();
+        first.compression = compression;
+        second.compression = compression;
+        let first = build(&first).unwrap();
+        let second = build(&second).unwrap();
+        assert!(first.bytes == second.bytes);
+        let manifest = |built: &Initrd| serde_json::to_string(&built.manifest).unwrap();
+        assert_eq!(manifest(&first), manifest(&second));
+    }
+}
+
+#[test]
+fn the_initrd_has_what_the_kernel_and_pid_1_look_for() {
+    let (_kitchen, recipe) = kitchen();
+    let built = build(&recipe).unwrap();
+    let modes = modes(&built.bytes);
+    let expected = [
+        ("init", 0o100_755),
+        ("dev/console", 0o020_600),
+        ("proc", 0o040_555),
+        ("tmp", 0o041_777),
+        ("tmp/extra", 0o100_600),
+        ("lib/modules", 0o040_755),
+        (POLICY, 0o100_644),
+        (MODULE_LIST, 0o100_644),
+    ];
+    for (path, mode) in expected {
+        assert_eq!(modes.get(path), Some(&mode), "{path}");
+    }
+    let list = members(&built.bytes)
+        .map(Result::unwrap)
+        .find(|member| member.path == MODULE_LIST.as_bytes())
+        .unwrap();
+    let expected: String = kernel_config::modules_in_load_order(None)
+        .map(|name| format!("/lib/modules/{}/{name}.ko\n", sample::RELEASE))
+        .collect();
+    assert_eq!(String::from_utf8_lossy(list.data), expected);
+    for path in expected.lines() {
+        assert!(modes.contains_key(&path[1..]), "{path}");
+    }
+}
+
+#[test]
+fn the_manifest_names_every_input_and_every_file() {
+    let (_kitchen, recipe) = kitchen();
+    let built = build(&recipe).unwrap();
+    let manifest = &built.manifest;
+    assert_eq!(manifest.image.sha256, Digest::of(&built.bytes));
+    assert_eq!(manifest.kernel_release.as_deref(), Some(sample::RELEASE));
+    assert_eq!(manifest.inputs.len(), 3 + manifest.modules.len());
+    assert_eq!(manifest.files.len(), members(&built.bytes).count());
+}
+
+#[test]
+fn a_kernel_without_modules_gets_no_list() {
+    let (_kitchen, mut recipe) = kitchen();
+    recipe.modules = None;
+    let built = build(&recipe).unwrap();
+    assert!(!modes(&built.bytes).contains_key(MODULE_LIST));
+}
+
+#[test]
+fn an_agent_that_needs_an_interpreter_is_refused() {
+    let (kitchen, mut recipe) = kitchen();
+    recipe.agent = kitchen.path().join("dynamic");
+    fs::write(&recipe.agent, sample::dynamic_program()).unwrap();
+    let error = build(&recipe).unwrap_err();
+    let InitrdError::Agent {
+        source: ElfError::Interpreter(name),
+        ..
+    } = error
+    else {
+        panic!("{error}")
+    };
+    assert!(name.starts_with("/lib64/ld.so"), "{name}");
+}
+
+#[test]
+fn an_agent_of_another_machine_is_refused() {
+    let (_kitchen, recipe) = kitchen();
+    fs::write(&recipe.agent, sample::static_program(183)).unwrap();
+    let error = build(&recipe).unwrap_err();
+    assert!(matches!(error, InitrdError::Machine { .. }), "{error}");
+}
+
+#[test]
+fn a_forbidden_module_under_another_name_is_refused() {
+    for forbidden in kernel_config::requirement::FORBIDDEN {
+        let (kitchen, recipe) = kitchen();
+        let disguised = sample::module(forbidden.module, &[]);
+        fs::write(kitchen.path().join("extra"), disguised).unwrap();
+        let error = build(&recipe).unwrap_err();
+        let InitrdError::Modules(ModuleError::Forbidden(found)) = error else {
+            panic!("{error}")
+        };
+        assert_eq!(found.module, forbidden.module);
+    }
+}
+
+#[test]
+fn a_policy_that_does_not_load_is_refused() {
+    let (kitchen, recipe) = kitchen();
+    fs::write(
+        kitchen.path().join("policy.rego"),
+        "package agent_policy\nx :=",
+    )
+    .unwrap();
+    let error = build(&recipe).unwrap_err();
+    assert!(matches!(error, InitrdError::Policy(_)), "{error}");
+    fs::write(kitchen.path().join("policy.rego"), [0xff]).unwrap();
+    let error = build(&recipe).unwrap_err();
+    assert!(matches!(error, InitrdError::NotText(_)), "{error}");
+}
+
+#[test]
+fn a_kernel_that_lacks_something_is_refused_by_name() {
+    let (kitchen, mut recipe) = kitchen();
+    let config = kitchen.path().join("config");
+    fs::write(&config, "CONFIG_ACPI=y\nCONFIG_VHOST_VSOCK=y\n").unwrap();
+    recipe.kernel_config = Some(config);
+    let error = build(&recipe).unwrap_err().to_string();
+    assert!(error.contains("missing CONFIG_EROFS_FS"), "{error}");
+    assert!(error.contains("forbidden CONFIG_VHOST_VSOCK"), "{error}");
+    assert!(!error.contains("CONFIG_ACPI "), "{error}");
+}
+
+#[test]
+fn a_file_cannot_take_the_place_of_another() {
+    for taken in ["/init", "/dev/console", "/tmp", "/init/below"] {
+        let (_kitchen, mut recipe) = kitchen();
+        recipe.files[0].destination = taken.parse().unwrap();
+        let error = build(&recipe).unwrap_err();
+        assert!(matches!(error, InitrdError::Archive(_)), "{taken}: {error}");
+    }
+}
+
+#[test]
+fn an_input_that_is_no_regular_file_is_refused_at_once() {
+    let (kitchen, mut recipe) = kitchen();
+    recipe.agent = kitchen.path().to_path_buf();
+    let error = build(&recipe).unwrap_err();
+    assert!(matches!(
+        error,
+        InitrdError::Input(InputError::NotRegular(_))
+    ));
+    let fifo = kitchen.path().join("fifo");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
+    recipe.agent = fifo;
+    let error = build(&recipe).unwrap_err();
+    assert!(matches!(
+        error,
+        InitrdError::Input(InputError::NotRegular(_))
+    ));
+}

@@ -1,0 +1,149 @@
+//! What went into an image and what came out, with digests: the JSON manifest.
+//!
+//! It names no path of the machine it was built on, so that the same inputs
+//! give the same manifest, too.
+
+use crate::archive::{Archive, Content};
+use crate::compression::Compression;
+use crate::digest::Digest;
+use serde::Serialize;
+
+/// The number of this layout of the manifest.
+pub const FORMAT: u32 = 1;
+
+/// The manifest of an initrd.
+#[derive(Clone, Debug, Serialize)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The image's file.
+    pub image: Image,
+    /// The release of the kernel its modules are for, if it has modules.
+    pub kernel_release: Option<String>,
+    /// The agent's version, if the caller said which it is.
+    pub agent_version: Option<String>,
+    /// The time of every entry, in seconds since 1970.
+    pub source_date_epoch: u32,
+    /// Every file that was read, in the order in which it was.
+    pub inputs: Vec<Input>,
+    /// The modules PID 1 loads, in load order.
+    pub modules: Vec<String>,
+    /// Every entry of the image, sorted by path.
+    pub files: Vec<Listed>,
+}
+
+/// The image's file.
+#[derive(Clone, Debug, Serialize)]
+pub struct Image {
+    /// Of the file, as packed.
+    pub sha256: Digest,
+    /// In bytes, as packed.
+    pub size: u64,
+    /// How it is packed.
+    pub compression: Compression,
+}
+
+/// What an input is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The program that becomes /init.
+    Agent,
+    /// A kernel module.
+    Module,
+    /// The kernel's configuration; looked at, not put into the image.
+    KernelConfig,
+    /// The policy.
+    Policy,
+    /// A file put in by request.
+    File,
+}
+
+/// One file that was read.
+#[derive(Clone, Debug, Serialize)]
+pub struct Input {
+    /// What it is for.
+    pub role: Role,
+    /// Where it is in the image; for the kernel's configuration, its role.
+    pub name: String,
+    /// In bytes.
+    pub size: u64,
+    /// Of its bytes.
+    pub sha256: Digest,
+}
+
+impl Input {
+    /// Describes an input by its bytes.
+    #[must_use]
+    pub fn new(role: Role, name: impl Into<String>, bytes: &[u8]) -> Self {
+        Self {
+            role,
+            name: name.into(),
+            size: bytes.len() as u64,
+            sha256: Digest::of(bytes),
+        }
+    }
+}
+
+/// One entry of the image.
+#[derive(Clone, Debug, Serialize)]
+pub struct Listed {
+    /// Absolute.
+    pub path: String,
+    /// The permission bits, octal.
+    pub permissions: String,
+    /// What it is.
+    #[serde(flatten)]
+    pub content: ListedContent,
+}
+
+/// What a listed entry is.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum ListedContent {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File {
+        /// In bytes.
+        size: u64,
+        /// Of its bytes.
+        sha256: Digest,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// Its text.
+        target: String,
+    },
+    /// A character device node.
+    CharacterDevice {
+        /// Its major number.
+        major: u32,
+        /// Its minor number.
+        minor: u32,
+    },
+}
+
+/// The entries of an archive, as a manifest lists them.
+#[must_use]
+pub fn list(archive: &Archive) -> Vec<Listed> {
+    let listed = archive.entries().map(|(path, entry)| Listed {
+        path: format!("/{path}"),
+        permissions: format!("{:04o}", entry.permissions),
+        content: match &entry.content {
+            Content::Directory => ListedContent::Directory,
+            Content::File(bytes) => ListedContent::File {
+                size: bytes.len() as u64,
+                sha256: Digest::of(bytes),
+            },
+            Content::Symlink(target) => ListedContent::Symlink {
+                target: target.clone(),
+            },
+            Content::CharacterDevice { major, minor } => ListedContent::CharacterDevice {
+                major: *major,
+                minor: *minor,
+            },
+        },
+    });
+    listed.collect()
+}

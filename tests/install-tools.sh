@@ -1,0 +1,34 @@
+#!/bin/sh
+# Installs what the demo and the tests run, if it is not there yet.
+set -eu
+
+missing=
+need() {
+    command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+
+need qemu-system-x86_64 qemu-system-x86
+need mkfs.erofs erofs-utils
+need busybox busybox-static
+need dpkg-deb dpkg
+need cc gcc
+
+# The lists of packages: the guest's kernel and the demo's service are
+# unpacked from them without being installed.
+lists=
+if ! apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1; then
+    lists=needed
+fi
+
+[ -n "$missing$lists" ] || exit 0
+if [ "$(id -u)" -ne 0 ]; then
+    echo "tools: missing, to be installed as root: apt-get update && apt-get install$missing" >&2
+    exit 1
+fi
+echo 'tools: updating the lists of packages'
+apt-get -qq update
+if [ -n "$missing" ]; then
+    echo "tools: installing$missing (the emulator, file system and archive tools of the demo and the tests)"
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $missing >/dev/null
+fi

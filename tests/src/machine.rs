@@ -1,0 +1,224 @@
+//! One microVM, driven by the library directly: for what `host-ctl` refuses to
+//! do, such as saving a VM whose workload was not frozen and resuming copies of
+//! it that were never thawed.
+
+use crate::built;
+use agent_client::{AgentClient, ContainerConfig, ExecConfig, ExecEvent, Rootfs, SandboxConfig};
+use hypervisor::qemu::{Deadlines, ProbeRequest, Qemu, probe};
+use hypervisor::{AgentDevice, Backing, Disk, Hypervisor, Memory, Rebind, Saved, Vm, VmSpec};
+use protocols::{AgentAddress, Link};
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Every wait here is for an emulated guest on a shared machine.
+const DEADLINE: Duration = Duration::from_secs(120);
+const PORT_NAME: &str = "tardigrade.agent";
+const CONTAINER: &str = "main";
+
+/// Anything that may go wrong in a test.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// QEMU on this machine.
+///
+/// # Errors
+/// When there is none.
+pub async fn qemu() -> Result<Qemu, Failure> {
+    let kernel = built("guest/vmlinuz");
+    let request = ProbeRequest {
+        program: None,
+        kernel: Some(&kernel),
+        kernel_digest: "test",
+    };
+    let probe = probe(&request, None).await?;
+    Ok(Qemu::new(&probe, Deadlines::default()))
+}
+
+/// A VM with `memory_mib` of shared memory in a file in `directory`.
+#[must_use]
+pub fn spec(directory: &Path, memory_mib: u32, rootfs: Option<&Path>) -> VmSpec {
+    VmSpec {
+        name: "tardigrade-test".into(),
+        uuid: "01234567-89ab-4cde-8f01-23456789abcd".into(),
+        vcpus: 1,
+        memory: Memory {
+            size_mib: memory_mib,
+            backing: Backing::FileBacked {
+                path: directory.join("memory"),
+                shared: true,
+            },
+        },
+        kernel: built("guest/vmlinuz"),
+        initrd: built("guest/initrd.img"),
+        cmdline: format!("console=ttyS0 quiet panic=-1 agent.server_addr=serial://{PORT_NAME}"),
+        disks: rootfs
+            .map(|path| Disk {
+                id: "rootfs".into(),
+                path: path.into(),
+                readonly: true,
+            })
+            .into_iter()
+            .collect(),
+        agent: AgentDevice::Serial {
+            socket: directory.join("serial.sock"),
+            port_name: PORT_NAME.into(),
+        },
+        console: directory.join("console.sock"),
+        monitor: directory.join("qmp.sock"),
+        nics: Vec::new(),
+        cpu_model: None,
+        log: directory.join("vmm.log"),
+    }
+}
+
+/// A running VM whose agent answers.
+pub struct Machine {
+    /// The VM.
+    pub vm: Box<dyn Vm>,
+    /// Its agent.
+    pub agent: AgentClient,
+    link: Link,
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Machine")
+    }
+}
+
+impl Machine {
+    /// Boots `spec` and waits for the agent.
+    ///
+    /// # Errors
+    /// When any of it fails; the VM is killed then.
+    pub async fn boot(qemu: &Qemu, spec: &VmSpec) -> Result<Self, Failure> {
+        let vm = qemu.boot(spec).await?;
+        vm.agent_port_opened(DEADLINE).await?;
+        Self::reach(vm, spec).await
+    }
+
+    /// Restores a copy of the VM that was saved to `state` from `saved`, with
+    /// files of its own in `directory`, and resumes it. Nothing is thawed.
+    ///
+    /// # Errors
+    /// When any of it fails.
+    pub async fn resume_copy(
+        qemu: &Qemu,
+        state: &Path,
+        saved: &VmSpec,
+        directory: &Path,
+    ) -> Result<Self, Failure> {
+        let Backing::FileBacked { path, .. } = &saved.memory.backing else {
+            return Err("the saved memory is in no file".into());
+        };
+        let rebind = Rebind {
+            monitor: Some(directory.join("qmp.sock")),
+            console: Some(directory.join("console.sock")),
+            log: Some(directory.join("vmm.log")),
+            agent: Some(AgentDevice::Serial {
+                socket: directory.join("serial.sock"),
+                port_name: PORT_NAME.into(),
+            }),
+            memory: Some(Backing::FileBacked {
+                path: path.clone(),
+                shared: false,
+            }),
+            ..Rebind::default()
+        };
+        let vm = qemu.restore(state, saved, &rebind).await?;
+        vm.resume().await?;
+        Self::reach(vm, &saved.rebound(&rebind)?).await
+    }
+
+    async fn reach(vm: Box<dyn Vm>, spec: &VmSpec) -> Result<Self, Failure> {
+        let AgentDevice::Serial { socket, .. } = &spec.agent else {
+            return Err("no serial port".into());
+        };
+        let address = AgentAddress::Serial {
+            socket: socket.clone(),
+        };
+        let link = Link::connect(&address, DEADLINE).await?;
+        let agent = AgentClient::connect(&link, DEADLINE).await?;
+        agent.check(DEADLINE).await?;
+        Ok(Self { vm, agent, link })
+    }
+
+    /// Starts the one container, on an overlay over the VM's disk.
+    ///
+    /// # Errors
+    /// What the agent says.
+    pub async fn start(&self, command: &[&str]) -> Result<(), Failure> {
+        let sandbox = SandboxConfig {
+            hostname: "template".into(),
+            ..SandboxConfig::default()
+        };
+        self.agent.create_sandbox(&sandbox, DEADLINE).await?;
+        let rootfs = Rootfs::OverlayDisk {
+            device: "/dev/vda".into(),
+            fstype: "erofs".into(),
+            upper_size_mib: None,
+        };
+        let words = command.iter().map(ToString::to_string).collect();
+        let container = ContainerConfig::new(CONTAINER, rootfs, words);
+        self.agent.create_container(&container, DEADLINE).await?;
+        self.agent.start_container(CONTAINER, DEADLINE).await?;
+        Ok(())
+    }
+
+    /// Runs a command in the container: its exit status and its stdout.
+    ///
+    /// # Errors
+    /// What the agent says.
+    pub async fn exec(&self, command: &[&str]) -> Result<(i32, String), Failure> {
+        let config = ExecConfig {
+            container_id: Some(CONTAINER.into()),
+            args: command.iter().map(ToString::to_string).collect(),
+            ..ExecConfig::default()
+        };
+        let mut stream = self.agent.exec(&config, DEADLINE).await?;
+        let mut stdout = Vec::new();
+        loop {
+            match tokio::time::timeout(DEADLINE, stream.next_event()).await?? {
+                ExecEvent::Stdout(data) => stdout.extend(data),
+                ExecEvent::Stderr(_) => {}
+                ExecEvent::Exit(status) => {
+                    return Ok((status, String::from_utf8_lossy(&stdout).into_owned()));
+                }
+                ExecEvent::Error(reason) => return Err(reason.into()),
+            }
+        }
+    }
+
+    /// Pauses the VM, saves it into `directory` and kills it.
+    ///
+    /// # Errors
+    /// What the VMM says.
+    pub async fn save(self, directory: &Path) -> Result<Saved, Failure> {
+        self.link.close();
+        self.vm.pause().await?;
+        let saved = self.vm.save(directory).await?;
+        self.vm.kill().await?;
+        Ok(saved)
+    }
+
+    /// Ends the VM.
+    ///
+    /// # Errors
+    /// What the VMM says.
+    pub async fn kill(self) -> Result<(), Failure> {
+        Ok(self.vm.kill().await?)
+    }
+}
+
+/// A directory of a test's own for a VM's sockets and files, on a short path.
+///
+/// # Panics
+/// When it cannot be made.
+#[must_use]
+pub fn directory() -> (tempfile::TempDir, PathBuf) {
+    let parent = crate::target().join("homes");
+    std::fs::create_dir_all(&parent).expect("make the directory of homes");
+    let directory = tempfile::tempdir_in(parent).expect("make a directory");
+    let path = directory.path().to_owned();
+    (directory, path)
+}

@@ -1,0 +1,174 @@
+//! Sandboxes as a user meets them: exec, logs, stop, and what happens when a
+//! process of ours or the VMM is killed.
+
+use rustix::process::{Signal, kill_process};
+use std::io::Write;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tardigrade_tests::{Home, images, processes, sandbox};
+
+fn template(home: &Home) {
+    let rootfs = images::busybox();
+    home.build_template("shell", &rootfs, &["sleep", "100000"]);
+}
+
+#[test]
+fn exec_passes_on_exit_code_streams_and_stdin() {
+    let home = Home::new();
+    template(&home);
+    let clones = home.clone_template("shell", 1);
+    let id = sandbox(&clones[0]);
+
+    let output = home.run([
+        "exec",
+        id,
+        "--",
+        "sh",
+        "-c",
+        "echo out; echo err >&2; exit 7",
+    ]);
+    assert_eq!(output.status.code(), Some(7));
+    assert_eq!(output.stdout, b"out\n");
+    assert_eq!(output.stderr, b"err\n");
+
+    let started = Instant::now();
+    let output = home.run(["exec", id, "--", "no-such-command"]);
+    assert_eq!(output.status.code(), Some(127));
+    assert!(started.elapsed() < Duration::from_secs(10));
+    let output = home.run(["exec", id, "--", "/etc/passwd"]);
+    assert_eq!(output.status.code(), Some(126));
+
+    let mut child = home
+        .command(["exec", id, "--", "sha256sum"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let payload = vec![0xff; 300_000];
+    child.stdin.take().unwrap().write_all(&payload).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let expected = {
+        use sha2::Digest;
+        let digest = sha2::Sha256::digest(&payload);
+        digest
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect::<String>()
+    };
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with(&expected));
+
+    // Two at once: neither waits for the other.
+    let mut slow = home
+        .command(["exec", id, "--", "sleep", "30"])
+        .spawn()
+        .unwrap();
+    assert_eq!(home.text(["exec", id, "--", "echo", "quick"]), "quick\n");
+    slow.kill().unwrap();
+    slow.wait().unwrap();
+
+    let output = home.run(["exec", id, "--container", "nobody", "--", "true"]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nobody"));
+    let error = home.failure(["exec", "0123456789ab", "--", "true"]);
+    assert!(error.contains("0123456789ab"), "{error}");
+}
+
+#[test]
+fn a_killed_supervisor_is_replaced_by_the_next_command() {
+    let home = Home::new();
+    template(&home);
+    let clones = home.clone_template("shell", 1);
+    let id = sandbox(&clones[0]);
+    let boot_id = "/proc/sys/kernel/random/boot_id";
+    let before = home.text(["exec", id, "--", "cat", boot_id]);
+
+    let inspected = home.json(["inspect", id]);
+    let pid = inspected["supervisor"]["pid"].as_i64().unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+
+    assert!(home.text(["list"]).contains(id));
+    assert_eq!(home.text(["exec", id, "--", "cat", boot_id]), before);
+    home.text(["stop", id]);
+    assert!(processes::machines(home.path()).is_empty());
+    home.text(["rm", id]);
+    assert!(!home.text(["list"]).contains(id));
+}
+
+#[test]
+fn a_killed_vmm_is_a_stopped_sandbox() {
+    let home = Home::new();
+    template(&home);
+    let clones = home.clone_template("shell", 1);
+    let id = sandbox(&clones[0]);
+    for machine in processes::machines(home.path()) {
+        kill_process(machine, Signal::KILL).unwrap();
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while home.json(["inspect", id])["state"] != "stopped" {
+        assert!(
+            Instant::now() < deadline,
+            "the sandbox is not listed as stopped"
+        );
+    }
+    let started = Instant::now();
+    let error = home.failure(["exec", id, "--", "true"]);
+    assert!(error.contains("stopped"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn a_container_cannot_reach_the_agent() {
+    let home = Home::new();
+    template(&home);
+    let clones = home.clone_template("shell", 1);
+    let id = sandbox(&clones[0]);
+    // The agent's port is no device of the container's, and making one is
+    // refused as well as opening it.
+    let script = "ls /dev/vport* /dev/virtio-ports 2>/dev/null; cat /proc/self/mountinfo";
+    let text = home.text(["exec", id, "--", "sh", "-c", script]);
+    assert!(!text.contains("vport"), "{text}");
+}
+
+#[test]
+fn bad_input_is_told_at_once_and_leaves_nothing() {
+    let home = Home::new();
+    let error = home.failure(["clone", "nothing"]);
+    assert!(error.contains("nothing"), "{error}");
+    let arguments = [
+        "template",
+        "build",
+        "x",
+        "--rootfs",
+        "/no/such/image",
+        "--",
+        "true",
+    ];
+    let error = home.failure(arguments);
+    assert!(error.contains("/no/such/image"), "{error}");
+    let rootfs = images::busybox();
+    let rootfs = rootfs.to_str().unwrap();
+    let arguments = [
+        "template",
+        "build",
+        "x",
+        "--rootfs",
+        rootfs,
+        "--",
+        "/no/such/command",
+    ];
+    let error = home.failure(arguments);
+    assert!(error.contains("/no/such/command"), "{error}");
+    assert!(processes::machines(home.path()).is_empty());
+    assert_eq!(
+        home.json(["list"])["sandboxes"].as_array().unwrap().len(),
+        0
+    );
+    assert_eq!(
+        home.json(["template", "list"])["templates"]
+            .as_array()
+            .unwrap()
+            .len(),
+        0
+    );
+}

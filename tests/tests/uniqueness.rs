@@ -1,0 +1,257 @@
+//! Clones do not repeat each other: a process that draws random numbers in a
+//! tight loop across the freeze never draws in one clone what it draws in
+//! another. The control, clones without Quiesce and Thaw, does.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test ends where something is not as expected"
+)]
+
+use serde_json::Value;
+use std::collections::HashSet;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tardigrade_tests::machine::{self, Machine};
+use tardigrade_tests::{Home, images, sandbox};
+
+const CLONES: usize = 8;
+/// Draws looked at in each clone.
+const DRAWS: usize = 4096;
+const RECORD: &str = "/tmp/record";
+/// Emulated clones draw some thousands a second, eight of them share two cores.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// What the clock of a clone may be off by, beyond half a round trip.
+const CLOCK_TOLERANCE_NANOS: u64 = 50_000_000;
+
+/// One draw of the probe's record.
+#[derive(Debug, Clone)]
+struct Draw {
+    generation: String,
+    realtime: i128,
+    monotonic: i128,
+    random: String,
+    uuid: String,
+}
+
+fn parse(record: &str) -> Vec<Draw> {
+    record
+        .lines()
+        .map(|line| {
+            let fields: Vec<&str> = line.split(' ').collect();
+            let [_epoch, generation, realtime, monotonic, random, uuid] = fields[..] else {
+                panic!("not a draw: {line:?}");
+            };
+            Draw {
+                generation: generation.into(),
+                realtime: realtime.parse().unwrap(),
+                monotonic: monotonic.parse().unwrap(),
+                random: random.into(),
+                uuid: uuid.into(),
+            }
+        })
+        .collect()
+}
+
+/// The record a clone wrote after it saw `generation`.
+fn record(home: &Home, sandbox: &str, generation: &str) -> Vec<Draw> {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let draws = parse(&home.text(["exec", sandbox, "--", "cat", RECORD]));
+        if draws
+            .last()
+            .is_some_and(|draw| draw.generation == generation)
+        {
+            return draws;
+        }
+        assert!(Instant::now() < deadline, "{sandbox} wrote no record");
+    }
+}
+
+fn host_nanos() -> i128 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    i128::try_from(now.as_nanos()).unwrap()
+}
+
+fn distinct(values: impl Iterator<Item = String>, what: &str, expected: usize) {
+    let set: HashSet<String> = values.collect();
+    assert_eq!(set.len(), expected, "clones share {what}");
+}
+
+#[test]
+fn no_draw_after_the_new_generation_repeats_in_another_clone() {
+    let home = Home::new();
+    let probe = ["/bin/probe", "/run/tardigrade/generation", RECORD];
+    let draws = DRAWS.to_string();
+    let command = [&probe[..], &[draws.as_str(), "1"]].concat();
+    let rootfs = images::busybox();
+    let mut arguments = vec!["template", "build", "probe", "--memory", "128", "--rootfs"];
+    arguments.extend([rootfs.to_str().unwrap(), "--ready", "cat /tmp/record", "--"]);
+    arguments.extend(command);
+    home.text(arguments);
+
+    let before = host_nanos();
+    let clones = home.clone_template("probe", CLONES);
+    let after = host_nanos();
+    assert_eq!(clones.len(), CLONES);
+
+    let records: Vec<Vec<Draw>> = clones
+        .iter()
+        .map(|clone| record(&home, sandbox(clone), clone["generation"].as_str().unwrap()))
+        .collect();
+
+    let mut randoms = HashSet::new();
+    let mut uuids = HashSet::new();
+    let mut in_flight = Vec::new();
+    for (clone, record) in clones.iter().zip(&records) {
+        let generation = clone["generation"].as_str().unwrap();
+        let fresh: Vec<&Draw> = record
+            .iter()
+            .filter(|draw| draw.generation == generation)
+            .take(DRAWS)
+            .collect();
+        assert_eq!(fresh.len(), DRAWS);
+        for draw in &fresh {
+            assert!(
+                randoms.insert(draw.random.clone()),
+                "getrandom repeats: {draw:?}"
+            );
+            assert!(uuids.insert(draw.uuid.clone()), "a uuid repeats: {draw:?}");
+        }
+        // The draw before them was entered under the old generation; it may
+        // have been finished by the kernel before the freeze.
+        let old = record.len() - record.iter().filter(|d| d.generation == generation).count();
+        assert!(old <= 1, "one thread has at most one call in flight");
+        in_flight.extend(record.first().filter(|_| old == 1).cloned());
+
+        for pair in record.windows(2) {
+            let [one, two] = pair else { unreachable!() };
+            assert!(two.monotonic >= one.monotonic, "CLOCK_MONOTONIC went back");
+        }
+        let bound = clone["clock_error_nanos"].as_u64().unwrap();
+        let round_trip = clone["round_trip_nanos"].as_u64().unwrap();
+        assert!(
+            bound <= CLOCK_TOLERANCE_NANOS + round_trip / 2,
+            "the clock is off by up to {bound} ns"
+        );
+        let first = fresh[0].realtime;
+        let margin = i128::from(bound);
+        assert!(
+            first >= before - margin && first <= after + margin + 1_000_000_000,
+            "CLOCK_REALTIME is stale: {first}, the host was at {before} to {after}"
+        );
+    }
+    let shared = in_flight.len()
+        - in_flight
+            .iter()
+            .map(|d| &d.random)
+            .collect::<HashSet<_>>()
+            .len();
+    println!(
+        "{CLONES} clones, {DRAWS} draws each: all distinct; of the draws in flight at the freeze {shared} repeat"
+    );
+
+    let field = |name: &'static str| {
+        clones
+            .iter()
+            .map(move |clone: &Value| clone["identity"][name].to_string())
+    };
+    for name in ["hostname", "machine_id", "boot_id"] {
+        distinct(field(name), name, CLONES);
+    }
+    // What the receipt says is what a container sees.
+    for clone in &clones {
+        let see = |command: &[&str]| {
+            let words = [&["exec", sandbox(clone), "--"], command].concat();
+            home.text(words).trim().to_owned()
+        };
+        assert_eq!(see(&["hostname"]), clone["identity"]["hostname"]);
+        assert_eq!(
+            see(&["cat", "/etc/machine-id"]),
+            clone["identity"]["machine_id"]
+        );
+        let boot_id = "/proc/sys/kernel/random/boot_id";
+        assert_eq!(see(&["cat", boot_id]), clone["identity"]["boot_id"]);
+    }
+}
+
+/// The control: without Quiesce and Thaw the very same program repeats itself,
+/// and the clock is stale. If this test fails, the one above proves nothing.
+#[tokio::test]
+async fn naive_clones_repeat_each_other_and_live_in_the_past() {
+    const TRIGGER: &str = "/tmp/trigger";
+    /// Draws looked at around the freeze: some seconds of them.
+    const HISTORY: usize = 30_000;
+    let (_kept, template) = machine::directory();
+    let spec = machine::spec(&template, 128, Some(&images::busybox()));
+    let qemu = machine::qemu().await.unwrap();
+    let booted = Machine::boot(&qemu, &spec).await.unwrap();
+    let script =
+        format!("echo boot > {TRIGGER}; exec /bin/probe {TRIGGER} {RECORD} {DRAWS} {HISTORY}");
+    booted.start(&["sh", "-c", &script]).await.unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while booted.exec(&["cat", RECORD]).await.unwrap().0 != 0 {
+        assert!(Instant::now() < deadline, "the probe wrote no record");
+    }
+    booted.save(&template).await.unwrap();
+    // So that a stale clock can be told from a good one.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let resumed_at = host_nanos();
+
+    let mut records = Vec::new();
+    for _ in 0..2 {
+        let (_kept, directory) = machine::directory();
+        let copy = Machine::resume_copy(&qemu, &template, &spec, &directory).await;
+        let copy = copy.unwrap();
+        let script = format!("echo resumed > {TRIGGER}");
+        copy.exec(&["sh", "-c", &script]).await.unwrap();
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let draws = parse(&copy.exec(&["cat", RECORD]).await.unwrap().1);
+            if draws
+                .last()
+                .is_some_and(|draw| draw.generation == "resumed")
+            {
+                records.push(draws);
+                break;
+            }
+            assert!(Instant::now() < deadline, "no record");
+        }
+        copy.kill().await.unwrap();
+    }
+    // Before the freeze the copies are one: their draws are equal to the
+    // nanosecond. What two of them drew at different times was drawn after it.
+    let stamp = |draw: &Draw| (draw.monotonic, draw.random.clone());
+    let before: HashSet<_> = records[0].iter().map(stamp).collect();
+    let freeze = records[1]
+        .iter()
+        .rposition(|draw| before.contains(&stamp(draw)));
+    let freeze = freeze.expect("the history reaches back to the freeze");
+    let two = &records[1][freeze + 1..];
+    let first = two
+        .first()
+        .expect("the second copy drew something of its own time");
+    let one: Vec<Draw> = records[0]
+        .iter()
+        .filter(|draw| draw.monotonic >= first.monotonic)
+        .cloned()
+        .collect();
+    let seen: HashSet<&str> = one.iter().map(|draw| draw.random.as_str()).collect();
+    let randoms = two
+        .iter()
+        .filter(|d| seen.contains(d.random.as_str()))
+        .count();
+    let seen: HashSet<&str> = one.iter().map(|draw| draw.uuid.as_str()).collect();
+    let uuids = two
+        .iter()
+        .filter(|d| seen.contains(d.uuid.as_str()))
+        .count();
+    let behind = resumed_at - first.realtime;
+    println!(
+        "control: {randoms} of {} results of getrandom and {uuids} uuids repeat; the clock is {} ms behind",
+        two.len(),
+        behind / 1_000_000
+    );
+    assert!(randoms > 0, "naive clones drew no equal random numbers");
+    assert!(uuids > 0, "naive clones drew no equal uuids");
+    assert!(behind > 2_000_000_000, "the clock is not stale");
+}
