@@ -193,9 +193,10 @@ async fn join(mut client: UnixStream, link: impl Fn() -> Option<Link>) {
         None => Err(crate::link::LinkError::Closed),
     };
     match opened {
-        Ok(mut agent) => {
+        Ok(agent) => {
             if grant(&mut client, port).await.is_ok() {
-                let _ = tokio::io::copy_bidirectional(&mut client, &mut agent).await;
+                // Both ends see their stream end, whatever the reason.
+                let _ = carry(client, agent).await;
             }
         }
         Err(error) => {
@@ -204,10 +205,35 @@ async fn join(mut client: UnixStream, link: impl Fn() -> Option<Link>) {
     }
 }
 
+/// Copies both ways. An agent that has said its last words may have stopped
+/// listening: that its stream takes no more must not lose those words, so only
+/// the way to the client ends both.
+async fn carry<S>(mut client: UnixStream, agent: S) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite,
+{
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_agent, mut to_agent) = tokio::io::split(agent);
+    let upward = async {
+        // Whichever of the two failed, the agent hears that no more will come.
+        let _ = tokio::io::copy(&mut from_client, &mut to_agent).await;
+        let _ = to_agent.shutdown().await;
+        Ok(())
+    };
+    let downward = async {
+        tokio::io::copy(&mut from_agent, &mut to_client).await?;
+        to_client.shutdown().await
+    };
+    tokio::try_join!(upward, downward).map(|_| ())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+    use tokio::io::ReadBuf;
 
     #[tokio::test]
     async fn an_endless_line_is_given_up_at_its_limit() {
@@ -216,6 +242,52 @@ mod tests {
             read_request(&mut endless).await,
             Err(WordsError::Stream(_))
         ));
+    }
+
+    /// A stream that takes nothing any more and has its last words to say.
+    struct Leaving(&'static [u8]);
+
+    impl AsyncRead for Leaving {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(context, buffer)
+        }
+    }
+
+    impl AsyncWrite for Leaving {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn last_words_reach_a_client_that_still_talks() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        far.write_all(b"too late").await.unwrap();
+        let mut heard = String::new();
+        let listening = async {
+            far.read_to_string(&mut heard).await?;
+            far.shutdown().await
+        };
+        let (carried, listened) = tokio::join!(carry(near, Leaving(b"exit 0")), listening);
+        carried.unwrap();
+        listened.unwrap();
+        assert_eq!(heard, "exit 0");
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -223,9 +224,21 @@ impl Admission {
     }
 }
 
-/// Whether accept(2) failed for one connection only (accept(2), "Error
-/// handling").
-fn is_passing(error: &io::Error) -> bool {
+/// How long a listener is left alone that lacks descriptors or memory: the
+/// connection stays in its queue, and the next attempt would fail at once.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Whether accept(2) failed for one connection only, or for want of what comes
+/// back (accept(2), "Error handling" and ERRORS).
+async fn is_passing(error: &io::Error) -> bool {
+    let shortage = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    if shortage
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    {
+        tokio::time::sleep(SHORTAGE_PAUSE).await;
+        return true;
+    }
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
@@ -246,7 +259,7 @@ async fn accept_vsock(listener: VsockListener, port: u32, admission: Admission) 
             }
             // A container or another guest: closed unread.
             Ok(_) => {}
-            Err(error) if is_passing(&error) => {}
+            Err(error) if is_passing(&error).await => {}
             Err(error) => return admission.fail(error).await,
         }
     }
@@ -271,7 +284,7 @@ async fn accept_unix(listener: UnixListener, admission: Admission) {
                         drop(place);
                     });
                 }
-                Err(error) if is_passing(&error) => {}
+                Err(error) if is_passing(&error).await => {}
                 Err(error) => return admission.fail(error).await,
             },
             Some(_) = entering.join_next() => {}

@@ -9,14 +9,33 @@ use std::path::Path;
 /// When /proc cannot be read.
 #[must_use]
 pub fn naming(text: &str) -> Vec<Pid> {
+    with(&["cmdline"], text)
+}
+
+/// The processes whose command line or environment names `directory`: every
+/// `host-ctl` of that home, supervisors included, and every VMM.
+///
+/// # Panics
+/// When /proc cannot be read.
+#[must_use]
+pub fn of_home(directory: &Path) -> Vec<Pid> {
+    with(&["cmdline", "environ"], &directory.to_string_lossy())
+}
+
+/// The processes that hold `text` in one of these files of theirs, proc(5).
+fn with(files: &[&str], text: &str) -> Vec<Pid> {
     let own = rustix::process::getpid();
     std::fs::read_dir("/proc")
         .expect("read /proc")
         .flatten()
         .filter_map(|entry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
-            let found = String::from_utf8_lossy(&line).contains(text);
+            let holds = |file: &&str| {
+                // Another user's, or ended meanwhile: none of ours.
+                let bytes = std::fs::read(entry.path().join(file)).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).contains(text)
+            };
+            let found = files.iter().any(holds);
             Pid::from_raw(pid).filter(|pid| found && *pid != own)
         })
         .collect()

@@ -12,11 +12,12 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, unlinkat};
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::process::{Pid, Resource, Rlimit, WaitOptions, setrlimit, wait};
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
+use std::time::Duration;
 
 /// What PID 1 executes itself as, once it stands on the final root.
 const SECOND_STAGE: &str = "init";
@@ -26,6 +27,8 @@ const AGENT: &str = "/sbin/guest-agent";
 /// rootfs-builder.
 const MODULE_LIST: &str = "/etc/tardigrade/modules";
 const NEW_ROOT: &str = "/newroot";
+/// How long dirty data may take to be written before the power goes off.
+const SYNC_DEADLINE: Duration = Duration::from_secs(10);
 /// Open files a process may have, until it asks for more and up to which it
 /// may: what distributions give their services (the kernel gives 4096).
 const OPEN_FILES_SOFT: u64 = 1024;
@@ -65,7 +68,7 @@ pub(crate) fn run(stage: Option<&OsStr>) -> ExitCode {
         Ok(status) => console(&format!("the agent died ({status}), powering off")),
         Err(error) => console(&format!("init: {}", with_causes(&error))),
     }
-    rustix::fs::sync();
+    sync();
     if let Err(error) = guest_kernel::reboot::power_off() {
         console(&format!("power off: {error}"));
     }
@@ -234,9 +237,23 @@ fn path_error(call: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::E
     move |source| InitError::Path { call, path, source }
 }
 
-/// One line to the console; PID 1 has no other way to speak.
+/// sync(2), in a thread that is not waited for longer than a file system
+/// deserves: a dead one does not keep the machine on.
+fn sync() {
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        rustix::fs::sync();
+        done.send(()).ok();
+    });
+    if wait.recv_timeout(SYNC_DEADLINE).is_err() {
+        console("sync takes too long, powering off without it");
+    }
+}
+
+/// One line to the console; PID 1 has no other way to speak, and nobody to
+/// tell when it cannot.
 fn console(line: &str) {
-    eprintln!("tardigrade: {line}");
+    let _ = writeln!(io::stderr(), "tardigrade: {line}");
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {

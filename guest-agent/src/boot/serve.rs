@@ -12,6 +12,7 @@ use guest_runtime::container::Launcher;
 use guest_runtime::network::{InterfaceSpec, Network};
 use policy::{Policy, RegoPolicy};
 use protocols::{GuestAddress, port};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use slog::{Drain, Logger, error, info, o};
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -19,6 +20,7 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use ttrpc::r#async::transport::Listener;
@@ -31,6 +33,8 @@ const WORKLOAD_CGROUP: &str = "/sys/fs/cgroup/tardigrade";
 const IDENTITY_DIRECTORY: &str = "/run/tardigrade";
 /// Connections accepted and not yet served; more wait in the transport.
 const BACKLOG: usize = 16;
+/// How long threads of ours may take to end.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 /// The agent is the last to be killed when memory runs out, proc(5).
 const OOM_SCORE_ADJ: &str = "-1000";
 
@@ -64,7 +68,12 @@ pub(crate) fn run(role: Option<OsString>, arguments: impl Iterator<Item = OsStri
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
-    let served = runtime.and_then(|runtime| runtime.block_on(serve(&configuration, &log)));
+    let served = runtime.and_then(|runtime| {
+        let served = runtime.block_on(serve(&configuration, &log));
+        // A thread stuck in a dead file system does not keep the agent.
+        runtime.shutdown_timeout(SHUTDOWN_DEADLINE);
+        served
+    });
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -81,7 +90,7 @@ fn logger(level: slog::Level) -> Logger {
         .build();
     let drain = Mutex::new(slog::LevelFilter::new(drain, level));
     Logger::root(
-        drain.map(slog::Fuse),
+        drain.ignore_res(),
         o!("name" => "guest-agent", "version" => env!("CARGO_PKG_VERSION")),
     )
 }
@@ -171,6 +180,14 @@ fn new_agent(configuration: &Configuration) -> io::Result<Agent> {
         return development_agent();
     }
     std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ)?;
+    // The streams of many processes are many descriptors; what the agent starts
+    // gets its limit from its spec.
+    let files = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: files.maximum,
+        maximum: files.maximum,
+    };
+    setrlimit(Resource::Nofile, raised)?;
     let workload = WorkloadCgroup::create(Path::new(WORKLOAD_CGROUP)).map_err(io::Error::other)?;
     let launcher = Launcher::new(workload).map_err(io::Error::other)?;
     let identity = IdentityStore::create(Path::new(IDENTITY_DIRECTORY), true);

@@ -9,12 +9,14 @@ use guest_runtime::ContainerId;
 use guest_runtime::container::{ContainerSpec, CreatedContainer, StartHandle};
 use guest_runtime::storage::{MountedStorage, StorageSpec, mount_storage};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Where the bundles of containers lie in the guest; a path clients rely on.
 const BUNDLES: &str = "/run/kata-containers";
+/// Names below [`BUNDLES`] that are other things than bundles.
+const NO_BUNDLES: [&str; 4] = ["shared", "sandbox", "image", "virtual-volumes"];
 /// How long a container's `execve` may take once it was told to go on.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// How long killed processes may take to be gone.
@@ -74,6 +76,7 @@ impl Agent {
         self: &Arc<Self>,
         request: Authorized<CreateContainer>,
     ) -> Result<(), ServiceError> {
+        self.lifecycle.require_running("create container")?;
         let agent = Arc::clone(self);
         self.recipes
             .run(async move { agent.create(request.into_inner()).await })
@@ -84,6 +87,7 @@ impl Agent {
         let launcher = self.launcher()?;
         let mut spec = request.spec;
         let reservation = self.registry.reserve(&spec.id)?;
+        refuse_existing_bundle(&spec.id)?;
         spec.identity_files = self.identity.files();
         let storages = mount_all(request.storages).await?;
         let created = match launcher.create(&spec, true).await {
@@ -125,6 +129,7 @@ impl Agent {
         self: &Arc<Self>,
         request: Authorized<StartContainer>,
     ) -> Result<(), ServiceError> {
+        self.lifecycle.require_running("start container")?;
         let container = self.registry.get(&request.into_inner().id)?;
         self.recipes
             .run(async move {
@@ -195,7 +200,9 @@ impl Agent {
 }
 
 /// Mounts all, in order; when one fails those before it are undone.
-async fn mount_all(specs: Vec<StorageSpec>) -> Result<Vec<MountedStorage>, ServiceError> {
+pub(super) async fn mount_all(
+    specs: Vec<StorageSpec>,
+) -> Result<Vec<MountedStorage>, ServiceError> {
     let mut mounted = Vec::with_capacity(specs.len());
     for spec in specs {
         match blocking(move || mount_storage(&spec)).await? {
@@ -210,16 +217,43 @@ async fn mount_all(specs: Vec<StorageSpec>) -> Result<Vec<MountedStorage>, Servi
     Ok(mounted)
 }
 
-/// Unmounts in reverse order, up to the first failure.
-async fn unmount_all(storages: Arc<[MountedStorage]>) -> Result<(), ServiceError> {
-    blocking(move || storages.iter().rev().try_for_each(MountedStorage::unmount)).await??;
+/// Unmounts in reverse order. A failure keeps no other from being unmounted;
+/// the first is told.
+pub(super) async fn unmount_all(storages: Arc<[MountedStorage]>) -> Result<(), ServiceError> {
+    let unmount = move || {
+        let outcomes = storages.iter().rev().map(MountedStorage::unmount);
+        outcomes.fold(Ok(()), Result::and)
+    };
+    Ok(blocking(unmount).await??)
+}
+
+fn bundle(id: &ContainerId) -> PathBuf {
+    PathBuf::from(BUNDLES).join(id.as_ref())
+}
+
+/// A directory that is there already is nobody's bundle: it would be removed
+/// with the container, and all that others have in it.
+fn refuse_existing_bundle(id: &ContainerId) -> Result<(), ServiceError> {
+    let path = bundle(id);
+    if NO_BUNDLES.contains(&id.as_ref()) || path.symlink_metadata().is_ok() {
+        return Err(ServiceError::AlreadyExists(path.display().to_string()));
+    }
     Ok(())
 }
 
-/// Removes the container's directory. Every mount below it is gone by now: a
-/// failed unmount has ended the recipe before.
+/// Removes the container's directory, unless something is mounted below it: a
+/// shared storage is not this container's to empty.
 async fn remove_bundle(id: &ContainerId) -> io::Result<()> {
-    let path = PathBuf::from(BUNDLES).join(id.as_ref());
+    let path = bundle(id);
+    let mounts = tokio::fs::read_to_string("/proc/self/mountinfo").await?;
+    // The fifth field is the mount point, proc(5).
+    let below = |line: &str| {
+        let point = line.split(' ').nth(4).unwrap_or_default();
+        Path::new(point).starts_with(&path)
+    };
+    if mounts.lines().any(below) {
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
     match tokio::fs::remove_dir_all(path).await {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -228,7 +262,7 @@ async fn remove_bundle(id: &ContainerId) -> io::Result<()> {
 
 /// Runs what may block the disk or the kernel on a thread of its own: the
 /// agent's one runtime thread answers Health meanwhile.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ServiceError> {
     tokio::task::spawn_blocking(work)

@@ -3,7 +3,9 @@
 
 use super::Agent;
 use super::container::Container;
+use super::identity::random_hex;
 use super::lifecycle::HookOutcome;
+use super::process::{Output, ProcessEntry};
 use guest_runtime::ExecId;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +13,8 @@ use std::time::Duration;
 /// What a hook that could not be started is reported as, like a shell would.
 const NOT_STARTED: i32 = 127;
 const SIGKILL: i32 = 9;
+/// Read and thrown away at once, so that a hook that talks is not held up.
+const CHUNK: usize = 64 * 1024;
 
 impl Agent {
     /// Runs the hooks of all containers, one after the other, each with its
@@ -18,44 +22,66 @@ impl Agent {
     pub(super) async fn run_hooks(&self, deadline: Duration) -> Vec<HookOutcome> {
         let mut outcomes = Vec::new();
         for container in self.registry.all() {
-            for (index, hook) in container.after_thaw_hooks.iter().enumerate() {
-                outcomes.push(self.run_hook(&container, index, hook, deadline).await);
+            for hook in &container.after_thaw_hooks {
+                let ran = self.run_hook(&container, hook);
+                // A hook that is not even started in time is left to the exec's
+                // own deadline.
+                let status = tokio::time::timeout(deadline, ran).await;
+                outcomes.push(HookOutcome {
+                    container: container.id.to_string(),
+                    path: hook.first().cloned().unwrap_or_default(),
+                    exit_status: *status.as_ref().unwrap_or(&(128 + SIGKILL)),
+                    timed_out: status.is_err(),
+                });
             }
         }
         outcomes
     }
 
-    async fn run_hook(
-        &self,
-        container: &Arc<Container>,
-        index: usize,
-        args: &[String],
-        deadline: Duration,
-    ) -> HookOutcome {
-        let mut outcome = HookOutcome {
-            container: container.id.to_string(),
-            path: args.first().cloned().unwrap_or_default(),
-            exit_status: NOT_STARTED,
-            timed_out: false,
-        };
+    /// The exit status of a hook. Dropped before its end, it kills the hook.
+    async fn run_hook(&self, container: &Arc<Container>, args: &[String]) -> i32 {
         let mut process = container.spec.process.clone();
         process.args = args.to_vec();
         process.terminal = false;
-        let Ok(exec) = format!("after-thaw-{index}").parse::<ExecId>() else {
-            return outcome;
+        let Some(exec) = random_hex().ok().and_then(|id| id.parse::<ExecId>().ok()) else {
+            return NOT_STARTED;
         };
         let Ok(entry) = self.exec_in(container, exec.clone(), process, false).await else {
-            return outcome;
+            return NOT_STARTED;
         };
-        match tokio::time::timeout(deadline, entry.process.wait()).await {
-            Ok(status) => outcome.exit_status = status.code(),
-            Err(_) => {
-                outcome.timed_out = true;
-                // It may have ended in this very moment.
-                let _ = entry.process.signal(SIGKILL);
-            }
-        }
-        container.processes.release(&exec);
-        outcome
+        let hook = Hook {
+            container: container.clone(),
+            exec,
+            entry,
+        };
+        tokio::join!(
+            drain(&hook.entry, Output::Stdout),
+            drain(&hook.entry, Output::Stderr)
+        );
+        hook.entry.process.wait().await.code()
     }
+}
+
+/// A hook that runs: killed and forgotten when this is dropped.
+struct Hook {
+    container: Arc<Container>,
+    exec: ExecId,
+    entry: Arc<ProcessEntry>,
+}
+
+impl Drop for Hook {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.entry.process.signal(SIGKILL);
+        self.container.processes.release(&self.exec);
+    }
+}
+
+/// Reads an output to its end.
+async fn drain(entry: &ProcessEntry, output: Output) {
+    while entry
+        .read(output, CHUNK)
+        .await
+        .is_ok_and(|data| !data.is_empty())
+    {}
 }

@@ -1,14 +1,17 @@
 //! Quiesce, Thaw and Release: the workload is frozen from the first to the
 //! last, and nothing of it ever runs with borrowed entropy, clock or address.
 
+use super::container::blocking;
 use super::error::ServiceError;
 use super::identity::{Generation, Identity, random_bytes};
 use super::recipes::detached;
+use super::secret::Secret;
 use super::{Agent, network};
 use authz::Authorized;
 use guest_runtime::{clock, entropy, hostname};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
 /// The least a thaw takes, in bytes of host entropy.
 pub(crate) const ENTROPY_MINIMUM: usize = 32;
@@ -18,12 +21,13 @@ const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 const HOOK_DEADLINE: Duration = Duration::from_secs(10);
 /// What no thaw can make unique, told in every receipt; a client takes names
 /// of up to 64 bytes.
-const NOT_UNIQUE: [&str; 5] = [
+const NOT_UNIQUE: [&str; 6] = [
     "random values drawn already, at most one in flight a thread",
     "random generators in the memory of processes",
     "address space layout and stack canaries",
     "secrets in the memory of processes",
     "established connections",
+    "addresses and routes set before and not replaced",
 ];
 /// Files a thaw may write; everything else is refused.
 const THAW_FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
@@ -67,16 +71,16 @@ pub(crate) struct ThawFile {
 pub(crate) struct Thaw {
     pub(crate) quiesce_id: QuiesceId,
     pub(crate) generation: Generation,
-    pub(crate) entropy: Vec<u8>,
+    pub(crate) entropy: Secret,
     pub(crate) host_realtime_nanos: i64,
     pub(crate) identity: Identity,
     pub(crate) network: network::NetworkPlan,
     pub(crate) files: Vec<ThawFile>,
     /// When the request arrived.
     pub(crate) received: Instant,
-    /// What tells this request from another of the same generation: a keyed
-    /// digest of its bytes would do, the bytes themselves do better.
-    pub(crate) encoded: Vec<u8>,
+    /// What tells this request from another of the same generation: SHA-256
+    /// over its bytes, of which the entropy is not kept.
+    pub(crate) digest: [u8; 32],
 }
 
 /// One step and what it took.
@@ -128,90 +132,162 @@ pub(crate) type Seal = Box<dyn std::fmt::Debug + Send>;
 #[derive(Debug)]
 enum Phase {
     Running,
-    /// A transition is under way; nobody else may begin one.
-    Busy,
+    /// The freeze is under way.
+    Quiescing(Seal),
     Quiesced(QuiesceId, Seal),
-    Thawed {
-        generation: Generation,
-        encoded: Vec<u8>,
-        receipt: Box<Receipt>,
-    },
+    /// The thaw is under way. The seal stays here, whatever becomes of the
+    /// task that thaws.
+    Thawing(QuiesceId, Seal),
+    Thawed,
+    Releasing,
 }
 
-/// What a request to thaw meets.
-enum Thawing {
-    Begun(Seal),
-    /// The same request again: its receipt.
-    Repeated(Receipt),
+/// The thaw that was last completed: asked for again, it is answered again.
+#[derive(Debug)]
+struct LastThaw {
+    digest: [u8; 32],
+    receipt: Receipt,
+    released: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    last: Option<LastThaw>,
 }
 
 /// Where the sandbox stands between Quiesce and Release.
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
-    phase: Mutex<Phase>,
+    state: Mutex<State>,
 }
 
 impl Lifecycle {
     pub(crate) fn running() -> Self {
         Self {
-            phase: Mutex::new(Phase::Running),
+            state: Mutex::new(State {
+                phase: Phase::Running,
+                last: None,
+            }),
         }
     }
 
-    fn phase(&self) -> MutexGuard<'_, Phase> {
-        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, phase: Phase) {
-        *self.phase() = phase;
+    /// Refuses what would start a process: between Thaw and Release it would
+    /// wait in the frozen cgroup.
+    pub(crate) fn require_running(&self, call: &'static str) -> Result<(), ServiceError> {
+        match self.state().phase {
+            Phase::Running => Ok(()),
+            _ => Err(wrong_state(call, "the sandbox is not released")),
+        }
     }
 
     /// Begins a quiesce: only from Running.
-    fn begin_quiesce(&self) -> Result<(), ServiceError> {
-        let mut phase = self.phase();
-        match *phase {
+    fn begin_quiesce(&self, seal: Seal) -> Result<(), ServiceError> {
+        let mut state = self.state();
+        match state.phase {
             Phase::Running => {
-                *phase = Phase::Busy;
+                state.phase = Phase::Quiescing(seal);
+                state.last = None;
                 Ok(())
             }
             _ => Err(wrong_state("quiesce", "the sandbox is not running")),
         }
     }
 
+    /// The freeze succeeded: the seal is kept with the id that ends it.
+    fn quiesced(&self, id: QuiesceId) {
+        let mut state = self.state();
+        state.phase = match std::mem::replace(&mut state.phase, Phase::Running) {
+            Phase::Quiescing(seal) => Phase::Quiesced(id, seal),
+            other => other,
+        };
+    }
+
+    /// The freeze was undone, or the release is complete.
+    fn set_running(&self) {
+        self.state().phase = Phase::Running;
+    }
+
     /// Begins a thaw, or gives the receipt of the very same request again.
-    fn begin_thaw(&self, request: &Thaw) -> Result<Thawing, ServiceError> {
-        let mut phase = self.phase();
-        match &*phase {
-            Phase::Quiesced(id, _) if *id == request.quiesce_id => {
-                match std::mem::replace(&mut *phase, Phase::Busy) {
-                    Phase::Quiesced(_, seal) => Ok(Thawing::Begun(seal)),
-                    _ => Err(wrong_state("thaw", "the sandbox is not quiesced")),
+    fn begin_thaw(&self, request: &Thaw) -> Result<Option<Receipt>, ServiceError> {
+        let mut state = self.state();
+        if let Some(last) = &state.last
+            && last.digest == request.digest
+            && last.receipt.generation == request.generation
+        {
+            return Ok(Some(last.receipt.clone()));
+        }
+        let refusal = match std::mem::replace(&mut state.phase, Phase::Running) {
+            Phase::Quiesced(id, seal) if id == request.quiesce_id => {
+                state.phase = Phase::Thawing(id, seal);
+                return Ok(None);
+            }
+            other => {
+                let refusal = match &other {
+                    Phase::Quiesced(..) => "another quiesce id is expected",
+                    Phase::Running | Phase::Quiescing(_) => "the sandbox is not quiesced",
+                    Phase::Thawing(..) => "a thaw is under way",
+                    Phase::Thawed | Phase::Releasing => "this copy was thawed already",
+                };
+                state.phase = other;
+                refusal
+            }
+        };
+        Err(wrong_state("thaw", refusal))
+    }
+
+    /// The only place that opens the gate after a quiesce.
+    fn thawed(&self, digest: [u8; 32], receipt: Receipt) {
+        let mut state = self.state();
+        state.phase = Phase::Thawed;
+        state.last = Some(LastThaw {
+            digest,
+            receipt,
+            released: false,
+        });
+    }
+
+    /// A step of the thaw failed: it may be asked for again.
+    fn thaw_failed(&self) {
+        let mut state = self.state();
+        state.phase = match std::mem::replace(&mut state.phase, Phase::Running) {
+            Phase::Thawing(id, seal) => Phase::Quiesced(id, seal),
+            other => other,
+        };
+    }
+
+    /// Begins a release, of the generation that was thawed; true if it was
+    /// released before.
+    fn begin_release(&self, generation: Generation) -> Result<bool, ServiceError> {
+        let mut state = self.state();
+        let last = state.last.as_ref();
+        match last.filter(|last| last.receipt.generation == generation) {
+            None => Err(wrong_state("release", "no such generation was thawed")),
+            Some(last) if last.released => Ok(true),
+            Some(_) => match state.phase {
+                Phase::Thawed => {
+                    state.phase = Phase::Releasing;
+                    Ok(false)
                 }
-            }
-            Phase::Quiesced(..) => Err(wrong_state("thaw", "another quiesce id is expected")),
-            Phase::Thawed {
-                generation,
-                encoded,
-                receipt,
-            } if *generation == request.generation && *encoded == request.encoded => {
-                Ok(Thawing::Repeated(receipt.as_ref().clone()))
-            }
-            Phase::Thawed { .. } => Err(wrong_state("thaw", "this copy was thawed already")),
-            Phase::Running => Err(wrong_state("thaw", "the sandbox is not quiesced")),
-            Phase::Busy => Err(wrong_state("thaw", "another transition is under way")),
+                _ => Err(wrong_state("release", "a release is under way")),
+            },
         }
     }
 
-    /// Begins a release: only of the generation that was thawed.
-    fn begin_release(&self, generation: Generation) -> Result<Phase, ServiceError> {
-        let mut phase = self.phase();
-        match &*phase {
-            Phase::Thawed {
-                generation: thawed, ..
-            } if *thawed == generation => Ok(std::mem::replace(&mut phase, Phase::Busy)),
-            Phase::Thawed { .. } => Err(wrong_state("release", "another generation was thawed")),
-            _ => Err(wrong_state("release", "the sandbox was not thawed")),
+    fn released(&self) {
+        let mut state = self.state();
+        state.phase = Phase::Running;
+        if let Some(last) = &mut state.last {
+            last.released = true;
         }
+    }
+
+    fn release_failed(&self) {
+        self.state().phase = Phase::Thawed;
     }
 }
 
@@ -255,46 +331,73 @@ impl Agent {
         seal: Seal,
     ) -> Result<Quiesced, ServiceError> {
         self.require_guest("quiesce")?;
-        self.lifecycle.begin_quiesce()?;
+        self.lifecycle.begin_quiesce(seal)?;
         let agent = Arc::clone(self);
-        detached(async move {
-            let outcome = agent.freeze(&request.into_inner()).await;
-            let phase = match &outcome {
-                Ok(quiesced) => Phase::Quiesced(quiesced.id, seal),
-                Err(_) => Phase::Running,
-            };
-            agent.lifecycle.set(phase);
-            outcome
-        })
-        .await
+        let (outcome, answer) = oneshot::channel();
+        tokio::spawn(async move {
+            let freezer = Arc::clone(&agent);
+            // A task of its own, so that even a panic is a failed freeze.
+            let frozen = detached(async move { freezer.freeze(&request.into_inner()).await }).await;
+            match frozen {
+                Ok(quiesced) => {
+                    agent.lifecycle.quiesced(quiesced.id);
+                    if outcome.send(Ok(quiesced)).is_err() {
+                        // Nobody knows the id that would end this freeze.
+                        agent.unfreeze();
+                    }
+                }
+                Err(error) => {
+                    agent.unfreeze();
+                    outcome.send(Err(error)).ok();
+                }
+            }
+        });
+        answer.await.map_err(|_| ServiceError::RecipePanicked)?
     }
 
-    /// Undoes itself: when a step fails, the workload runs on.
+    /// Undoes a freeze, whole or half made; what was never frozen may be asked
+    /// to run as well.
+    fn unfreeze(&self) {
+        let unfrozen = self
+            .launcher()
+            .is_ok_and(|launcher| launcher.workload().unfreeze().is_ok());
+        // A workload that stays frozen keeps its seal: nothing is served for it.
+        if unfrozen {
+            self.lifecycle.set_running();
+        }
+    }
+
     async fn freeze(&self, request: &Quiesce) -> Result<Quiesced, ServiceError> {
         let mut steps = Steps::begin();
         let id = random_bytes().map_err(ServiceError::system("getrandom"))?;
-        let workload = self.launcher()?.workload();
-        let deadline = request.freeze_timeout.unwrap_or(FREEZE_DEADLINE);
-        self.recipes.idle(deadline).await?;
+        let deadline = Instant::now() + request.freeze_timeout.unwrap_or(FREEZE_DEADLINE);
+        let left = || deadline.saturating_duration_since(Instant::now());
+        self.recipes.idle(left()).await?;
+        // Streams whose tokens wait belong to this life, not to the copies'.
+        self.tokens.revoke_all();
         steps.done("calls under way");
-        if let Err(error) = workload.freeze(deadline).await {
-            // Thawing what was never frozen is no error.
-            workload.unfreeze().ok();
-            return Err(ServiceError::System {
-                call: "freeze the workload's cgroup",
-                source: std::io::Error::other(error),
-            });
-        }
-        steps.done("cgroup.freeze");
-        rustix::fs::sync();
+        // Before the freeze: what is dirty may be written by the workload's own
+        // file system daemons.
+        sync(left()).await?;
         steps.done("sync");
+        self.launcher()?
+            .workload()
+            .freeze(left())
+            .await
+            .map_err(|source| ServiceError::System {
+                call: "freeze the workload's cgroup",
+                source: std::io::Error::other(source),
+            })?;
+        steps.done("cgroup.freeze");
         if request.purpose == Purpose::Suspend {
             // 3: page cache, dentries and inodes; Documentation/admin-guide/sysctl/vm.rst.
-            if let Err(source) = tokio::fs::write("/proc/sys/vm/drop_caches", "3").await {
-                workload.unfreeze().ok();
-                let call = "drop caches";
-                return Err(ServiceError::System { call, source });
-            }
+            let drop_caches = tokio::fs::write("/proc/sys/vm/drop_caches", "3");
+            tokio::time::timeout(left(), drop_caches)
+                .await
+                .map_err(|_| ServiceError::Deadline {
+                    call: "drop caches",
+                })?
+                .map_err(ServiceError::system("drop caches"))?;
             steps.done("drop_caches");
         }
         Ok(Quiesced {
@@ -311,27 +414,20 @@ impl Agent {
     ) -> Result<Receipt, ServiceError> {
         self.require_guest("thaw")?;
         let request = request.into_inner();
-        let seal = match self.lifecycle.begin_thaw(&request)? {
-            Thawing::Begun(seal) => seal,
-            Thawing::Repeated(receipt) => return Ok(receipt),
-        };
+        if let Some(receipt) = self.lifecycle.begin_thaw(&request)? {
+            return Ok(receipt);
+        }
         let agent = Arc::clone(self);
         detached(async move {
-            let quiesce_id = request.quiesce_id;
-            match agent.make_unique(&request).await {
-                Ok(receipt) => {
-                    agent.lifecycle.set(Phase::Thawed {
-                        generation: request.generation,
-                        encoded: request.encoded,
-                        receipt: Box::new(receipt.clone()),
-                    });
-                    Ok(receipt)
-                }
-                Err(error) => {
-                    agent.lifecycle.set(Phase::Quiesced(quiesce_id, seal));
-                    Err(error)
-                }
+            let digest = request.digest;
+            let thawer = Arc::clone(&agent);
+            // A task of its own, so that even a panic leaves the seal in place.
+            let made = detached(async move { thawer.make_unique(&request).await }).await;
+            match &made {
+                Ok(receipt) => agent.lifecycle.thawed(digest, receipt.clone()),
+                Err(_) => agent.lifecycle.thaw_failed(),
             }
+            made
         })
         .await
     }
@@ -341,13 +437,15 @@ impl Agent {
     /// generation, all the rest holds.
     async fn make_unique(&self, request: &Thaw) -> Result<Receipt, ServiceError> {
         let mut steps = Steps::begin();
-        entropy::reseed(&request.entropy).map_err(ServiceError::system("reseed the kernel"))?;
+        entropy::reseed(request.entropy.bytes())
+            .map_err(ServiceError::system("reseed the kernel"))?;
         steps.done("ioctl RNDADDENTROPY, RNDRESEEDCRNG");
         // The stamp was taken when the request was sent; what has passed here
         // since its arrival is known and added.
         let waited = i64::try_from(request.received.elapsed().as_nanos()).unwrap_or(0);
-        let clock_step_nanos = clock::step_realtime(request.host_realtime_nanos + waited)
-            .map_err(ServiceError::system("clock_settime"))?;
+        let clock_step_nanos =
+            clock::step_realtime(request.host_realtime_nanos.saturating_add(waited))
+                .map_err(ServiceError::system("clock_settime"))?;
         steps.done("clock_settime");
         let hostname = self.set_hostnames(&request.identity.hostname)?;
         steps.done("sethostname");
@@ -397,37 +495,57 @@ impl Agent {
             .into_owned())
     }
 
-    /// Lets the workload run, then runs the containers' after-thaw hooks.
+    /// Lets the workload run, then runs the containers' after-thaw hooks. Asked
+    /// again for a copy that runs already, it does nothing.
     pub(crate) async fn release(
         self: &Arc<Self>,
         request: Authorized<Release>,
     ) -> Result<Released, ServiceError> {
         let request = request.into_inner();
-        let thawed = self.lifecycle.begin_release(request.generation)?;
+        if self.lifecycle.begin_release(request.generation)? {
+            return Ok(Released {
+                steps: Vec::new(),
+                hooks: Vec::new(),
+            });
+        }
         let agent = Arc::clone(self);
-        detached(async move {
-            let mut steps = Steps::begin();
-            if let Err(error) = agent.launcher()?.workload().unfreeze() {
-                agent.lifecycle.set(thawed);
-                return Err(ServiceError::System {
-                    call: "unfreeze the workload's cgroup",
-                    source: std::io::Error::other(error),
+        // Counted: a freeze that comes next waits for the hooks.
+        self.recipes
+            .run(async move {
+                let mut steps = Steps::begin();
+                let unfrozen = agent.launcher().and_then(|launcher| {
+                    let unfrozen = launcher.workload().unfreeze();
+                    unfrozen.map_err(|error| ServiceError::System {
+                        call: "unfreeze the workload's cgroup",
+                        source: std::io::Error::other(error),
+                    })
                 });
-            }
-            agent.lifecycle.set(Phase::Running);
-            steps.done("cgroup.freeze");
-            let hooks = agent
-                .run_hooks(request.hook_timeout.unwrap_or(HOOK_DEADLINE))
-                .await;
-            if !hooks.is_empty() {
-                steps.done("after-thaw hooks");
-            }
-            Ok(Released {
-                steps: steps.taken,
-                hooks,
+                if let Err(error) = unfrozen {
+                    agent.lifecycle.release_failed();
+                    return Err(error);
+                }
+                agent.lifecycle.released();
+                steps.done("cgroup.freeze");
+                let deadline = request.hook_timeout.unwrap_or(HOOK_DEADLINE);
+                let hooks = agent.run_hooks(deadline).await;
+                if !hooks.is_empty() {
+                    steps.done("after-thaw hooks");
+                }
+                Ok(Released {
+                    steps: steps.taken,
+                    hooks,
+                })
             })
-        })
-        .await
+            .await
+    }
+}
+
+/// sync(2) on a thread of its own: a dead file system keeps that thread, and
+/// nobody else.
+async fn sync(deadline: Duration) -> Result<(), ServiceError> {
+    match tokio::time::timeout(deadline, blocking(rustix::fs::sync)).await {
+        Ok(done) => done,
+        Err(_) => Err(ServiceError::Deadline { call: "sync" }),
     }
 }
 

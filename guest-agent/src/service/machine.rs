@@ -1,9 +1,11 @@
 //! Calls about the guest as a whole: sandbox, details, entropy, clock.
 
 use super::Agent;
+use super::container::mount_all;
 use super::error::ServiceError;
+use super::secret::Secret;
 use authz::Authorized;
-use guest_runtime::storage::{StorageSpec, mount_storage};
+use guest_runtime::storage::StorageSpec;
 use guest_runtime::{clock, entropy, hostname};
 use std::sync::Arc;
 
@@ -18,7 +20,7 @@ pub(crate) struct CreateSandbox {
 /// Bytes to mix into the kernel's random generator.
 #[derive(Debug)]
 pub(crate) struct ReseedRandomDevice {
-    pub(crate) data: Vec<u8>,
+    pub(crate) data: Secret,
 }
 
 /// A time to set.
@@ -55,35 +57,26 @@ impl Agent {
         request: Authorized<CreateSandbox>,
     ) -> Result<(), ServiceError> {
         let request = request.into_inner();
-        if !request.hostname.is_empty() {
-            self.require_guest("set the hostname")?;
-            hostname::set(&request.hostname).map_err(ServiceError::system("sethostname"))?;
-        }
-        if !request.dns.is_empty() {
-            self.require_guest("set the name servers")?;
-            let text: String = request
-                .dns
-                .iter()
-                .map(|line| format!("{}\n", line.trim()))
-                .collect();
-            tokio::fs::write("/etc/resolv.conf", text)
-                .await
-                .map_err(ServiceError::system("write /etc/resolv.conf"))?;
+        if !request.hostname.is_empty() || !request.dns.is_empty() {
+            self.require_guest("set the hostname or the name servers")?;
         }
         self.recipes
             .run(async move {
-                let mut mounted = Vec::new();
-                for storage in &request.storages {
-                    match mount_storage(storage) {
-                        Ok(storage) => mounted.push(storage),
-                        Err(error) => {
-                            for storage in mounted.into_iter().rev() {
-                                // The first failure is the one to tell.
-                                let _ = storage.unmount();
-                            }
-                            return Err(error.into());
-                        }
-                    }
+                // What can fail first: the names are never changed for nothing.
+                mount_all(request.storages).await?;
+                if !request.hostname.is_empty() {
+                    hostname::set(&request.hostname)
+                        .map_err(ServiceError::system("sethostname"))?;
+                }
+                if !request.dns.is_empty() {
+                    let text: String = request
+                        .dns
+                        .iter()
+                        .map(|line| format!("{}\n", line.trim()))
+                        .collect();
+                    tokio::fs::write("/etc/resolv.conf", text)
+                        .await
+                        .map_err(ServiceError::system("write /etc/resolv.conf"))?;
                 }
                 Ok(())
             })
@@ -115,7 +108,8 @@ impl Agent {
         request: Authorized<ReseedRandomDevice>,
     ) -> Result<(), ServiceError> {
         self.require_guest("reseed the random generator")?;
-        entropy::reseed(&request.get().data).map_err(ServiceError::system("reseed the kernel"))
+        entropy::reseed(request.get().data.bytes())
+            .map_err(ServiceError::system("reseed the kernel"))
     }
 
     /// Steps CLOCK_REALTIME.

@@ -25,6 +25,7 @@ pub(crate) mod network;
 pub(crate) mod process;
 pub(crate) mod recipes;
 pub(crate) mod registry;
+pub(crate) mod secret;
 pub(crate) mod streams;
 
 use error::ServiceError;

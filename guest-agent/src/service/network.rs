@@ -38,7 +38,10 @@ impl Agent {
         request: Authorized<UpdateInterface>,
     ) -> Result<(), ServiceError> {
         self.require_guest("update an interface")?;
-        Ok(self.network.update_interface(&request.get().0).await?)
+        let network = self.network.clone();
+        self.recipes
+            .run(async move { Ok(network.update_interface(&request.get().0).await?) })
+            .await
     }
 
     /// Adds routes and gives the main table as it then is.
@@ -47,8 +50,13 @@ impl Agent {
         request: Authorized<UpdateRoutes>,
     ) -> Result<Vec<RouteSpec>, ServiceError> {
         self.require_guest("update the routes")?;
-        self.network.update_routes(&request.get().routes).await?;
-        Ok(self.network.list_routes().await?)
+        let network = self.network.clone();
+        self.recipes
+            .run(async move {
+                network.update_routes(&request.get().routes).await?;
+                Ok(network.list_routes().await?)
+            })
+            .await
     }
 
     /// The links of the guest.
@@ -73,6 +81,9 @@ impl Agent {
         request: Authorized<AddNeighbors>,
     ) -> Result<(), ServiceError> {
         self.require_guest("add neighbors")?;
-        Ok(self.network.add_neighbors(&request.get().neighbors).await?)
+        let network = self.network.clone();
+        self.recipes
+            .run(async move { Ok(network.add_neighbors(&request.get().neighbors).await?) })
+            .await
     }
 }

@@ -10,8 +10,10 @@ use guest_runtime::process::{ExitStatus, Process, Stdio, WindowSize};
 use guest_runtime::{ContainerId, ExecId};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// How long output may still arrive after a process has ended, when something
 /// else holds the other end of the pipe. The Kata agent's figure.
@@ -85,20 +87,29 @@ pub(crate) struct ResizeTerminal {
 pub(crate) struct ProcessEntry {
     pub(crate) process: Process,
     pub(crate) stdio: Stdio,
+    /// Whether stdout and stderr were read to their ends.
+    drained: [AtomicBool; 2],
+    /// One write to stdin at a time: two would mix their bytes.
+    stdin_turn: Arc<Semaphore>,
 }
 
 impl ProcessEntry {
     pub(crate) fn new(process: Process, stdio: Stdio) -> Arc<Self> {
-        Arc::new(Self { process, stdio })
+        Arc::new(Self {
+            drained: [stdio.stdout.is_none().into(), stdio.stderr.is_none().into()],
+            stdin_turn: Arc::new(Semaphore::new(1)),
+            process,
+            stdio,
+        })
     }
 
     /// Reads what is there, or waits for it; empty is the end of the stream.
     /// A stream that something else keeps open ends a drain window after the
     /// process.
     pub(crate) async fn read(&self, output: Output, limit: usize) -> std::io::Result<Vec<u8>> {
-        let reader = match output {
-            Output::Stdout => self.stdio.stdout.as_ref(),
-            Output::Stderr => self.stdio.stderr.as_ref(),
+        let (reader, drained) = match output {
+            Output::Stdout => (self.stdio.stdout.as_ref(), &self.drained[0]),
+            Output::Stderr => (self.stdio.stderr.as_ref(), &self.drained[1]),
         };
         // A terminal has one output: its stderr is at its end at once.
         let Some(reader) = reader else {
@@ -109,12 +120,38 @@ impl ProcessEntry {
             self.process.wait().await;
             tokio::time::sleep(DRAIN_WINDOW).await;
         };
-        tokio::select! {
+        let data = tokio::select! {
             biased;
-            data = reader.read(limit) => data,
-            () = ended => Ok(Vec::new()),
+            data = reader.read(limit) => data?,
+            () = ended => Vec::new(),
+        };
+        if data.is_empty() && limit > 0 {
+            drained.store(true, Ordering::Relaxed);
         }
+        Ok(data)
     }
+
+    /// Whether nothing but the exit status is left of it.
+    fn is_over(&self) -> bool {
+        let drained = self.drained.iter().all(|one| one.load(Ordering::Relaxed));
+        drained && self.process.has_ended()
+    }
+}
+
+/// An exec of a container.
+#[derive(Debug)]
+enum Exec {
+    /// A recipe is starting it; the name is taken.
+    Reserved,
+    Running(Arc<ProcessEntry>),
+    /// Its descriptors are closed; its status can still be asked for.
+    Ended(ExitStatus),
+}
+
+/// What there is under a process's name.
+pub(crate) enum Found {
+    Entry(Arc<ProcessEntry>),
+    Ended(ExitStatus),
 }
 
 /// The processes of one container: init and the execs.
@@ -122,7 +159,7 @@ impl ProcessEntry {
 pub(crate) struct ProcessTable {
     container: ContainerId,
     init: Arc<ProcessEntry>,
-    execs: Mutex<HashMap<ExecId, Option<Arc<ProcessEntry>>>>,
+    execs: Mutex<HashMap<ExecId, Exec>>,
 }
 
 impl ProcessTable {
@@ -138,23 +175,26 @@ impl ProcessTable {
         &self.init
     }
 
-    fn execs(&self) -> MutexGuard<'_, HashMap<ExecId, Option<Arc<ProcessEntry>>>> {
+    fn execs(&self) -> MutexGuard<'_, HashMap<ExecId, Exec>> {
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The process of that name; its exit status can be asked for until the
+    /// What there is of that name; an exit status can be asked for until the
     /// container is removed.
-    pub(crate) fn get(&self, exec: &str) -> Result<Arc<ProcessEntry>, ServiceError> {
+    fn find(&self, exec: &str) -> Result<Found, ServiceError> {
         if exec.is_empty() || exec == self.container.as_ref() {
-            return Ok(self.init.clone());
+            return Ok(Found::Entry(self.init.clone()));
         }
-        exec.parse()
-            .ok()
-            .and_then(|exec: ExecId| self.execs().get(&exec).cloned().flatten())
-            .ok_or_else(|| ServiceError::UnknownProcess {
-                container: self.container.clone(),
-                exec: exec.into(),
-            })
+        let unknown = || ServiceError::UnknownProcess {
+            container: self.container.clone(),
+            exec: exec.into(),
+        };
+        let exec: ExecId = exec.parse().map_err(|_| unknown())?;
+        match self.execs().get(&exec) {
+            Some(Exec::Running(entry)) => Ok(Found::Entry(entry.clone())),
+            Some(Exec::Ended(status)) => Ok(Found::Ended(*status)),
+            Some(Exec::Reserved) | None => Err(unknown()),
+        }
     }
 
     /// Takes the exec id; [`ProcessTable::commit`] or
@@ -167,14 +207,28 @@ impl ProcessTable {
         match self.execs().entry(exec.clone()) {
             Entry::Occupied(_) => taken(),
             Entry::Vacant(entry) => {
-                entry.insert(None);
+                entry.insert(Exec::Reserved);
                 Ok(())
             }
         }
     }
 
     fn commit(&self, exec: ExecId, entry: Arc<ProcessEntry>) {
-        self.execs().insert(exec, Some(entry));
+        self.execs().insert(exec, Exec::Running(entry));
+    }
+
+    /// Closes the descriptors of an exec that has ended and was read to its
+    /// end; only its status is kept.
+    async fn retire(&self, exec: &str, entry: &ProcessEntry) {
+        if !entry.is_over() {
+            return;
+        }
+        let status = entry.process.wait().await;
+        if let Ok(exec) = exec.parse::<ExecId>()
+            && let Some(slot @ Exec::Running(_)) = self.execs().get_mut(&exec)
+        {
+            *slot = Exec::Ended(status);
+        }
     }
 
     /// Forgets an exec: it never started, or its stream has told its end.
@@ -189,6 +243,7 @@ impl Agent {
         &self,
         request: Authorized<ExecProcess>,
     ) -> Result<(), ServiceError> {
+        self.lifecycle.require_running("exec")?;
         let request = request.into_inner();
         let container = self.registry.get(&request.container)?;
         self.exec_in(&container, request.exec, request.process, true)
@@ -246,12 +301,13 @@ impl Agent {
                     source: std::io::Error::other(error),
                 });
         }
-        container
-            .processes
-            .get(&name.exec)?
-            .process
-            .signal(signal)
-            .map_err(ServiceError::system("pidfd_send_signal"))
+        match container.processes.find(&name.exec)? {
+            Found::Entry(entry) => entry
+                .process
+                .signal(signal)
+                .map_err(ServiceError::system("pidfd_send_signal")),
+            Found::Ended(_) => Ok(()),
+        }
     }
 
     /// Waits for the end of a process. The status stays: it can be asked for
@@ -260,8 +316,16 @@ impl Agent {
         &self,
         request: Authorized<WaitProcess>,
     ) -> Result<ExitStatus, ServiceError> {
-        let entry = self.process(&request.get().0)?;
-        Ok(entry.process.wait().await)
+        let name = &request.get().0;
+        let container = self.registry.get(&name.container)?;
+        match container.processes.find(&name.exec)? {
+            Found::Ended(status) => Ok(status),
+            Found::Entry(entry) => {
+                let status = entry.process.wait().await;
+                container.processes.retire(&name.exec, &entry).await;
+                Ok(status)
+            }
+        }
     }
 
     /// Reads one of a process's outputs; empty is its end.
@@ -270,12 +334,16 @@ impl Agent {
         request: Authorized<ReadStream>,
         output: Output,
     ) -> Result<Vec<u8>, ServiceError> {
-        let request = request.into_inner();
-        let entry = self.process(&request.name)?;
-        entry
-            .read(output, request.limit)
-            .await
-            .map_err(ServiceError::system("read"))
+        let ReadStream { name, limit } = request.into_inner();
+        let container = self.registry.get(&name.container)?;
+        match container.processes.find(&name.exec)? {
+            Found::Ended(_) => Ok(Vec::new()),
+            Found::Entry(entry) => {
+                let data = entry.read(output, limit).await;
+                container.processes.retire(&name.exec, &entry).await;
+                data.map_err(ServiceError::system("read"))
+            }
+        }
     }
 
     /// Writes to a process's stdin, all of it; nothing to write closes it.
@@ -292,19 +360,24 @@ impl Agent {
             stdin.close();
             return Ok(0);
         }
+        // A client that vanishes while others write has asked for nothing yet.
+        let turn = Arc::clone(&entry.stdin_turn).acquire_owned().await;
         // A task of its own: a write cut in its middle by a vanished client
         // could not be told from one that was never made. Not counted as a
-        // recipe: a full pipe shall not hold up a freeze.
+        // recipe: a full pipe shall not hold up a freeze. It ends with the
+        // process at the latest.
         let length = request.data.len();
         let entry = entry.clone();
         detached(async move {
-            let stdin = entry.stdio.stdin.as_ref();
-            match stdin {
-                Some(stdin) => stdin
-                    .write_all(&request.data)
-                    .await
-                    .map_err(ServiceError::system("write stdin")),
-                None => Ok(()),
+            let _turn = turn;
+            let Some(stdin) = entry.stdio.stdin.as_ref() else {
+                return Ok(());
+            };
+            tokio::select! {
+                written = stdin.write_all(&request.data) => {
+                    written.map_err(ServiceError::system("write stdin"))
+                }
+                _ = entry.process.wait() => Err(ServiceError::Unavailable { what: "reader of stdin" }),
             }
         })
         .await?;
@@ -335,9 +408,13 @@ impl Agent {
     }
 
     fn process(&self, name: &ProcessName) -> Result<Arc<ProcessEntry>, ServiceError> {
-        self.registry
-            .get(&name.container)?
-            .processes
-            .get(&name.exec)
+        let container = self.registry.get(&name.container)?;
+        match container.processes.find(&name.exec)? {
+            Found::Entry(entry) => Ok(entry),
+            Found::Ended(_) => Err(ServiceError::UnknownProcess {
+                container: name.container.clone(),
+                exec: name.exec.clone(),
+            }),
+        }
     }
 }

@@ -89,6 +89,16 @@ impl Tokens {
         Ok(token)
     }
 
+    /// Forgets all tokens; the processes behind them are killed.
+    pub(crate) fn revoke_all(&self) {
+        for (_, attachment) in std::mem::take(&mut *self.waiting()) {
+            if let Attachment::Process(entry, _) = attachment {
+                // It may have ended by itself meanwhile.
+                let _ = entry.process.signal(SIGKILL);
+            }
+        }
+    }
+
     fn take(&self, token: &Token) -> Option<Attachment> {
         self.waiting().remove(token)
     }
@@ -100,25 +110,33 @@ impl Agent {
     /// with the exit status a shell gives it (127 not found, 126 not
     /// executable).
     pub(crate) async fn exec_stream(
-        &self,
+        self: &Arc<Self>,
         request: Authorized<ExecStream>,
     ) -> Result<(Token, ExecId), ServiceError> {
+        self.lifecycle.require_running("exec")?;
         let request = request.into_inner();
         let exec = match &request.exec {
             Some(exec) => exec.clone(),
             None => random_exec_id()?,
         };
-        let attachment = match self.start_exec(&exec, request).await {
-            Ok(attachment) => attachment,
-            Err(ServiceError::Exec { source, .. }) if source.exit_status().is_some() => {
-                Attachment::Unexecutable {
-                    status: source.exit_status().unwrap_or(EXIT_NOT_FOUND),
-                    reason: explain(&source),
-                }
-            }
-            Err(error) => return Err(error),
-        };
-        Ok((self.tokens.issue(attachment)?, exec))
+        let agent = Arc::clone(self);
+        // Process and token are one recipe: a process always has somebody who
+        // will end it, the stream or the token's deadline.
+        self.recipes
+            .run(async move {
+                let attachment = match agent.start_exec(&exec, request).await {
+                    Ok(attachment) => attachment,
+                    Err(ServiceError::Exec { source, .. }) if source.exit_status().is_some() => {
+                        Attachment::Unexecutable {
+                            status: source.exit_status().unwrap_or(EXIT_NOT_FOUND),
+                            reason: explain(&source),
+                        }
+                    }
+                    Err(error) => return Err(error),
+                };
+                Ok((agent.tokens.issue(attachment)?, exec))
+            })
+            .await
     }
 
     async fn start_exec(
@@ -248,19 +266,17 @@ async fn receive<R>(entry: &ProcessEntry, mut reader: FrameReader<R>) -> std::io
 where
     R: tokio::io::AsyncRead + Unpin,
 {
-    let stdin = entry.stdio.stdin.as_ref();
-    while let Some(frame) = reader.next().await? {
+    let mut ahead = None;
+    loop {
+        let frame = match ahead.take() {
+            Some(frame) => frame,
+            None => match reader.next().await? {
+                Some(frame) => frame,
+                None => return Ok(()),
+            },
+        };
         match frame {
-            Frame::Stdin(data) => {
-                let Some(stdin) = stdin else { continue };
-                if data.is_empty() {
-                    stdin.close();
-                } else if stdin.write_all(&data).await.is_err() {
-                    // The process closed its stdin; what else comes is lost, as
-                    // in a pipe.
-                    stdin.close();
-                }
-            }
+            Frame::Stdin(data) => ahead = pass_stdin(entry, &data, &mut reader).await?,
             Frame::Resize { rows, columns } => {
                 if let Some(terminal) = &entry.stdio.terminal {
                     // A terminal that is gone needs no size.
@@ -270,7 +286,39 @@ where
             _ => {}
         }
     }
-    Ok(())
+}
+
+/// Writes to the process. While it does not read, one frame more is waited
+/// for: that is how a peer that goes away is noticed meanwhile.
+async fn pass_stdin<R>(
+    entry: &ProcessEntry,
+    data: &[u8],
+    reader: &mut FrameReader<R>,
+) -> std::io::Result<Option<Frame>>
+where
+    R: tokio::io::AsyncRead + Unpin,
+{
+    let Some(stdin) = entry.stdio.stdin.as_ref() else {
+        return Ok(None);
+    };
+    if data.is_empty() {
+        stdin.close();
+        return Ok(None);
+    }
+    let write = stdin.write_all(data);
+    tokio::pin!(write);
+    let (written, ahead) = tokio::select! {
+        written = &mut write => (written, None),
+        next = reader.next() => {
+            let next = next?.ok_or(std::io::ErrorKind::UnexpectedEof)?;
+            (write.await, Some(next))
+        }
+    };
+    if written.is_err() {
+        // The process closed its stdin; what else comes is lost, as in a pipe.
+        stdin.close();
+    }
+    Ok(ahead)
 }
 
 /// Process to client: both outputs to their ends, then the exit status.

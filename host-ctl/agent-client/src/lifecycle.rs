@@ -12,7 +12,7 @@ use crate::client::AgentClient;
 use crate::error::ClientError;
 use crate::id::{Generation, QuiesceId, random};
 use crate::network::Network;
-use crate::reply::{self, MAX_NAME, MAX_PATH};
+use crate::reply::{self, MAX_NAME, MAX_PATH, MAX_SENTENCE};
 
 /// Fresh bytes handed over with every attempt. The kernel's pool holds 32
 /// (random(4)); twice that leaves room for doubt.
@@ -335,7 +335,7 @@ fn receipt(
             machine_id: reply::text(CALL, &identity.machine_id, MAX_NAME)?,
             boot_id: reply::text(CALL, &identity.boot_id, MAX_NAME)?,
         },
-        not_unique: reply::texts(CALL, answer.not_unique, MAX_NAME)?,
+        not_unique: reply::texts(CALL, answer.not_unique, MAX_SENTENCE)?,
     })
 }
 

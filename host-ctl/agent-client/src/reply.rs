@@ -10,6 +10,9 @@ pub(crate) const MAX_LIST: usize = 64;
 /// Longest name in a reply, bytes.
 pub(crate) const MAX_NAME: usize = 64;
 
+/// Longest phrase for people in a reply, bytes.
+pub(crate) const MAX_SENTENCE: usize = 256;
+
 /// Longest path in a reply, bytes: PATH_MAX of limits.h.
 pub(crate) const MAX_PATH: usize = 4096;
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -222,6 +223,11 @@ impl fmt::Display for VmExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exited(status) => write!(f, "exit status {status}"),
+            // mmap(2): what is given for a page of a mapped file that the file
+            // does not have, or that finds no place on the disk.
+            Self::Signalled(signal) if *signal == Signal::BUS.as_raw() => f.write_str(
+                "SIGBUS: the disk of its memory file is full, or the file was cut short",
+            ),
             Self::Signalled(signal) => write!(f, "signal {signal}"),
             Self::Unknown => f.write_str("exit status unknown"),
         }

@@ -49,6 +49,7 @@ pub enum Command {
     /// Ends sandboxes and removes what is left of them.
     Rm(RmArguments),
     /// Finishes what killed processes began: removes what belongs to nobody.
+    /// Stopped sandboxes belong to whoever made them, until `rm`.
     Gc,
     /// Says what this machine has and what it lacks.
     Doctor(GuestImage),

@@ -5,12 +5,14 @@ use super::text::{Table, bytes, escape, since};
 use super::{CliError, Context, runtime};
 use crate::config::{TemplateDigest, TemplateName};
 use crate::sandbox::driver::driver;
-use crate::store::{CloneRefusal, Manifest, Store, Summary};
+use crate::store::{CloneRefusal, Manifest, SavedWarmUp, Store, Summary};
 use crate::template::{Recipe, Workplace, build};
 use crate::timeline::{Report, Timeline};
 use serde::Serialize;
 use std::fmt::Write as _;
+use std::pin::pin;
 use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
 
 pub(super) fn template(context: &Context, command: TemplateCommand) -> Result<ExitCode, CliError> {
     let store = Store::open(context.paths())?;
@@ -46,8 +48,10 @@ fn build_template(
     let recipe = Recipe {
         name: arguments.name,
         spec: arguments.machine.spec()?,
-        ready: arguments.ready.map(|words| words.0),
-        warm: arguments.warm.into_iter().map(|words| words.0).collect(),
+        warm_up: SavedWarmUp {
+            ready: arguments.ready.map(|words| words.0),
+            warm: arguments.warm.into_iter().map(|words| words.0).collect(),
+        },
     };
     let timeline = Timeline::new();
     let kernel = store.import(&recipe.spec.kernel)?;
@@ -58,7 +62,7 @@ fn build_template(
             store,
             hypervisor: &driver,
         };
-        let built = build(&recipe, place, &timeline).await?;
+        let built = build(&recipe, place, &timeline, pin!(interrupted())).await?;
         Ok::<_, CliError>((built, driver))
     })?;
     let capabilities = hypervisor::Hypervisor::capabilities(&driver);
@@ -77,6 +81,22 @@ fn build_template(
     };
     context.print(&row, describe_built)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Resolves at the first SIGINT or SIGTERM. From its first poll on they no
+/// longer end this process.
+async fn interrupted() {
+    let interrupt = signal(SignalKind::interrupt());
+    let terminate = signal(SignalKind::terminate());
+    // Without handlers the signals do what they did before; a sweep ends the VM
+    // that is left then.
+    let (Ok(mut interrupt), Ok(mut terminate)) = (interrupt, terminate) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
 }
 
 fn describe_built(row: &BuiltRow) -> String {

@@ -1,7 +1,7 @@
 //! Finds the state root and refuses one that others could tamper with.
 
 use std::env;
-use std::fs::{self, DirBuilder, Metadata};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -179,7 +179,7 @@ pub(crate) fn private_directory(path: &Path) -> Result<(), ConfigError> {
 fn check_ancestors(root: &Path) -> Result<(), ConfigError> {
     for ancestor in root.ancestors().skip(1) {
         let metadata = fs::symlink_metadata(ancestor).map_err(inspect(ancestor))?;
-        if is_exposed(&metadata) {
+        if is_exposed(metadata.uid(), metadata.mode(), geteuid().as_raw()) {
             return Err(ConfigError::Exposed {
                 path: root.to_owned(),
                 ancestor: ancestor.to_owned(),
@@ -189,10 +189,11 @@ fn check_ancestors(root: &Path) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn is_exposed(metadata: &Metadata) -> bool {
-    let owner = metadata.uid();
-    let foreign = owner != 0 && owner != geteuid().as_raw();
-    let open = metadata.mode() & WORLD_WRITABLE != 0 && metadata.mode() & STICKY == 0;
+/// Whether a directory of this owner and mode lets others than root and `user`
+/// rename what lies in it.
+fn is_exposed(owner: u32, mode: u32, user: u32) -> bool {
+    let foreign = owner != 0 && owner != user;
+    let open = mode & WORLD_WRITABLE != 0 && mode & STICKY == 0;
     foreign || open
 }
 
@@ -265,6 +266,19 @@ mod tests {
         ));
         set_mode(parent.path(), 0o1777);
         assert!(Paths::below(&root).is_ok());
+    }
+
+    #[test]
+    fn the_way_to_an_ordinary_users_home_exposes_nothing() {
+        const USER: u32 = 1000;
+        for (owner, mode) in [(0, 0o755), (USER, 0o700), (USER, 0o755), (0, 0o1777)] {
+            assert!(!is_exposed(owner, mode, USER), "{owner} {mode:o}");
+        }
+        for (owner, mode) in [(0, 0o777), (USER, 0o777), (1001, 0o755), (1001, 0o1777)] {
+            assert!(is_exposed(owner, mode, USER), "{owner} {mode:o}");
+        }
+        // Root's own way must not lead through what a user owns.
+        assert!(is_exposed(USER, 0o700, 0));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod record;
 mod ring;
 mod run_directory;
 mod sweep;
+mod tail;
 mod tree;
 
 pub use call::{CallFailed, explain};
@@ -18,6 +19,7 @@ pub use record::{RECORD_LIMIT, RecordError, RecordHead, Stage, read_record, writ
 pub use ring::Ring;
 pub use run_directory::{RunDirectory, RunDirectoryError, sandboxes};
 pub use sweep::{Action, Finding, sweep};
+pub use tail::Tail;
 pub use tree::{TreeError, remove_tree};
 
 pub(crate) use call::failed;

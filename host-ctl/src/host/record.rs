@@ -1,5 +1,5 @@
 //! Small JSON records that are replaced as a whole: a reader sees the old one
-//! or the new one, also after a power loss in between.
+//! or the new one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -62,7 +62,10 @@ pub enum Stage {
     Starting,
     /// Handed over: its VM outlives its supervisor.
     Ready,
-    /// To be removed; a stop or remove was asked for.
+    /// Handed over once; its VM has ended, or is worth nothing. What it left
+    /// stays until somebody removes it.
+    Ended,
+    /// Its removal was asked for.
     Ending,
 }
 
@@ -86,8 +89,12 @@ pub struct RecordHead {
     pub vmm: Option<ProcessIdentity>,
 }
 
-/// Replaces a record: temporary file, fsync, rename, fsync of the directory.
-/// The file is 0600. The caller is the only writer, by a lock.
+/// Replaces a record: temporary file, rename. The file is 0600. The caller is
+/// the only writer, by a lock.
+///
+/// Nothing is fsynced: a record speaks of processes, and after a power loss
+/// there are none. What a power loss may leave in its place is an empty file,
+/// which [`read_record`] takes for none.
 ///
 /// # Errors
 /// When a call fails; the old record is untouched then.
@@ -97,15 +104,18 @@ pub fn write_record<T: Serialize>(path: &Path, value: &T) -> Result<(), RecordEr
         source,
     })?;
     text.push(b'\n');
-    Ok(write_atomically(path, &text, 0o600)?)
+    Ok(replace(path, &text, 0o600, Durability::Process)?)
 }
 
 /// Reads a record of at most [`RECORD_LIMIT`] bytes, following no symlink.
 ///
 /// # Errors
-/// [`RecordError::Missing`] when there is none.
+/// [`RecordError::Missing`] when there is none, or only the name of one.
 pub fn read_record<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
     let text = read_bounded(path)?;
+    if text.is_empty() {
+        return Err(RecordError::Missing(path.to_owned()));
+    }
     serde_json::from_slice(&text).map_err(|source| RecordError::Parse {
         path: path.to_owned(),
         source,
@@ -138,16 +148,34 @@ pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>, RecordError> {
     Ok(text)
 }
 
+/// What a write is to survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Durability {
+    /// The end of this process.
+    Process,
+    /// A power loss (fsync(2) of the file and of its directory).
+    Host,
+}
+
+/// Replaces a file as a whole, durably: a reader sees the old one or the new
+/// one, also after a power loss in between.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CallFailed> {
+    replace(path, bytes, mode, Durability::Host)
+}
+
 /// Replaces a file as a whole. The temporary name is fixed, so that a kill in
 /// between leaves at most one, which the next write takes over.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CallFailed> {
+fn replace(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> Result<(), CallFailed> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(".new");
     let temporary = path.with_file_name(name);
-    let written = write_synced(&temporary, bytes, mode).and_then(|()| {
+    let written = write_new(&temporary, bytes, mode, durability).and_then(|()| {
         fs::rename(&temporary, path).map_err(failed("rename", path))?;
-        sync_directory(path.parent().unwrap_or(Path::new("/")))
+        match durability {
+            Durability::Process => Ok(()),
+            Durability::Host => sync_directory(path.parent().unwrap_or(Path::new("/"))),
+        }
     });
     if written.is_err() {
         // The first failure is what counts; a full disk is freed again.
@@ -156,7 +184,12 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(
     written
 }
 
-fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CallFailed> {
+fn write_new(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    durability: Durability,
+) -> Result<(), CallFailed> {
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -166,7 +199,10 @@ fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CallFailed> 
         .open(path)
         .map_err(failed("open", path))?;
     file.write_all(bytes).map_err(failed("write", path))?;
-    file.sync_all().map_err(failed("fsync", path))
+    match durability {
+        Durability::Process => Ok(()),
+        Durability::Host => file.sync_all().map_err(failed("fsync", path)),
+    }
 }
 
 /// Makes renames and removals in a directory durable (fsync(2)).
@@ -213,6 +249,17 @@ mod tests {
         assert!(matches!(
             read_record::<RecordHead>(&path),
             Err(RecordError::TooLarge { .. })
+        ));
+    }
+
+    #[test]
+    fn what_a_power_loss_leaves_of_a_record_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record.json");
+        File::create(&path).unwrap();
+        assert!(matches!(
+            read_record::<RecordHead>(&path),
+            Err(RecordError::Missing(_))
         ));
     }
 

@@ -1,4 +1,6 @@
-//! Finishes what a kill began: run directories whose supervisor died.
+//! Finishes what a kill began: run directories whose supervisor died before it
+//! could hand its sandbox over, or in the middle of a removal. A sandbox that
+//! was handed over stays, stopped or not, until its owner removes it.
 //!
 //! A directory is touched only while its lock is held, a process is killed
 //! only when its identity matches, and whatever is not certainly ours stays.
@@ -19,7 +21,7 @@ use serde::Serialize;
 use super::call::{CallFailed, explain, failed};
 use super::lock::{Lock, LockError, flock_now};
 use super::process::ProcessIdentity;
-use super::record::{RecordError, RecordHead, read_record};
+use super::record::{RecordError, RecordHead, Stage, read_record};
 use super::run_directory::open_directory;
 use super::tree::remove_tree;
 use crate::config::{Paths, SandboxId};
@@ -138,24 +140,23 @@ fn sweep_sandbox(paths: &Paths, run: &File, id: &SandboxId, whole: bool) -> Vec<
         Err(error) => return vec![Finding::kept(subject, explain(&error))],
     };
     let mut findings = Vec::new();
-    match verdict(id, head.as_ref()) {
-        Verdict::Leave => return findings,
-        Verdict::Remove(processes) => {
-            for process in processes {
-                let name = format!("process {}", process.pid);
-                match process.kill(KILL_DEADLINE) {
-                    Ok(true) => findings.push(Finding::removed(
-                        name,
-                        format!("VM of sandbox {id}, abandoned"),
-                    )),
-                    Ok(false) => {}
-                    Err(error) => {
-                        findings.push(Finding::kept(name, explain(&error)));
-                        return findings;
-                    }
-                }
+    let verdict = verdict(id, head.as_ref());
+    for process in verdict.kill {
+        let name = format!("process {}", process.pid);
+        match process.kill(KILL_DEADLINE) {
+            Ok(true) => findings.push(Finding::removed(
+                name,
+                format!("VM of sandbox {id}, abandoned"),
+            )),
+            Ok(false) => {}
+            Err(error) => {
+                findings.push(Finding::kept(name, explain(&error)));
+                return findings;
             }
         }
+    }
+    if !verdict.remove {
+        return findings;
     }
     findings.push(
         match remove_tree(run.as_fd(), &paths.run, OsStr::new(id.as_str())) {
@@ -166,26 +167,39 @@ fn sweep_sandbox(paths: &Paths, run: &File, id: &SandboxId, whole: bool) -> Vec<
     findings
 }
 
-enum Verdict {
-    /// Somebody lives who has a use for it.
-    Leave,
-    /// Kill these, then remove the directory.
-    Remove(Vec<ProcessIdentity>),
+/// What is to become of a sandbox.
+#[derive(Default)]
+struct Verdict {
+    /// Processes that nobody has a use for.
+    kill: Vec<ProcessIdentity>,
+    /// Whether nobody has a use for its directory then.
+    remove: bool,
 }
 
 /// What is to become of a sandbox whose lock is ours.
 fn verdict(id: &SandboxId, head: Option<&RecordHead>) -> Verdict {
     let supervisor = head.and_then(|head| head.supervisor.as_ref());
     if supervisor.is_some_and(ProcessIdentity::is_alive) {
-        return Verdict::Leave;
+        return Verdict::default();
     }
-    let recorded = head.and_then(|head| head.vmm.as_ref());
-    let abandoned = head.is_none_or(|head| head.stage.is_abandoned_without_supervisor());
-    match recorded.filter(|vmm| vmm.is_alive()) {
-        Some(_) if !abandoned => Verdict::Leave,
-        Some(vmm) => Verdict::Remove(vec![vmm.clone()]),
-        // Killed between spawning the VMM and recording it.
-        None => Verdict::Remove(processes_named(&id.vm_name())),
+    let recorded = head.and_then(|head| head.vmm.clone());
+    let alive = recorded.filter(ProcessIdentity::is_alive);
+    match head.map(|head| head.stage) {
+        // Its owner knows its name: it runs on, or it has ended and its logs
+        // are the owner's.
+        Some(Stage::Ready) => Verdict::default(),
+        Some(Stage::Ended) => Verdict {
+            kill: alive.into_iter().collect(),
+            remove: false,
+        },
+        Some(Stage::Building | Stage::Starting | Stage::Ending) | None => Verdict {
+            kill: match alive {
+                Some(vmm) => vec![vmm],
+                // Killed between spawning the VMM and recording it.
+                None => processes_named(&id.vm_name()),
+            },
+            remove: true,
+        },
     }
 }
 

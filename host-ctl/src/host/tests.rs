@@ -172,7 +172,7 @@ fn gc_finds_a_vm_that_was_never_recorded() {
 }
 
 #[test]
-fn gc_leaves_a_ready_sandbox_whose_vm_lives_and_takes_it_when_dead() {
+fn gc_leaves_a_sandbox_that_was_handed_over_whether_its_vm_lives_or_not() {
     let home = home();
     let mut vmm = Command::new("sleep").arg("600").spawn().unwrap();
     let record = RecordHead {
@@ -181,10 +181,51 @@ fn gc_leaves_a_ready_sandbox_whose_vm_lives_and_takes_it_when_dead() {
     };
     let id = abandoned(&home, &record);
     assert!(sweep(&home.paths).unwrap().is_empty());
-    assert_eq!(sandboxes(&home.paths).unwrap(), [id]);
+    assert!(identity(&vmm).is_alive());
     vmm.kill().unwrap();
     vmm.wait().unwrap();
+    // Nobody has written the end down; its logs are its owner's all the same.
+    assert!(sweep(&home.paths).unwrap().is_empty());
+    assert_eq!(sandboxes(&home.paths).unwrap(), [id]);
+}
+
+#[test]
+fn gc_leaves_the_logs_of_a_stopped_sandbox_and_finishes_its_removal() {
+    let home = home();
+    let id = abandoned(&home, &head(Stage::Ended));
+    let log = home.paths.sandbox(&id).console_log();
+    fs::write(&log, "last words").unwrap();
+    assert!(sweep(&home.paths).unwrap().is_empty());
+    assert!(log.exists());
+    // A removal that was killed.
+    let directory = RunDirectory::open(&home.paths, &id, "rm").unwrap();
+    directory.write_record(&head(Stage::Ending)).unwrap();
+    drop(directory);
     assert_eq!(removed(&sweep(&home.paths).unwrap()), 1);
+    assert!(sandboxes(&home.paths).unwrap().is_empty());
+}
+
+#[test]
+fn gc_kills_the_vm_of_an_ended_sandbox_and_leaves_its_logs() {
+    let home = home();
+    let mut vmm = Command::new("sleep").arg("600").spawn().unwrap();
+    let record = RecordHead {
+        vmm: Some(identity(&vmm)),
+        ..head(Stage::Ended)
+    };
+    let id = abandoned(&home, &record);
+    assert_eq!(removed(&sweep(&home.paths).unwrap()), 1);
+    assert!(!vmm.wait().unwrap().success());
+    assert_eq!(sandboxes(&home.paths).unwrap(), [id]);
+}
+
+#[test]
+fn gc_removes_a_directory_whose_record_a_power_loss_has_emptied() {
+    let home = home();
+    let id = abandoned(&home, &head(Stage::Ready));
+    File::create(home.paths.sandbox(&id).record()).unwrap();
+    assert_eq!(removed(&sweep(&home.paths).unwrap()), 1);
+    assert!(sandboxes(&home.paths).unwrap().is_empty());
 }
 
 #[test]

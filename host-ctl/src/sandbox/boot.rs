@@ -1,16 +1,18 @@
 //! A cold boot, in order: VM, agent, sandbox, containers. Fails whole: whatever
 //! does not get to the end leaves no VM.
 
+use super::console::Console;
 use super::identity::Uuid;
 use super::made::{Made, Making, Moments, dial};
 use super::spec::{ContainerPlan, SandboxSpec, VmFiles};
-use crate::host::RunDirectory;
+use crate::host::{RunDirectory, explain};
 use crate::timeline::{Timeline, now};
 use agent_client::{AgentClient, ClientError, SandboxConfig};
 use hypervisor::{Backing, Hypervisor};
 use protocols::Link;
 use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::time::Duration;
 
 /// How long a guest may take from its first instruction to its agent. Under
@@ -68,6 +70,18 @@ pub enum BootError {
         #[source]
         source: ClientError,
     },
+    /// The VM ended, or its agent was not heard of. What the guest said last is
+    /// the best there is to know why.
+    #[error("{}; the guest's console ends with: {console}", explain(&**first))]
+    Silent {
+        /// What failed.
+        first: Box<BootError>,
+        /// The end of the console, escaped.
+        console: String,
+    },
+    /// Whoever wanted the sandbox does no more.
+    #[error("interrupted")]
+    Interrupted,
     /// The boot failed, and its VM could not be killed.
     #[error("{first}; its VM could not be killed")]
     Lingers {
@@ -79,10 +93,14 @@ pub enum BootError {
     },
 }
 
+/// Resolves when a making is to be given up; never polled again then.
+pub type Interruption<'a> = Pin<&'a mut (dyn Future<Output = ()> + Send)>;
+
 /// Boots a sandbox in `directory`, its RAM as `backing` says.
 ///
 /// # Errors
-/// The first step that failed; no VM is left then.
+/// The first step that failed, or [`BootError::Interrupted`]; no VM is left
+/// then.
 pub async fn boot(
     spec: &SandboxSpec,
     directory: &RunDirectory,
@@ -90,12 +108,16 @@ pub async fn boot(
     backing: Backing,
     hypervisor: &dyn Hypervisor,
     timeline: &Timeline,
+    mut interruption: Interruption<'_>,
 ) -> Result<Made, BootError> {
     let files = VmFiles::below(directory.paths().directory());
     let vm = spec.vm(&directory.id().vm_name(), uuid, &files, backing);
     let booted = {
         let _span = timeline.step("boot: start the vm");
-        hypervisor.boot(&vm).await
+        tokio::select! {
+            booted = hypervisor.boot(&vm) => booted,
+            () = &mut interruption => return Err(BootError::Interrupted),
+        }
     };
     let started = now();
     let mut making = Making {
@@ -111,10 +133,17 @@ pub async fn boot(
         timeline: timeline.clone(),
     };
     making.note_verb();
-    match bring_up(&mut making, spec, directory).await {
+    let files = directory.paths();
+    let console = Console::keep(files.console(), files.console_log());
+    let brought_up = tokio::select! {
+        brought_up = bring_up(&mut making, spec, directory) => brought_up,
+        () = interruption => Err(BootError::Interrupted),
+    };
+    match brought_up {
         Ok(link) => Ok(Made {
             vm: making.vm,
             link,
+            console: Some(console),
             identity: None,
             generation: None,
             clock_error_nanos: None,
@@ -123,12 +152,31 @@ pub async fn boot(
             moments: making.moments,
         }),
         Err(first) => Err(match making.down().await {
+            Ok(()) if first.is_silence() => BootError::Silent {
+                first: Box::new(first),
+                console: console.last_words().await,
+            },
             Ok(()) => first,
             Err(kill) => BootError::Lingers {
                 first: Box::new(first),
                 kill,
             },
         }),
+    }
+}
+
+impl BootError {
+    /// Whether the guest was not heard of, so that its console is to be asked.
+    fn is_silence(&self) -> bool {
+        match self {
+            Self::Vm { .. } | Self::Connect { .. } => true,
+            Self::Agent { source, .. } | Self::Container { source, .. } => {
+                source.is_dead() || matches!(source, ClientError::Deadline { .. })
+            }
+            Self::Disk { .. } | Self::Silent { .. } | Self::Interrupted | Self::Lingers { .. } => {
+                false
+            }
+        }
     }
 }
 
@@ -210,4 +258,83 @@ async fn start(
         )
         .await
         .map_err(failed("start container"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stand_in::StandInVmm;
+    use super::*;
+    use crate::config::{Paths, SandboxId};
+    use std::future::pending;
+    use std::pin::pin;
+    use std::sync::atomic::Ordering;
+    use tokio::io::AsyncWriteExt;
+
+    /// Boots a stand-in whose console says something, and gives why there is no
+    /// sandbox.
+    fn failure(vmm: &StandInVmm, interruption: Interruption<'_>) -> BootError {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::below(&root.path().join("state")).unwrap();
+        let id = SandboxId::random().unwrap();
+        let directory = RunDirectory::create(&paths, &id, "test", &"a record").unwrap();
+        let console = protocols::unix::bind(&directory.paths().console()).unwrap();
+        console.set_nonblocking(true).unwrap();
+        let spec = SandboxSpec {
+            vcpus: 1,
+            memory_mib: 64,
+            kernel: "/k".into(),
+            initrd: "/i".into(),
+            disks: Vec::new(),
+            containers: Vec::new(),
+        };
+        let (uuid, timeline) = (Uuid::NIL, Timeline::new());
+        let guest = async {
+            let console = tokio::net::UnixListener::from_std(console).unwrap();
+            let (mut console, _) = console.accept().await.unwrap();
+            console.write_all(b"Kernel \x1bpanic\r\n").await.unwrap();
+        };
+        let backing = Backing::Anonymous;
+        let booted = boot(
+            &spec,
+            &directory,
+            uuid,
+            backing,
+            vmm,
+            &timeline,
+            interruption,
+        );
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let (booted, _) = runtime.block_on(async {
+            let guest = tokio::spawn(guest);
+            (booted.await, guest.abort())
+        });
+        booted.err().unwrap()
+    }
+
+    #[test]
+    fn a_guest_that_dies_is_quoted() {
+        let vmm = StandInVmm::new();
+        let error = failure(&vmm, pin!(pending()));
+        assert!(vmm.vm.is_over.load(Ordering::SeqCst));
+        let text = explain(&error);
+        assert!(text.starts_with("wait for the agent: vmm ended"), "{text}");
+        assert!(
+            text.ends_with("console ends with: Kernel \\u{1b}panic"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn an_interrupted_boot_leaves_no_vm() {
+        let vmm = StandInVmm::new();
+        vmm.vm.is_mute.store(true, Ordering::SeqCst);
+        let waited_for = vmm.vm.clone();
+        let interruption = pin!(async move { waited_for.waited_for.notified().await });
+        let error = failure(&vmm, interruption);
+        assert!(matches!(error, BootError::Interrupted), "{error}");
+        assert!(vmm.vm.is_over.load(Ordering::SeqCst));
+    }
 }

@@ -1,6 +1,7 @@
 //! What a boot and a restore have in common: a VM with its agent, the moments
 //! of its making, and the way down.
 
+use super::console::Console;
 use crate::timeline::{Timeline, now};
 use agent_client::{Generation, Identity, Step};
 use hypervisor::Vm;
@@ -30,6 +31,8 @@ pub struct Made {
     pub vm: Box<dyn Vm>,
     /// The link to its agent.
     pub link: Link,
+    /// Its console, when it is read already.
+    pub console: Option<Console>,
     /// What the guest answers to, read back from it; a boot draws its own and
     /// does not tell.
     pub identity: Option<Identity>,

@@ -18,9 +18,11 @@
 //! out and never runs again on those files. *stopped*: no VM, final.
 //!
 //! [`state`] is that drawing as a pure function, [`record`] what is kept on
-//! disk of it, [`link`](mod@link) the one connection to the agent.
+//! disk of it, [`link`](mod@link) the one connection to the agent, [`console`]
+//! what the guest says.
 
 pub mod boot;
+pub mod console;
 pub mod driver;
 pub mod identity;
 pub mod link;
@@ -28,6 +30,8 @@ mod made;
 pub mod record;
 pub mod restore;
 pub mod spec;
+#[cfg(test)]
+pub(crate) mod stand_in;
 pub mod state;
 
 pub use made::{Made, Moments};

@@ -87,7 +87,7 @@ impl SandboxRecord {
         self.head.stage = match state {
             State::Created => Stage::Starting,
             State::Running | State::Paused => Stage::Ready,
-            State::Saved | State::Stopped => Stage::Ending,
+            State::Saved | State::Stopped => Stage::Ended,
         };
     }
 

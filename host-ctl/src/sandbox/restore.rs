@@ -277,6 +277,9 @@ impl Thawed {
         Ok(Made {
             vm: making.vm,
             link: self.link,
+            // Read from the hand-over on: a clone waits for nothing it can do
+            // without.
+            console: None,
             identity: Some(self.receipt.identity),
             generation: Some(self.receipt.generation),
             clock_error_nanos: Some(self.receipt.clock_bound_nanos),

@@ -5,7 +5,9 @@ use super::control::{Reply, Request, Status};
 use super::line::{self, LineError};
 use super::order::{Handover, Order, Outcome};
 use crate::config::{Paths, SandboxId};
-use crate::host::{Lock, LockError, RecordError, RunDirectory, RunDirectoryError, TreeError};
+use crate::host::{
+    Lock, LockError, RecordError, RunDirectory, RunDirectoryError, Stage, TreeError,
+};
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::State;
 use protocols::AgentAddress;
@@ -21,9 +23,10 @@ use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
-/// How long the making of a sandbox may take; above every deadline of its
-/// steps, so that a supervisor that works is never given up.
-pub const MAKE_DEADLINE: Duration = Duration::from_secs(300);
+/// How long the making of a sandbox may take; above the deadlines of its steps
+/// (a clone that has to be booted and warmed up takes several), so that a
+/// supervisor that works is not given up.
+pub const MAKE_DEADLINE: Duration = Duration::from_secs(1800);
 /// How long a supervisor may take to adopt a VM.
 const ADOPT_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a supervisor may take to answer, beside what it was told to wait.
@@ -219,7 +222,12 @@ impl Supervisors {
             "rm",
             END_DEADLINE,
         )?);
-        RunDirectory::open(&self.paths, id, "rm")?.remove()?;
+        let directory = RunDirectory::open(&self.paths, id, "rm")?;
+        // A removal that is killed is a sweep's to finish.
+        let mut record = self.record(id)?;
+        record.head.stage = Stage::Ending;
+        directory.write_record(&record)?;
+        directory.remove()?;
         Ok(())
     }
 

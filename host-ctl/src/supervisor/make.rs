@@ -9,7 +9,7 @@ use crate::host::{
     ProcessError, ProcessIdentity, RecordError, RunDirectory, RunDirectoryError, explain,
 };
 use crate::sandbox::Made;
-use crate::sandbox::boot::{BootError, boot};
+use crate::sandbox::boot::{BootError, Interruption, boot};
 use crate::sandbox::driver::driver;
 use crate::sandbox::identity::Uuid;
 use crate::sandbox::link::AgentLink;
@@ -17,13 +17,19 @@ use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::restore::{Verified, restore};
 use crate::sandbox::spec::SandboxSpec;
 use crate::sandbox::state::{Event, Refused};
-use crate::store::{CloneRefusal, Sha256, Store, StoreError};
-use crate::template::{ClonePlan, cold_spec, plan_clone};
+use crate::store::{CloneRefusal, SavedWarmUp, Sha256, Store, StoreError};
+use crate::template::{ClonePlan, WarmUpError, cold_spec, plan_clone, warm_up};
 use crate::timeline::{Timeline, now};
+use agent_client::{AgentClient, ClientError};
 use hypervisor::qemu::Qemu;
 use hypervisor::{Accelerator, Backing, Hypervisor};
 use protocols::AgentAddress;
 use rustix::io::Errno;
+use std::time::Duration;
+
+/// How long the agent of a sandbox that was just booted may take to accept a
+/// connection.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The steps of a clone at which it can be killed, in order
 /// ([`crate::timeline::step`]). Whatever the step, a sweep leaves nothing.
@@ -65,6 +71,18 @@ enum MakeError {
         #[source]
         source: BootError,
     },
+    #[error("no clone ({refusal}), and the sandbox booted in its place is not like the template")]
+    WarmUp {
+        refusal: String,
+        #[source]
+        source: WarmUpError,
+    },
+    #[error("{first}; its vm could not be killed")]
+    Lingers {
+        first: Box<MakeError>,
+        #[source]
+        kill: hypervisor::Error,
+    },
     #[error(transparent)]
     Record(#[from] RecordError),
     #[error(transparent)]
@@ -86,11 +104,18 @@ struct Plan {
     driver: Qemu,
     spec: SandboxSpec,
     template: Option<TemplateDigest>,
+    /// What a boot in place of a clone still lacks.
+    warm_up: SavedWarmUp,
     clone: Result<ClonePlan, Option<String>>,
 }
 
-/// Makes a sandbox as ordered; the reason, for people, when there is none.
-pub(super) async fn make(paths: &Paths, order: Order) -> Result<Ready, String> {
+/// Makes a sandbox as ordered; the reason, for people, when there is none. A
+/// boot that is interrupted is not made to its end.
+pub(super) async fn make(
+    paths: &Paths,
+    order: Order,
+    interruption: Interruption<'_>,
+) -> Result<Ready, String> {
     let timeline = Timeline::new();
     crate::timeline::step("clone: order received");
     timeline.record(
@@ -103,7 +128,7 @@ pub(super) async fn make(paths: &Paths, order: Order) -> Result<Ready, String> {
         Making::Clone { template } => plan_of_clone(paths, template, &timeline).await,
     };
     let made = match made {
-        Ok(plan) => carry_out(paths, &order.sandbox, plan, &timeline).await,
+        Ok(plan) => carry_out(paths, &order.sandbox, plan, &timeline, interruption).await,
         Err(error) => Err(error),
     };
     made.map_err(|error| explain(&error))
@@ -122,6 +147,7 @@ async fn plan_of_boot(
             .map_err(MakeError::Driver)?,
         spec,
         template: None,
+        warm_up: SavedWarmUp::default(),
         clone: Err(None),
     })
 }
@@ -131,13 +157,14 @@ async fn plan_of_clone(
     digest: TemplateDigest,
     timeline: &Timeline,
 ) -> Result<Plan, MakeError> {
-    let (store, spec, kernel) = {
+    let (store, spec, kernel, warm_up) = {
         let _span = timeline.step("clone: read the manifest");
         let store = Store::open(paths)?;
         let spec = cold_spec(&store, &digest).map_err(MakeError::NoSpec)?;
         let template = store.load(&digest).map_err(MakeError::NoSpec)?;
-        let kernel = template.manifest().requirements.machine.kernel.clone();
-        (store, spec, kernel)
+        let requirements = &template.manifest().requirements;
+        let kernel = requirements.machine.kernel.clone();
+        (store, spec, kernel, requirements.warm_up.clone())
     };
     let driver = {
         let _span = timeline.step("clone: probe the vmm");
@@ -153,6 +180,7 @@ async fn plan_of_clone(
         driver,
         spec,
         template: Some(digest),
+        warm_up,
         clone: clone.map_err(|refusal| Some(refusal.reason())),
     })
 }
@@ -163,6 +191,7 @@ async fn carry_out(
     sandbox: &SandboxId,
     plan: Plan,
     timeline: &Timeline,
+    interruption: Interruption<'_>,
 ) -> Result<Ready, MakeError> {
     let uuid = Uuid::draw()?;
     let mut record = SandboxRecord::begin(sandbox.clone(), uuid, plan.spec.clone());
@@ -174,7 +203,8 @@ async fn carry_out(
     };
     log_to(&directory.paths().supervisor_log());
     let accelerator = plan.driver.capabilities().accelerator;
-    let (made, fallback) = match bring_to_life(plan, &directory, uuid, timeline).await {
+    let (made, fallback) = match bring_to_life(plan, &directory, uuid, timeline, interruption).await
+    {
         Ok(made) => made,
         // A VM that could not be killed keeps its directory, for a sweep.
         Err(error) if error.lingers() => return Err(error),
@@ -194,6 +224,7 @@ async fn bring_to_life(
     directory: &RunDirectory,
     uuid: Uuid,
     timeline: &Timeline,
+    mut interruption: Interruption<'_>,
 ) -> Result<(Made, Option<String>), MakeError> {
     let reason = match plan.clone {
         Err(reason) => reason,
@@ -211,11 +242,50 @@ async fn bring_to_life(
         Backing::Anonymous,
         &plan.driver,
         timeline,
+        interruption.as_mut(),
     );
     match (booted.await, reason) {
-        (Ok(made), reason) => Ok((made, reason)),
+        (Ok(made), None) => Ok((made, None)),
+        (Ok(made), Some(refusal)) => {
+            let warmed = tokio::select! {
+                warmed = warm(&plan.warm_up, &plan.spec, &made, timeline) => warmed,
+                () = interruption => Err(WarmUpError::Interrupted),
+            };
+            match warmed {
+                Ok(()) => Ok((made, Some(refusal))),
+                Err(source) => Err(end(made, MakeError::WarmUp { refusal, source }).await),
+            }
+        }
         (Err(source), None) => Err(MakeError::Boot(source)),
         (Err(source), Some(refusal)) => Err(MakeError::Fallback { refusal, source }),
+    }
+}
+
+/// Brings a sandbox that was booted to where a clone would be.
+async fn warm(
+    commands: &SavedWarmUp,
+    spec: &SandboxSpec,
+    made: &Made,
+    timeline: &Timeline,
+) -> Result<(), WarmUpError> {
+    let refused = |source: ClientError| WarmUpError::Agent {
+        step: "open the agent's port",
+        source,
+    };
+    let client = AgentClient::connect(&made.link, CONNECT_DEADLINE)
+        .await
+        .map_err(refused)?;
+    warm_up(commands, spec, &client, timeline).await
+}
+
+/// The way down of a sandbox that runs and is not handed over.
+async fn end(made: Made, first: MakeError) -> MakeError {
+    match made.vm.kill().await {
+        Ok(()) => first,
+        Err(kill) => MakeError::Lingers {
+            first: Box::new(first),
+            kill,
+        },
     }
 }
 
@@ -275,6 +345,7 @@ async fn commit(
         supervised: Supervised {
             vm: made.vm,
             link: AgentLink::keep(AgentAddress::Serial { socket }, Some(made.link)),
+            console: made.console,
             directory,
             record,
         },
@@ -296,7 +367,8 @@ impl MakeError {
     fn lingers(&self) -> bool {
         matches!(
             self,
-            Self::Boot(BootError::Lingers { .. })
+            Self::Lingers { .. }
+                | Self::Boot(BootError::Lingers { .. })
                 | Self::Fallback {
                     source: BootError::Lingers { .. },
                     ..

@@ -1,18 +1,14 @@
-//! What a sandbox says: the guest's console and the output of its containers,
-//! each into a ring of bounded size. Nobody waits for it: what goes wrong here
-//! ends itself and nothing else.
+//! What a sandbox's containers say, each into a ring of bounded size. Nobody
+//! waits for it: what goes wrong here ends itself and nothing else.
 
 use crate::config::SandboxPaths;
 use crate::host::Ring;
 use crate::sandbox::link::LinkHandle;
 use agent_client::{AgentClient, ClientError, ProcessName};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Bytes of the console read at once.
-const CHUNK: usize = 4096;
 /// Bytes of a container's output asked for at once.
 const READ_LIMIT: u32 = 32 * 1024;
 /// How long a link, or a reader's connection on it, may take to appear.
@@ -24,24 +20,6 @@ const READ_DEADLINE: Duration = Duration::from_secs(3600);
 #[must_use]
 pub fn container_log(paths: &SandboxPaths, container: &str) -> PathBuf {
     paths.directory().join(format!("container-{container}.log"))
-}
-
-/// Copies the guest's console into its ring until the VMM closes it.
-pub(super) async fn keep_console(socket: PathBuf, log: PathBuf) {
-    if let Ok(stream) = protocols::unix::connect(&socket).await {
-        copy_to_ring(stream, &log).await;
-    }
-}
-
-async fn copy_to_ring(mut stream: impl AsyncRead + Unpin, log: &Path) {
-    let Ok(mut ring) = Ring::open(log, Ring::HALF) else {
-        return;
-    };
-    let mut chunk = [0; CHUNK];
-    while let Ok(count @ 1..) = stream.read(&mut chunk).await {
-        // A full disk loses output, and does not stop a guest that writes.
-        let _ = ring.write_all(&chunk[..count]);
-    }
 }
 
 /// Copies the output of a container's init process into its ring until it
@@ -111,25 +89,4 @@ fn keep(data: &[u8], ring: &mut Ring) -> bool {
     // A full disk loses output, and does not stop a container that writes.
     let _ = ring.write_all(data);
     !data.is_empty()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_that_never_stops_talking_fills_no_disk() {
-        let directory = tempfile::tempdir().unwrap();
-        let log = directory.path().join("console.log");
-        let endless = tokio::io::repeat(b'x').take(20 * Ring::HALF);
-        tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap()
-            .block_on(copy_to_ring(endless, &log));
-        let held = std::fs::read_dir(directory.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().metadata().unwrap().len())
-            .sum::<u64>();
-        assert!((Ring::HALF..=2 * Ring::HALF).contains(&held), "{held}");
-    }
 }

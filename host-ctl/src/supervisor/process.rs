@@ -6,7 +6,7 @@ use super::make::{Ready, make};
 use super::order::{Order, Outcome};
 use super::server::{ServeError, Sockets, Supervised};
 use crate::config::{ConfigError, Paths, SandboxId};
-use crate::host::{LockError, ProcessIdentity, RunDirectory, RunDirectoryError, explain};
+use crate::host::{LockError, ProcessIdentity, RunDirectory, RunDirectoryError, Stage, explain};
 use crate::sandbox::driver::adopting_driver;
 use crate::sandbox::link::AgentLink;
 use crate::sandbox::record::SandboxRecord;
@@ -15,11 +15,13 @@ use hypervisor::{Hypervisor, VmState};
 use protocols::AgentAddress;
 use rustix::io::Errno;
 use std::fs::OpenOptions;
+use std::future::pending;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
-use tokio::io::BufReader;
+use tokio::io::{BufReader, Interest};
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
@@ -87,17 +89,20 @@ pub fn supervise(adopt: Option<SandboxId>) -> Result<(), SuperviseError> {
 
 async fn make_and_serve(paths: &Paths) -> Result<(), SuperviseError> {
     let order = read_order().await?;
-    match make(paths, order).await {
+    match make(paths, order, pin!(starter_gone())).await {
         Err(reason) => report(&Outcome::Failed { reason }).await,
         Ok(Ready {
-            supervised,
+            mut supervised,
             sockets,
             handover,
         }) => match report(&Outcome::HandedOver { handover }).await {
             Ok(()) => Ok(supervised.serve(sockets).await?),
             Err(error) => {
                 // Whoever asked is gone and knows no name to ask for: a
-                // sandbox that nobody can miss is taken back.
+                // sandbox that nobody can miss is taken back. Should we die in
+                // the middle of that, a sweep goes on.
+                supervised.record.head.stage = Stage::Ending;
+                let _ = supervised.directory.write_record(&supervised.record);
                 if supervised.vm.kill().await.is_ok() {
                     drop(sockets);
                     // What remains is a sweep's.
@@ -165,6 +170,7 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
     let supervised = Supervised {
         vm,
         link,
+        console: None,
         directory,
         record,
     };
@@ -186,6 +192,20 @@ async fn read_order() -> Result<Order, SuperviseError> {
         .map_err(|_| SuperviseError::Starter("read the order"))?
         .map_err(SuperviseError::Order)?
         .ok_or(SuperviseError::Order(LineError::Cut))
+}
+
+/// Resolves when nobody is left to take the report: a sandbox that is made for
+/// nobody is not made to its end.
+async fn starter_gone() {
+    let stdout = rustix::io::dup(io::stdout()).map_err(io::Error::from);
+    // With doubt about it the report will tell.
+    let Ok(stdout) = stdout.and_then(pipe::Sender::from_owned_fd) else {
+        return pending().await;
+    };
+    // The error state of a pipe is that it has no reader (poll(2)).
+    if stdout.ready(Interest::ERROR).await.is_err() {
+        pending::<()>().await;
+    }
 }
 
 /// Hands the outcome over and lets go of the starter: from here on nothing of

@@ -5,6 +5,7 @@ use super::control::{Reply, Request, Status};
 use super::line;
 use super::output;
 use crate::host::{RecordError, RunDirectory, explain};
+use crate::sandbox::console::Console;
 use crate::sandbox::link::AgentLink;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::{Event, State};
@@ -54,6 +55,8 @@ pub struct Supervised {
     pub vm: Box<dyn Vm>,
     /// The link to its agent.
     pub link: AgentLink,
+    /// Its console, when it is read already.
+    pub console: Option<Console>,
     /// The run directory, locked.
     pub directory: RunDirectory,
     /// What is on disk about it.
@@ -153,11 +156,11 @@ impl Supervised {
             // its connections refused.
             let _ = protocols::hybrid::serve(proxy, move || handle.current()).await;
         });
-        let (console, console_log) = (
-            self.directory.paths().console(),
-            self.directory.paths().console_log(),
-        );
-        tasks.spawn(output::keep_console(console, console_log));
+        let files = self.directory.paths();
+        let console = self
+            .console
+            .take()
+            .unwrap_or_else(|| Console::keep(files.console(), files.console_log()));
         for container in &self.record.spec.containers {
             let log = output::container_log(self.directory.paths(), &container.id);
             let links = self.link.handle();
@@ -170,6 +173,8 @@ impl Supervised {
                         Ok(exit) => exit.to_string(),
                         Err(error) => explain(&error),
                     };
+                    // In its log before anybody is told to look there.
+                    console.last_words().await;
                     return self.write_end(exit);
                 }
                 Some(asked) = asked.recv() => {

@@ -2,99 +2,15 @@
 
 use super::*;
 use crate::config::{Paths, SandboxId};
-use crate::host::ProcessIdentity;
 use crate::sandbox::identity::Uuid;
 use crate::sandbox::spec::SandboxSpec;
+use crate::sandbox::stand_in::{StandIn, StandInVm};
 use crate::supervisor::client::{ClientError, Supervisors};
-use async_trait::async_trait;
-use hypervisor::{AgentDevice, Backing, Error, Saved, Span, VmExit, VmInfo, VmRecord, VmState};
 use protocols::AgentAddress;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-
-/// A VM that only knows whether it runs and whether it was killed.
-#[derive(Default)]
-struct StandIn {
-    paused: AtomicBool,
-    ended: Notify,
-    is_over: AtomicBool,
-}
-
-impl StandIn {
-    fn end(&self) {
-        self.is_over.store(true, Ordering::SeqCst);
-        self.ended.notify_waiters();
-        self.ended.notify_one();
-    }
-}
-
-struct StandInVm(Arc<StandIn>);
-
-#[async_trait]
-impl Vm for StandInVm {
-    async fn pause(&self) -> Result<(), Error> {
-        self.0.paused.store(true, Ordering::SeqCst);
-        Ok(())
-    }
-
-    async fn resume(&self) -> Result<(), Error> {
-        self.0.paused.store(false, Ordering::SeqCst);
-        Ok(())
-    }
-
-    async fn save(&self, _directory: &Path) -> Result<Saved, Error> {
-        Err(Error::Unsupported("save"))
-    }
-
-    async fn info(&self) -> Result<VmInfo, Error> {
-        let state = VmState::Running;
-        Ok(VmInfo { state, pid: 1 })
-    }
-
-    async fn wait(&self) -> Result<VmExit, Error> {
-        while !self.0.is_over.load(Ordering::SeqCst) {
-            self.0.ended.notified().await;
-        }
-        Ok(VmExit::Exited(0))
-    }
-
-    async fn shutdown(&self, _deadline: Duration) -> Result<VmExit, Error> {
-        self.kill().await?;
-        self.wait().await
-    }
-
-    async fn kill(&self) -> Result<(), Error> {
-        self.0.end();
-        Ok(())
-    }
-
-    async fn agent_port_opened(&self, _deadline: Duration) -> Result<(), Error> {
-        Ok(())
-    }
-
-    /// This very process stands in for the VMM: it lives.
-    fn record(&self) -> VmRecord {
-        let process = ProcessIdentity::current().unwrap();
-        VmRecord {
-            driver: "stand-in".into(),
-            pid: process.pid,
-            start_time: process.start_time,
-            boot_id: process.boot_id,
-            monitor: "/nonexistent".into(),
-            console: "/nonexistent".into(),
-            agent: AgentDevice::Vsock { cid: 3 },
-            memory: Backing::Anonymous,
-            log: "/nonexistent".into(),
-        }
-    }
-
-    fn spans(&self) -> Vec<Span> {
-        Vec::new()
-    }
-}
 
 /// A supervised stand-in in a state root of its own.
 struct Scene {
@@ -131,6 +47,7 @@ impl Scene {
         let supervised = Supervised {
             vm: stand_in,
             link: AgentLink::keep(nowhere, None),
+            console: None,
             directory,
             record,
         };

@@ -8,11 +8,12 @@ use protocols::Link;
 
 use super::BuildError;
 use super::requirements::{Images, requirements};
-use super::warm::{until_ready, warm};
+use super::warm::warm_up;
 use super::workshop::Workshop;
 use crate::config::{Paths, TemplateName};
 use crate::sandbox::Made;
-use crate::sandbox::boot::boot;
+use crate::sandbox::boot::{Interruption, boot};
+use crate::sandbox::console::Console;
 use crate::sandbox::spec::SandboxSpec;
 use crate::store::{Blob, BuildLock, Claim, Draft, SavedWarmUp, Store, Template};
 use crate::timeline::{Timeline, now};
@@ -21,10 +22,6 @@ use crate::timeline::{Timeline, now};
 const CLAIM_DEADLINE: Duration = Duration::from_secs(600);
 /// One call to the agent.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
-/// All tries of the readiness command together.
-const READY_DEADLINE: Duration = Duration::from_secs(120);
-/// One warm command.
-const WARM_DEADLINE: Duration = Duration::from_secs(300);
 /// From asking a link to close to its end.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -42,8 +39,8 @@ pub const STEPS: [&str; 21] = [
     "boot: agent call CreateContainer",
     "boot: agent call StartContainer",
     "build: record the VM",
-    "build: readiness command",
-    "build: warm commands",
+    "warm up: readiness command",
+    "warm up: warm commands",
     "build: agent call Quiesce",
     "build: close the link",
     "build: pause and save",
@@ -61,10 +58,8 @@ pub struct Recipe {
     pub name: TemplateName,
     /// The sandbox.
     pub spec: SandboxSpec,
-    /// Run in the first container until it succeeds.
-    pub ready: Option<Vec<String>>,
-    /// Run in the first container then, once each, in this order.
-    pub warm: Vec<Vec<String>>,
+    /// What is run in its first container before the freeze.
+    pub warm_up: SavedWarmUp,
 }
 
 /// Where to build it.
@@ -109,7 +104,8 @@ struct Frozen {
 }
 
 /// Builds a template, or finds that it is there. Any failure kills the VM and
-/// leaves nothing.
+/// leaves nothing. So does an interruption, which is heeded as long as there is
+/// a VM, and not polled before.
 ///
 /// Runs on the calling task and blocks it while files are copied and hashed.
 ///
@@ -119,6 +115,7 @@ pub async fn build(
     recipe: &Recipe,
     place: Workplace<'_>,
     timeline: &Timeline,
+    interruption: Interruption<'_>,
 ) -> Result<Built, BuildError> {
     check_disks(&recipe.spec)?;
     let kept = {
@@ -126,12 +123,8 @@ pub async fn build(
         Kept::import(&recipe.spec, place.store)?
     };
     let spec = kept.applied_to(&recipe.spec);
-    let warm_up = SavedWarmUp {
-        ready: recipe.ready.clone(),
-        warm: recipe.warm.clone(),
-    };
     let capabilities = place.hypervisor.capabilities();
-    let wanted = requirements(&spec, &kept.images(), &warm_up, capabilities);
+    let wanted = requirements(&spec, &kept.images(), &recipe.warm_up, capabilities);
     let claim = {
         let _span = timeline.step("build: claim the template");
         place.store.claim(&wanted, CLAIM_DEADLINE)?
@@ -143,7 +136,13 @@ pub async fn build(
         },
         Claim::Build(lock) => {
             let workshop = Workshop::open(place.paths, place.store, &spec, timeline)?;
-            make(recipe, &spec, workshop, (&lock, &kept), place, timeline).await?
+            let job = Job {
+                warm_up: &recipe.warm_up,
+                spec: &spec,
+                place,
+                timeline,
+            };
+            job.make(workshop, &lock, &kept, interruption).await?
         }
     };
     let _span = timeline.step("build: set the name");
@@ -153,139 +152,136 @@ pub async fn build(
     Ok(built)
 }
 
-/// From an empty workshop to a published template, or to nothing.
-async fn make(
-    recipe: &Recipe,
-    spec: &SandboxSpec,
-    mut workshop: Workshop,
-    (lock, kept): (&BuildLock, &Kept),
-    place: Workplace<'_>,
-    timeline: &Timeline,
-) -> Result<Built, BuildError> {
-    let memory = workshop.memory();
-    let booted = boot(
-        spec,
-        &workshop.directory,
-        workshop.uuid,
-        memory,
-        place.hypervisor,
-        timeline,
-    );
-    let frozen = match booted.await {
-        Ok(made) => freeze_and_kill(recipe, spec, &mut workshop, made, timeline).await,
-        Err(error) => Err(error.into()),
-    };
-    let frozen = match frozen {
-        Ok(frozen) => frozen,
-        Err(error) => return Err(workshop.close(error)),
-    };
-    let draft = Draft {
-        agent_version: frozen.agent_version,
-        quiesce_id: *frozen.quiesce_id.as_bytes(),
-        blobs: &kept.0,
-        memory_opened_for_writing: !place.hypervisor.capabilities().private_memory_is_read_only,
-    };
-    let published = place
-        .store
-        .publish(workshop.staging, lock, &draft, timeline);
-    let removed = workshop.directory.remove();
-    let published = published?;
-    removed?;
-    Ok(Built {
-        template: published.template,
-        cost: Some(Cost {
-            state_bytes: frozen.state_bytes,
-            save: frozen.save,
-            touched_bytes: published.touched_bytes,
-            publish: published.took,
-        }),
-    })
+/// A template to be made, and with what.
+#[derive(Clone, Copy)]
+struct Job<'a> {
+    warm_up: &'a SavedWarmUp,
+    spec: &'a SandboxSpec,
+    place: Workplace<'a>,
+    timeline: &'a Timeline,
 }
 
-/// The VM is dead afterwards, whatever happened: one that was saved must never
-/// run again on its files, and one that was not is of no use.
-async fn freeze_and_kill(
-    recipe: &Recipe,
-    spec: &SandboxSpec,
-    workshop: &mut Workshop,
-    made: Made,
-    timeline: &Timeline,
-) -> Result<Frozen, BuildError> {
-    let Made { vm, link, .. } = made;
-    let frozen = freeze(recipe, spec, workshop, &*vm, link, timeline).await;
-    let killed = {
-        let _span = timeline.step("build: kill and reap the VM");
-        vm.kill().await
-    };
-    match (frozen, killed) {
-        (frozen, Ok(())) => frozen,
-        (frozen, Err(kill)) => Err(BuildError::Lingers {
-            first: frozen.err().map(Box::new),
-            kill,
-        }),
+impl Job<'_> {
+    /// From an empty workshop to a published template, or to nothing.
+    async fn make(
+        self,
+        mut workshop: Workshop,
+        lock: &BuildLock,
+        kept: &Kept,
+        mut interruption: Interruption<'_>,
+    ) -> Result<Built, BuildError> {
+        let hypervisor = self.place.hypervisor;
+        let booted = boot(
+            self.spec,
+            &workshop.directory,
+            workshop.uuid,
+            workshop.memory(),
+            hypervisor,
+            self.timeline,
+            interruption.as_mut(),
+        );
+        let frozen = match booted.await {
+            Ok(made) => {
+                self.freeze_and_kill(&mut workshop, made, interruption)
+                    .await
+            }
+            Err(error) => Err(error.into()),
+        };
+        let frozen = match frozen {
+            Ok(frozen) => frozen,
+            Err(error) => return Err(workshop.close(error)),
+        };
+        let draft = Draft {
+            agent_version: frozen.agent_version,
+            quiesce_id: *frozen.quiesce_id.as_bytes(),
+            blobs: &kept.0,
+            memory_opened_for_writing: !hypervisor.capabilities().private_memory_is_read_only,
+        };
+        let store = self.place.store;
+        let published = store.publish(workshop.staging, lock, &draft, self.timeline);
+        let removed = workshop.directory.remove();
+        let published = published?;
+        removed?;
+        Ok(Built {
+            template: published.template,
+            cost: Some(Cost {
+                state_bytes: frozen.state_bytes,
+                save: frozen.save,
+                touched_bytes: published.touched_bytes,
+                publish: published.took,
+            }),
+        })
     }
-}
 
-/// From a sandbox that runs to one that is saved.
-async fn freeze(
-    recipe: &Recipe,
-    spec: &SandboxSpec,
-    workshop: &mut Workshop,
-    vm: &dyn Vm,
-    link: Link,
-    timeline: &Timeline,
-) -> Result<Frozen, BuildError> {
-    {
-        let _span = timeline.step("build: record the VM");
-        workshop.record_vm(vm)?;
+    /// The VM is dead afterwards, whatever happened: one that was saved must
+    /// never run again on its files, and one that was not is of no use.
+    async fn freeze_and_kill(
+        self,
+        workshop: &mut Workshop,
+        made: Made,
+        interruption: Interruption<'_>,
+    ) -> Result<Frozen, BuildError> {
+        let Made {
+            vm, link, console, ..
+        } = made;
+        let frozen = tokio::select! {
+            frozen = self.freeze(workshop, &*vm, link, console) => frozen,
+            () = interruption => Err(BuildError::Interrupted),
+        };
+        let killed = {
+            let _span = self.timeline.step("build: kill and reap the VM");
+            vm.kill().await
+        };
+        match (frozen, killed) {
+            (frozen, Ok(())) => frozen,
+            (frozen, Err(kill)) => Err(BuildError::Lingers {
+                first: frozen.err().map(Box::new),
+                kill,
+            }),
+        }
     }
-    let client = AgentClient::connect(&link, CALL_DEADLINE)
-        .await
-        .map_err(BuildError::agent("open the agent's port"))?;
-    let version = client
-        .version(CALL_DEADLINE)
-        .await
-        .map_err(BuildError::agent("ask for the agent's version"))?;
-    warm_up(recipe, spec, &client, timeline).await?;
-    let quiesce_id = quiesce(&client, timeline).await?;
-    {
-        let _span = timeline.step("build: close the link");
-        drop(client);
-        close(link, workshop).await?;
-    }
-    let _span = timeline.step("build: pause and save");
-    vm.pause().await.map_err(BuildError::vm("pause the VM"))?;
-    note_verb(vm, timeline);
-    let saved = vm.save(workshop.staging.path()).await;
-    note_verb(vm, timeline);
-    let saved = saved.map_err(BuildError::vm("save the VM"))?;
-    Ok(Frozen {
-        quiesce_id,
-        agent_version: version.agent,
-        state_bytes: saved.bytes,
-        save: saved.duration,
-    })
-}
 
-async fn warm_up(
-    recipe: &Recipe,
-    spec: &SandboxSpec,
-    client: &AgentClient,
-    timeline: &Timeline,
-) -> Result<(), BuildError> {
-    // Without a container there is nothing to run a command in.
-    let Some(container) = spec.containers.first() else {
-        return Ok(());
-    };
-    if let Some(args) = &recipe.ready {
-        let _span = timeline.step("build: readiness command");
-        until_ready(client, &container.id, args, READY_DEADLINE).await?;
+    /// From a sandbox that runs to one that is saved.
+    async fn freeze(
+        self,
+        workshop: &mut Workshop,
+        vm: &dyn Vm,
+        link: Link,
+        console: Option<Console>,
+    ) -> Result<Frozen, BuildError> {
+        let timeline = self.timeline;
+        {
+            let _span = timeline.step("build: record the VM");
+            workshop.record_vm(vm)?;
+        }
+        let client = AgentClient::connect(&link, CALL_DEADLINE)
+            .await
+            .map_err(BuildError::agent("open the agent's port"))?;
+        let version = client
+            .version(CALL_DEADLINE)
+            .await
+            .map_err(BuildError::agent("ask for the agent's version"))?;
+        warm_up(self.warm_up, self.spec, &client, timeline).await?;
+        let quiesce_id = quiesce(&client, timeline).await?;
+        {
+            let _span = timeline.step("build: close the link");
+            drop(console);
+            drop(client);
+            close(link, workshop).await?;
+        }
+        let _span = timeline.step("build: pause and save");
+        vm.pause().await.map_err(BuildError::vm("pause the VM"))?;
+        note_verb(vm, timeline);
+        let saved = vm.save(workshop.staging.path()).await;
+        note_verb(vm, timeline);
+        let saved = saved.map_err(BuildError::vm("save the VM"))?;
+        Ok(Frozen {
+            quiesce_id,
+            agent_version: version.agent,
+            state_bytes: saved.bytes,
+            save: saved.duration,
+        })
     }
-    let _span = timeline.step("build: warm commands");
-    for args in &recipe.warm {
-        warm(client, &container.id, args, WARM_DEADLINE).await?;
-    }
-    Ok(())
 }
 
 async fn quiesce(client: &AgentClient, timeline: &Timeline) -> Result<QuiesceId, BuildError> {

@@ -1,11 +1,11 @@
 //! Why a template was not built.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use rustix::io::Errno;
 use thiserror::Error;
 
+use super::WarmUpError;
 use crate::config::NameError;
 use crate::host::{ProcessError, RecordError, RunDirectoryError, explain};
 use crate::sandbox::boot::BootError;
@@ -62,26 +62,12 @@ pub enum BuildError {
         #[source]
         source: agent_client::ClientError,
     },
-    /// A command in the container did not succeed.
-    #[error("{command}: exit status {status}; its output ends with: {output}")]
-    Command {
-        /// Which command, by its role and first word.
-        command: String,
-        /// As a shell counts it.
-        status: i32,
-        /// The last of what it said, escaped.
-        output: String,
-    },
-    /// A command in the container, or all its tries, took too long.
-    #[error("{command}: no success within {deadline:?}; its output ends with: {output}")]
-    Slow {
-        /// Which command, by its role and first word.
-        command: String,
-        /// How long was waited.
-        deadline: Duration,
-        /// The last of what it said, escaped.
-        output: String,
-    },
+    /// The container did not get ready, or warm.
+    #[error(transparent)]
+    WarmUp(#[from] WarmUpError),
+    /// Whoever wanted the template does no more.
+    #[error("interrupted")]
+    Interrupted,
     /// The link to the agent did not end when asked to.
     #[error("the link over {0} did not close")]
     StillConnected(PathBuf),

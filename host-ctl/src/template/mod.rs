@@ -3,7 +3,8 @@
 //! [`build`] makes one, as a list of steps that commits as a whole or leaves
 //! nothing. [`plan_clone`] says whether a stored one can be cloned here and
 //! now, and if not, why. Both agree on what must match through one function,
-//! which turns a machine into its saved form.
+//! which turns a machine into its saved form. [`warm_up`] is what every sandbox
+//! goes through that is booted to become a template, or in place of a clone.
 
 mod build;
 mod clone;
@@ -15,3 +16,4 @@ mod workshop;
 pub use build::{Built, Cost, Recipe, STEPS, Workplace, build};
 pub use clone::{ClonePlan, cold_spec, plan_clone};
 pub use error::BuildError;
+pub use warm::{WarmUpError, warm_up};

@@ -1,21 +1,90 @@
-//! Commands in the container before the freeze: wait until it is ready, then
-//! warm it.
+//! Commands in the container before the freeze, and after a boot in place of a
+//! clone: wait until it is ready, then warm it.
 
 use std::time::Duration;
 
 use agent_client::{AgentClient, ClientError, ExecConfig, ExecEvent};
 use protocols::text::escape_untrusted;
+use thiserror::Error;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::BuildError;
+use crate::host::Tail;
+use crate::sandbox::spec::SandboxSpec;
+use crate::store::SavedWarmUp;
+use crate::timeline::Timeline;
 
 /// How long the agent may take to start a command, emulation included.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 /// Least time between the begins of two tries of a readiness command: a guest
 /// that refuses at once is not kept busy with being asked.
 const TRY_INTERVAL: Duration = Duration::from_millis(50);
-/// How much of a command's output an error shows, in bytes.
-const TAIL: usize = 2048;
+/// All tries of the readiness command together.
+const READY_DEADLINE: Duration = Duration::from_secs(120);
+/// One warm command.
+const WARM_DEADLINE: Duration = Duration::from_secs(300);
+
+/// Why a sandbox did not get warm.
+#[derive(Debug, Error)]
+pub enum WarmUpError {
+    /// The agent refused, failed or did not answer.
+    #[error("{step}")]
+    Agent {
+        /// The step.
+        step: &'static str,
+        /// What the client said.
+        #[source]
+        source: ClientError,
+    },
+    /// A command in the container did not succeed.
+    #[error("{command}: exit status {status}; its output ends with: {output}")]
+    Command {
+        /// Which command, by its role and first word.
+        command: String,
+        /// As a shell counts it.
+        status: i32,
+        /// The last of what it said, escaped.
+        output: String,
+    },
+    /// A command in the container, or all its tries, took too long.
+    #[error("{command}: no success within {deadline:?}; its output ends with: {output}")]
+    Slow {
+        /// Which command, by its role and first word.
+        command: String,
+        /// How long was waited.
+        deadline: Duration,
+        /// The last of what it said, escaped.
+        output: String,
+    },
+    /// Whoever wanted the sandbox does no more.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Brings the first container of a sandbox that runs to where a template's is:
+/// the readiness command until it succeeds, then each warm command once.
+///
+/// # Errors
+/// The first command that did not succeed; the sandbox is left as it is.
+pub async fn warm_up(
+    commands: &SavedWarmUp,
+    spec: &SandboxSpec,
+    client: &AgentClient,
+    timeline: &Timeline,
+) -> Result<(), WarmUpError> {
+    // Without a container there is nothing to run a command in.
+    let Some(container) = spec.containers.first() else {
+        return Ok(());
+    };
+    if let Some(args) = &commands.ready {
+        let _span = timeline.step("warm up: readiness command");
+        until_ready(client, &container.id, args, READY_DEADLINE).await?;
+    }
+    let _span = timeline.step("warm up: warm commands");
+    for args in &commands.warm {
+        warm(client, &container.id, args, WARM_DEADLINE).await?;
+    }
+    Ok(())
+}
 
 /// How a command ended.
 struct Ended {
@@ -26,23 +95,23 @@ struct Ended {
 }
 
 /// Runs a command in a container again and again until it succeeds.
-pub(super) async fn until_ready(
+async fn until_ready(
     client: &AgentClient,
     container: &str,
     args: &[String],
     deadline: Duration,
-) -> Result<(), BuildError> {
+) -> Result<(), WarmUpError> {
     let end = Instant::now() + deadline;
     loop {
         let next = Instant::now() + TRY_INTERVAL;
         let ended = run(client, container, args, end)
             .await
-            .map_err(BuildError::agent("run the readiness command"))?;
+            .map_err(agent_failed("run the readiness command"))?;
         if ended.status == Some(0) {
             return Ok(());
         }
         if ended.status.is_none() || next >= end {
-            return Err(BuildError::Slow {
+            return Err(WarmUpError::Slow {
                 command: named("readiness command", args),
                 deadline,
                 output: ended.output.text(),
@@ -53,25 +122,25 @@ pub(super) async fn until_ready(
 }
 
 /// Runs a command in a container, once; it must succeed.
-pub(super) async fn warm(
+async fn warm(
     client: &AgentClient,
     container: &str,
     args: &[String],
     deadline: Duration,
-) -> Result<(), BuildError> {
+) -> Result<(), WarmUpError> {
     let ended = run(client, container, args, Instant::now() + deadline)
         .await
-        .map_err(BuildError::agent("run a warm command"))?;
+        .map_err(agent_failed("run a warm command"))?;
     let command = named("warm command", args);
     let output = ended.output.text();
     match ended.status {
         Some(0) => Ok(()),
-        Some(status) => Err(BuildError::Command {
+        Some(status) => Err(WarmUpError::Command {
             command,
             status,
             output,
         }),
-        None => Err(BuildError::Slow {
+        None => Err(WarmUpError::Slow {
             command,
             deadline,
             output,
@@ -112,24 +181,8 @@ async fn run(
     Ok(Ended { status, output })
 }
 
-/// The last bytes of an output of any length.
-#[derive(Debug, Default)]
-struct Tail(Vec<u8>);
-
-impl Tail {
-    fn add(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
-        let excess = self.0.len().saturating_sub(TAIL);
-        self.0.drain(..excess);
-    }
-
-    /// Fit for an error: escaped, and never empty.
-    fn text(&self) -> String {
-        match String::from_utf8_lossy(&self.0).trim_end() {
-            "" => "(nothing)".to_owned(),
-            text => escape_untrusted(text, TAIL),
-        }
-    }
+fn agent_failed(step: &'static str) -> impl FnOnce(ClientError) -> WarmUpError {
+    move |source| WarmUpError::Agent { step, source }
 }
 
 /// A command as an error names it: its arguments may hold secrets.
@@ -141,18 +194,6 @@ fn named(role: &str, args: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_tail_is_the_bounded_end_of_an_output() {
-        let mut tail = Tail::default();
-        for _ in 0..100 {
-            tail.add(&[b'x'; 1000]);
-        }
-        tail.add(b"the end\n");
-        assert_eq!(tail.0.len(), TAIL);
-        assert!(tail.text().ends_with("xthe end"), "{}", tail.text());
-        assert_eq!(Tail::default().text(), "(nothing)");
-    }
 
     #[test]
     fn a_command_is_named_without_its_arguments() {

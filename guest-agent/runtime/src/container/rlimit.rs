@@ -1,6 +1,6 @@
 //! Resource limits by name, getrlimit(2).
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -49,7 +49,23 @@ pub struct RlimitSpec {
     pub hard: u64,
 }
 
+/// Open files a service has where distributions start it; it may ask for all
+/// that the agent may have.
+const OPEN_FILES: u64 = 1024;
+
 impl RlimitSpec {
+    /// The usual limit of open files, for a process whose spec names none: it
+    /// would get the agent's own, which is as high as it may be.
+    #[must_use]
+    pub fn open_files() -> Self {
+        let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(INFINITY);
+        Self {
+            kind: RlimitKind(Resource::Nofile),
+            soft: OPEN_FILES.min(hard),
+            hard,
+        }
+    }
+
     /// Sets it for the calling process.
     pub(crate) fn apply(&self) -> rustix::io::Result<()> {
         let limit = |value| (value != INFINITY).then_some(value);

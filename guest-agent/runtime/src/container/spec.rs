@@ -157,7 +157,7 @@ impl ProcessSpec {
             ],
             cwd: "/".into(),
             capabilities: CapabilitySets::own(),
-            rlimits: Vec::new(),
+            rlimits: vec![RlimitSpec::open_files()],
             no_new_privileges: false,
             oom_score_adj: None,
         }

@@ -1,15 +1,17 @@
 //! Quiesce, Thaw, Release and the streams of Exec.
 
-use super::{ConvertError, invalid, network};
+use super::{ConvertError, invalid, network, refuse};
 use crate::service::identity::{Generation, Identity};
 use crate::service::lifecycle::{
     ENTROPY_MINIMUM, Purpose, Quiesce, QuiesceId, Quiesced, Receipt, Release, Released, Step, Thaw,
     ThawFile, is_thaw_file,
 };
+use crate::service::secret::Secret;
 use crate::service::streams::ExecStream;
 use guest_runtime::process::WindowSize;
 use protobuf::{Message, MessageField};
 use protocols::wire::lifecycle as wire;
+use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 
 /// The longest freeze or hook deadline that can be asked for.
@@ -39,7 +41,7 @@ impl TryFrom<wire::QuiesceRequest> for Quiesce {
 impl TryFrom<wire::ThawRequest> for Thaw {
     type Error = ConvertError;
 
-    fn try_from(request: wire::ThawRequest) -> Result<Self, ConvertError> {
+    fn try_from(mut request: wire::ThawRequest) -> Result<Self, ConvertError> {
         let received = Instant::now();
         let length = request.entropy.len();
         if !(ENTROPY_MINIMUM..=ENTROPY_LIMIT).contains(&length)
@@ -54,7 +56,9 @@ impl TryFrom<wire::ThawRequest> for Thaw {
         }
         let encoded = request
             .write_to_bytes()
+            .map(Secret::new)
             .map_err(invalid("request", "not encodable"))?;
+        let entropy = Secret::new(std::mem::take(&mut request.entropy));
         Ok(Self {
             quiesce_id: QuiesceId(sixteen("quiesce_id", &request.quiesce_id)?),
             generation: Generation(sixteen("generation", &request.generation)?),
@@ -62,9 +66,9 @@ impl TryFrom<wire::ThawRequest> for Thaw {
             identity: identity(request.identity)?,
             network: network::plan(request.network.unwrap_or_default())?,
             files: files(request.files, &request.dns)?,
-            entropy: request.entropy,
+            entropy,
             received,
-            encoded,
+            digest: Sha256::digest(encoded.bytes()).into(),
         })
     }
 }
@@ -186,6 +190,7 @@ fn files(files: Vec<wire::GuestFile>, dns: &[String]) -> Result<Vec<ThawFile>, C
         if !is_thaw_file(&file.path) {
             return Err(invalid("files", &file.path)("not a path a thaw may write"));
         }
+        refuse(!matches!(file.mode, 0 | 0o644), "the mode of a thaw's file")?;
         if file.content.len() > FILE_LIMIT {
             return Err(invalid("files", &file.path)("too large"));
         }

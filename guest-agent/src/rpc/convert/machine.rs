@@ -6,6 +6,7 @@ use crate::service::machine::{
     CreateSandbox, DestroySandbox, GetGuestDetails, GuestDetails, ReseedRandomDevice,
     SetGuestDateTime,
 };
+use crate::service::secret::Secret;
 use protobuf::MessageField;
 use protocols::wire::agent;
 
@@ -50,7 +51,9 @@ impl TryFrom<agent::ReseedRandomDevRequest> for ReseedRandomDevice {
         if request.data.is_empty() {
             return Err(ConvertError::Missing { field: "data" });
         }
-        Ok(Self { data: request.data })
+        Ok(Self {
+            data: Secret::new(request.data),
+        })
     }
 }
 

@@ -137,11 +137,7 @@ pub(super) fn process_from_wire(process: agent::Process) -> Result<ProcessSpec, 
             process.Cwd.into()
         },
         capabilities: capabilities(process.Capabilities.into_option().unwrap_or_default())?,
-        rlimits: process
-            .Rlimits
-            .into_iter()
-            .map(rlimit)
-            .collect::<Result<_, _>>()?,
+        rlimits: rlimits(process.Rlimits)?,
         no_new_privileges: process.NoNewPrivileges,
         oom_score_adj: (adjustment != 0)
             .then(|| i32::try_from(adjustment))
@@ -164,6 +160,16 @@ fn capabilities(sets: agent::LinuxCapabilities) -> Result<CapabilitySets, Conver
         permitted: parse(sets.Permitted)?,
         ambient: parse(sets.Ambient)?,
     })
+}
+
+/// With the usual limit of open files where none is named.
+fn rlimits(wanted: Vec<agent::POSIXRlimit>) -> Result<Vec<RlimitSpec>, ConvertError> {
+    let mut limits: Vec<RlimitSpec> = wanted.into_iter().map(rlimit).collect::<Result<_, _>>()?;
+    let open_files = RlimitSpec::open_files();
+    if limits.iter().all(|limit| limit.kind != open_files.kind) {
+        limits.push(open_files);
+    }
+    Ok(limits)
 }
 
 fn rlimit(rlimit: agent::POSIXRlimit) -> Result<RlimitSpec, ConvertError> {

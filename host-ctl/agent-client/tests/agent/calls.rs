@@ -91,7 +91,7 @@ impl lifecycle_ttrpc::Lifecycle for Agent {
             generation: request.generation.clone(),
             guest_realtime_nanos: request.host_realtime_nanos,
             identity: request.identity.clone(),
-            not_unique: vec!["tcp-secret".to_owned()],
+            not_unique: vec!["tcp-secret".to_owned(), "phrase ".repeat(36)],
             ..Default::default()
         };
         self.0.lock().unwrap().thaws.push(request);
@@ -244,7 +244,7 @@ async fn a_thaw_brings_fresh_entropy_and_the_time_of_its_sending() {
         let receipt = client.thaw(order, SOON).await.unwrap();
         assert_eq!(receipt.generation, order.generation);
         assert_eq!(receipt.identity, order.identity);
-        assert_eq!(receipt.not_unique, ["tcp-secret"]);
+        assert_eq!(receipt.not_unique, ["tcp-secret", &"phrase ".repeat(36)]);
         // The agent played here has this machine's clock.
         assert!(receipt.clock_bound_nanos <= receipt.round_trip_nanos + 1);
     }
