@@ -173,3 +173,33 @@ fn two_builds_of_one_template_at_once_make_one() {
     assert_eq!(listed[0]["names"], serde_json::json!(["one", "other"]));
     home.clone_template("other", 1);
 }
+
+#[test]
+fn a_cold_boot_in_a_clones_place_is_warmed_like_the_template() {
+    let home = Home::new();
+    let rootfs = images::busybox();
+    let mut arguments = vec!["template", "build", "warm", "--memory", "128", "--rootfs"];
+    arguments.push(rootfs.to_str().unwrap());
+    arguments.extend([
+        "--ready",
+        "true",
+        "--warm",
+        "sh -c 'echo warmed > /tmp/warm'",
+    ]);
+    arguments.extend(["--", "sleep", "100000"]);
+    let built = home.json(arguments);
+    let digest = built["digest"].as_str().unwrap();
+    let state = home
+        .path()
+        .join("store/templates")
+        .join(digest)
+        .join("state");
+    fs::remove_file(state).unwrap();
+
+    let clones = home.json(["clone", "warm"]);
+    let clone = &clones["clones"][0];
+    assert_eq!(clone["booted"], true, "{clone}");
+    assert!(clone["fallback"].is_string(), "{clone}");
+    let text = home.text(["exec", sandbox(clone), "--", "cat", "/tmp/warm"]);
+    assert_eq!(text, "warmed\n");
+}
