@@ -14,9 +14,12 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 
+/// Bytes of a generation, at most.
+const GENERATION_LIMIT: usize = 64;
 const UUID: &str = "/proc/sys/kernel/random/uuid";
 
 /// One draw: what was visible before it, and what it gave.
@@ -53,12 +56,12 @@ fn run(
     draws: usize,
     history: usize,
 ) -> io::Result<std::convert::Infallible> {
-    let mut generation = File::open(generation)?;
+    let generation = File::open(generation)?;
     let mut old: VecDeque<Draw> = VecDeque::with_capacity(history + 1);
     let mut new: Vec<Draw> = Vec::with_capacity(draws);
     let mut epoch = 0u64;
     loop {
-        let draw = draw(&mut generation)?;
+        let draw = draw(&generation)?;
         let is_new = new
             .first()
             .is_none_or(|first| first.generation != draw.generation);
@@ -81,10 +84,11 @@ fn run(
     }
 }
 
-fn draw(generation: &mut File) -> io::Result<Draw> {
-    let mut seen = Vec::with_capacity(64);
-    generation.rewind()?;
-    generation.read_to_end(&mut seen)?;
+fn draw(generation: &File) -> io::Result<Draw> {
+    // One read: two could see the end of another text than the beginning.
+    let mut seen = vec![0; GENERATION_LIMIT];
+    let length = generation.read_at(&mut seen, 0)?;
+    seen.truncate(length);
     let realtime_nanos = nanos(rustix::time::ClockId::Realtime);
     let monotonic_nanos = nanos(rustix::time::ClockId::Monotonic);
     let mut random = [0; 16];

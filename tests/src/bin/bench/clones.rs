@@ -121,7 +121,7 @@ fn one_clone(home: &Home) -> Result<Times, Failure> {
         vmm: number(&clone["times"]["t_vmm_ms"])?,
         agent: number(&clone["times"]["t_agent_ms"])?,
         wall: number(&outcome["wall_ms"])?,
-        coverage: timeline.coverage() * 100.0,
+        coverage: timeline.coverage(),
     };
     home.text(["rm", sandbox(clone)]);
     Ok(times)
