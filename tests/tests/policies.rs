@@ -1,10 +1,5 @@
 //! A policy baked into the guest image is in force from the agent's start.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test ends where something is not as expected"
-)]
-
 use std::process::Command;
 use tardigrade_tests::{Home, built, images, sandbox};
 
