@@ -20,5 +20,8 @@ mod vm;
 
 pub use error::{Error, MonitorError};
 pub use span::Span;
-pub use spec::{AgentDevice, Backing, Disk, Memory, Nic, NicBackend, Rebind, VmSpec};
-pub use vm::{Accelerator, Capabilities, Hypervisor, Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
+pub use spec::{AgentDevice, Backing, Disk, Memory, MemoryMode, Nic, NicBackend, Rebind, VmSpec};
+pub use vm::{
+    Accelerator, AgentDevices, Capabilities, Hypervisor, Saved, Vm, VmExit, VmInfo, VmRecord,
+    VmState,
+};

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::span::Span;
-use crate::spec::{AgentDevice, Backing, Rebind, VmSpec};
+use crate::spec::{AgentDevice, Backing, MemoryMode, Rebind, VmSpec};
 
 /// A VMM of one kind on this host.
 #[async_trait]
@@ -165,8 +165,41 @@ pub struct Capabilities {
     /// one owner only, and the file must be writable for the VMM's user unless
     /// that is root.
     pub private_memory_is_read_only: bool,
-    /// Whether [`AgentDevice::Vsock`] can be used.
+    /// Which devices can carry the agent's link.
+    pub agent_devices: AgentDevices,
+    /// Whether RAM can lie in a shared file from the boot on, so that a save
+    /// need not write it. Where not, a VM boots with anonymous RAM and a save
+    /// writes the memory file next to the state.
+    pub boots_on_memory_file: bool,
+    /// Whether RAM can be saved within the state, without a memory file.
+    pub saves_anonymous_memory: bool,
+    /// The ways RAM gets into a restored VM.
+    pub memory_modes: Vec<MemoryMode>,
+    /// Whether the console outlives whoever booted or restored the VM.
+    pub console_outlives_owner: bool,
+}
+
+/// Which [`AgentDevice`]s a driver has here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentDevices {
+    /// [`AgentDevice::Serial`].
+    pub serial: bool,
+    /// [`AgentDevice::Vsock`].
     pub vsock: bool,
+    /// [`AgentDevice::HybridVsock`].
+    pub hybrid_vsock: bool,
+}
+
+impl AgentDevices {
+    /// Whether a VM can have this one.
+    #[must_use]
+    pub fn has(self, device: &AgentDevice) -> bool {
+        match device {
+            AgentDevice::Serial { .. } => self.serial,
+            AgentDevice::Vsock { .. } => self.vsock,
+            AgentDevice::HybridVsock { .. } => self.hybrid_vsock,
+        }
+    }
 }
 
 /// What a VM is doing.

@@ -150,6 +150,10 @@ impl Verified {
                 socket: paths.serial(),
                 port_name: port_name.clone(),
             }),
+            AgentDevice::HybridVsock { cid, .. } => Some(AgentDevice::HybridVsock {
+                socket: paths.serial(),
+                cid: *cid,
+            }),
             AgentDevice::Vsock { .. } => None,
         };
         Ok(Prepared {

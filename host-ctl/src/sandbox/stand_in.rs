@@ -3,8 +3,8 @@
 use crate::host::ProcessIdentity;
 use async_trait::async_trait;
 use hypervisor::{
-    Accelerator, AgentDevice, Backing, Capabilities, Error, Hypervisor, Rebind, Saved, Span, Vm,
-    VmExit, VmInfo, VmRecord, VmSpec, VmState,
+    Accelerator, AgentDevice, AgentDevices, Backing, Capabilities, Error, Hypervisor, MemoryMode,
+    Rebind, Saved, Span, Vm, VmExit, VmInfo, VmRecord, VmSpec, VmState,
 };
 use std::future::pending;
 use std::path::Path;
@@ -126,7 +126,15 @@ impl StandInVmm {
                 machine: "none".into(),
                 default_cpu_model: "none".into(),
                 private_memory_is_read_only: true,
-                vsock: false,
+                agent_devices: AgentDevices {
+                    serial: true,
+                    vsock: false,
+                    hybrid_vsock: false,
+                },
+                boots_on_memory_file: true,
+                saves_anonymous_memory: true,
+                memory_modes: vec![MemoryMode::CopyOnWrite],
+                console_outlives_owner: true,
             },
         }
     }

@@ -94,6 +94,11 @@ pub enum SavedAgentDevice {
     },
     /// A vsock device; each clone has a context id of its own.
     Vsock,
+    /// A vsock device of the VMM's own; each clone has a socket of its own.
+    HybridVsock {
+        /// The guest's context id.
+        cid: u32,
+    },
 }
 
 /// A network interface.

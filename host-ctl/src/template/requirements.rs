@@ -107,6 +107,7 @@ fn saved_machine(vm: &VmSpec, images: &Images) -> SavedMachine {
                 port_name: port_name.clone(),
             },
             AgentDevice::Vsock { .. } => SavedAgentDevice::Vsock,
+            AgentDevice::HybridVsock { cid, .. } => SavedAgentDevice::HybridVsock { cid: *cid },
         },
         nics: vm
             .nics
@@ -117,6 +118,7 @@ fn saved_machine(vm: &VmSpec, images: &Images) -> SavedMachine {
                 backend: match nic.backend {
                     NicBackend::None => "none".to_owned(),
                     NicBackend::User => "user".to_owned(),
+                    NicBackend::Tap { .. } => "tap".to_owned(),
                 },
             })
             .collect(),
@@ -148,7 +150,7 @@ mod tests {
     use super::*;
     use crate::config::Paths;
     use crate::store::compare;
-    use hypervisor::Accelerator;
+    use hypervisor::{Accelerator, AgentDevices, MemoryMode};
 
     fn spec() -> SandboxSpec {
         SandboxSpec {
@@ -176,7 +178,15 @@ mod tests {
             machine: "q35".into(),
             default_cpu_model: "max".into(),
             private_memory_is_read_only: false,
-            vsock: false,
+            agent_devices: AgentDevices {
+                serial: true,
+                vsock: false,
+                hybrid_vsock: false,
+            },
+            boots_on_memory_file: true,
+            saves_anonymous_memory: true,
+            memory_modes: vec![MemoryMode::CopyOnWrite],
+            console_outlives_owner: true,
         }
     }
 

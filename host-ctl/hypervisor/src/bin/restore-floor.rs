@@ -61,7 +61,7 @@ fn measure(input: &RestoreInput) -> Result<[Duration; 3], Box<dyn Error>> {
             AgentDevice::Serial { socket, .. } => {
                 Some(inherit(UnixListener::bind(socket)?.into())?)
             }
-            AgentDevice::Vsock { .. } => None,
+            AgentDevice::Vsock { .. } | AgentDevice::HybridVsock { .. } => None,
         },
         disks: {
             let disks = spec

@@ -60,7 +60,7 @@ impl Sockets {
             console: Listener::bind(&spec.console)?,
             agent: match &spec.agent {
                 AgentDevice::Serial { socket, .. } => Some(Listener::bind(socket)?),
-                AgentDevice::Vsock { .. } => None,
+                AgentDevice::Vsock { .. } | AgentDevice::HybridVsock { .. } => None,
             },
         })
     }

@@ -21,8 +21,8 @@ use async_trait::async_trait;
 
 use crate::error::Error;
 use crate::process::{Identity, Process};
-use crate::spec::{AgentDevice, Backing, Rebind, VmSpec};
-use crate::vm::{Capabilities, Hypervisor, Vm, VmRecord};
+use crate::spec::{AgentDevice, Backing, MemoryMode, Nic, NicBackend, Rebind, VmSpec};
+use crate::vm::{AgentDevices, Capabilities, Hypervisor, Vm, VmRecord};
 
 pub use command_line::{Descriptors, Platform, Start, arguments};
 pub use floor::RestoreInput;
@@ -83,7 +83,15 @@ impl Qemu {
                 machine: platform.machine(),
                 default_cpu_model: platform.default_cpu_model().to_owned(),
                 private_memory_is_read_only: platform.maps_read_only(),
-                vsock: Path::new(launch::VSOCK_DEVICE).exists(),
+                agent_devices: AgentDevices {
+                    serial: true,
+                    vsock: Path::new(launch::VSOCK_DEVICE).exists(),
+                    hybrid_vsock: false,
+                },
+                boots_on_memory_file: true,
+                saves_anonymous_memory: true,
+                memory_modes: vec![MemoryMode::CopyOnWrite, MemoryMode::Copy],
+                console_outlives_owner: true,
             },
             platform,
             deadlines,
@@ -103,12 +111,34 @@ impl Qemu {
 
     fn check(&self, spec: &VmSpec) -> Result<(), Error> {
         spec.validate()?;
-        if matches!(spec.agent, AgentDevice::Vsock { .. }) && !self.capabilities.vsock {
-            return Err(Error::Unsupported(
-                "vsock: the host has no /dev/vhost-vsock",
-            ));
+        if !self.capabilities.agent_devices.has(&spec.agent) {
+            return Err(Error::Unsupported(match spec.agent {
+                AgentDevice::Vsock { .. } => "vsock: the host has no /dev/vhost-vsock",
+                _ => "a vsock device of the vmm's own",
+            }));
+        }
+        let is_tap = |nic: &Nic| matches!(nic.backend, NicBackend::Tap { .. });
+        if spec.nics.iter().any(is_tap) {
+            return Err(Error::Unsupported("a tap device"));
         }
         Ok(())
+    }
+}
+
+/// Refuses a mode that does not fit where the RAM lies: QEMU maps a memory
+/// file, and reads what was saved within the state.
+fn check_mode(wanted: Option<MemoryMode>, backing: &Backing) -> Result<(), Error> {
+    let has = match backing {
+        Backing::FileBacked { .. } => MemoryMode::CopyOnWrite,
+        Backing::Anonymous => MemoryMode::Copy,
+    };
+    match wanted {
+        Some(mode) if mode != has => Err(Error::Unsupported(match mode {
+            MemoryMode::CopyOnWrite => "copy-on-write of ram without a memory file",
+            MemoryMode::Copy => "copying a memory file",
+            MemoryMode::OnDemand => "loading ram on demand",
+        })),
+        _ => Ok(()),
     }
 }
 
@@ -138,6 +168,7 @@ impl Hypervisor for Qemu {
     ) -> Result<Box<dyn Vm>, Error> {
         let spec = spec.rebound(rebind)?;
         self.check(&spec)?;
+        check_mode(rebind.memory_mode, &spec.memory.backing)?;
         let state = launch::open_state(state)?;
         let started = launch::launch(self, &spec, Start::Restore)?;
         Ok(Box::new(

@@ -281,7 +281,7 @@ impl Vm for QemuVm {
     }
 
     async fn agent_port_opened(&self, deadline: Duration) -> Result<(), Error> {
-        if matches!(self.record.agent, AgentDevice::Vsock { .. }) {
+        if !matches!(self.record.agent, AgentDevice::Serial { .. }) {
             return Err(Error::Unsupported("telling when a vsock port is opened"));
         }
         self.timeline.restart();

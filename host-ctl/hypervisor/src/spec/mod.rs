@@ -98,6 +98,16 @@ pub enum AgentDevice {
         /// The guest's context id, at least 3 (vsock(7)).
         cid: u32,
     },
+    /// A vsock device of the VMM's own. The host's end is a Unix socket: who
+    /// connects writes `CONNECT <port>` and reads `OK <n>` before the stream
+    /// begins. Many clients at a time.
+    HybridVsock {
+        /// The host's end; created by the VMM.
+        socket: PathBuf,
+        /// The guest's context id, at least 3. It means nothing to the host:
+        /// a restored VM keeps it, and the socket tells clones apart.
+        cid: u32,
+    },
 }
 
 /// A network interface.
@@ -120,6 +130,25 @@ pub enum NicBackend {
     None,
     /// The VMM's user-mode network, closed: no way to the host or beyond.
     User,
+    /// A tap device of the network namespace the caller is in; made by the
+    /// caller, who also decides when its frames go anywhere.
+    Tap {
+        /// Its name, 1 to 15 bytes (IFNAMSIZ).
+        name: String,
+    },
+}
+
+/// How a restored VM gets the RAM it was saved with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryMode {
+    /// A private mapping of the memory file: clones share what none of them
+    /// has written.
+    CopyOnWrite,
+    /// Read in full before the restore ends.
+    Copy,
+    /// Read page by page, when the guest first touches them.
+    OnDemand,
 }
 
 /// What is a restored VM's own; `None` keeps what the spec says. What is not
@@ -141,8 +170,13 @@ pub struct Rebind {
     pub agent: Option<AgentDevice>,
     /// Where its RAM lies.
     pub memory: Option<Backing>,
+    /// How its RAM gets there. `None` is what fits where it lies: a private
+    /// mapping of a memory file, or a copy of what was saved with the state.
+    pub memory_mode: Option<MemoryMode>,
     /// New images of disks, by the disk's id; sizes must be equal.
     pub disks: BTreeMap<String, PathBuf>,
+    /// What network interfaces are connected to, by the interface's id.
+    pub nics: BTreeMap<String, NicBackend>,
 }
 
 /// The longest kernel command line: COMMAND_LINE_SIZE is 2048 on x86, with the
@@ -181,6 +215,13 @@ impl VmSpec {
                 }),
             ) if port_name == same => socket.clone_from(new),
             (AgentDevice::Vsock { cid }, Some(AgentDevice::Vsock { cid: new })) => *cid = *new,
+            (
+                AgentDevice::HybridVsock { socket, cid },
+                Some(AgentDevice::HybridVsock {
+                    socket: new,
+                    cid: same,
+                }),
+            ) if cid == same => socket.clone_from(new),
             _ => return Err(wrong("agent", "another device than the saved vm's")),
         }
         for (id, path) in &rebind.disks {
@@ -188,6 +229,12 @@ impl VmSpec {
             let disk =
                 disk.ok_or_else(|| wrong("disks", format!("no disk {id:?} in the saved vm")))?;
             disk.path.clone_from(path);
+        }
+        for (id, backend) in &rebind.nics {
+            let nic = spec.nics.iter_mut().find(|nic| nic.id == *id);
+            let nic =
+                nic.ok_or_else(|| wrong("nics", format!("no interface {id:?} in the saved vm")))?;
+            nic.backend.clone_from(backend);
         }
         Ok(spec)
     }
@@ -234,7 +281,9 @@ impl VmSpec {
             Backing::Anonymous => None,
         };
         let agent = match &self.agent {
-            AgentDevice::Serial { socket, .. } => Some(("agent.socket", socket.as_path())),
+            AgentDevice::Serial { socket, .. } | AgentDevice::HybridVsock { socket, .. } => {
+                Some(("agent.socket", socket.as_path()))
+            }
             AgentDevice::Vsock { .. } => None,
         };
         let disks = self
@@ -248,10 +297,11 @@ impl VmSpec {
     fn validate_devices(&self) -> Result<(), Error> {
         match &self.agent {
             AgentDevice::Serial { port_name, .. } => word("agent.port_name", port_name, 31, ".-_")?,
-            AgentDevice::Vsock { cid } if *cid < 3 || *cid == u32::MAX => {
-                return Err(wrong("agent.cid", format!("{cid} is reserved (vsock(7))")));
+            AgentDevice::Vsock { cid } | AgentDevice::HybridVsock { cid, .. } => {
+                if *cid < 3 || *cid == u32::MAX {
+                    return Err(wrong("agent.cid", format!("{cid} is reserved (vsock(7))")));
+                }
             }
-            AgentDevice::Vsock { .. } => {}
         }
         if self.disks.len() + self.nics.len() > MOST_DEVICES {
             return Err(wrong("disks", "more than 26 disks and interfaces"));
@@ -264,9 +314,13 @@ impl VmSpec {
                 return Err(wrong(field, format!("{id} is there twice")));
             }
         }
-        self.nics
-            .iter()
-            .try_for_each(|nic| hardware_address(&nic.mac))
+        self.nics.iter().try_for_each(|nic| {
+            hardware_address(&nic.mac)?;
+            match &nic.backend {
+                NicBackend::Tap { name } => word("nics.backend", name, 15, "-_."),
+                NicBackend::None | NicBackend::User => Ok(()),
+            }
+        })
     }
 }
 

@@ -88,6 +88,14 @@ fn the_wrong_field_is_named() {
         "disks"
     );
     assert_eq!(
+        refused(|spec| {
+            spec.nics[0].backend = NicBackend::Tap {
+                name: "a".repeat(16),
+            }
+        }),
+        "nics.backend"
+    );
+    assert_eq!(
         refused(|spec| spec.agent = AgentDevice::Vsock { cid: 2 }),
         "agent.cid"
     );
@@ -107,6 +115,7 @@ fn a_rebind_changes_what_it_names_and_nothing_else() {
             shared: false,
         }),
         disks: [("b".to_owned(), PathBuf::from("/c"))].into(),
+        nics: [("n".to_owned(), NicBackend::User)].into(),
         ..Rebind::default()
     };
     let mut expected = spec();
@@ -120,6 +129,7 @@ fn a_rebind_changes_what_it_names_and_nothing_else() {
         shared: false,
     };
     expected.disks[1].path = "/c".into();
+    expected.nics[0].backend = NicBackend::User;
     assert_eq!(spec().rebound(&rebind).unwrap(), expected);
 }
 
@@ -139,6 +149,10 @@ fn a_rebind_cannot_change_what_the_guest_sees() {
         },
         Rebind {
             disks: [("z".to_owned(), PathBuf::from("/c"))].into(),
+            ..Rebind::default()
+        },
+        Rebind {
+            nics: [("z".to_owned(), NicBackend::None)].into(),
             ..Rebind::default()
         },
     ] {

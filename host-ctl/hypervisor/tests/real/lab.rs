@@ -104,7 +104,7 @@ impl Lab {
             log: Some(own.log),
             agent: Some(own.agent),
             memory: Some(memory),
-            disks: Default::default(),
+            ..Rebind::default()
         }
     }
 
