@@ -16,6 +16,8 @@ BUILDER := $(TARGET)/release/rootfs-builder
 KERNEL := $(GUEST)/vmlinuz
 INITRD := $(GUEST)/initrd.img
 DEMO_IMAGE := $(TARGET)/demo/redis.erofs
+LAB := $(TARGET)/debug/lab
+LAB_OUTPUT := $(TARGET)/lab
 
 RUST_SOURCES := $(shell find protocols policy guest-agent host-ctl rootfs-builder kernel-config tests -name '*.rs' -o -name Cargo.toml -o -name '*.proto') Cargo.toml Cargo.lock
 export CARGO_TARGET_DIR := $(TARGET)
@@ -23,6 +25,7 @@ export TARDIGRADE_KERNEL := $(KERNEL)
 export TARDIGRADE_INITRD := $(INITRD)
 export TARDIGRADE_TEST_KERNEL := $(KERNEL)
 export ROOTFS_BUILDER := $(BUILDER)
+export CMD
 
 .PHONY: help
 help: ## this list
@@ -36,6 +39,16 @@ demo: host image demo-image ## boot a real service once, freeze it, wake 8 uniqu
 test: tools nextest image demo-image probe ## every test: pure, in namespaces, and in real microVMs
 	cargo build -q -p host-ctl
 	cargo nextest run --workspace --no-fail-fast
+
+.PHONY: lab
+lab: lab-ready ## CMD='...': run a command where KVM, vhost-vsock and taps are real
+	@[ -n "$$CMD" ] || { echo "lab: say what to run: make lab CMD='...'" >&2; exit 2; }
+	@$(LAB) run --kernel $(GUEST) --share $(LAB_OUTPUT) $(LAB_OPTIONS) -- sh -c "$$CMD"
+
+.PHONY: lab-ready
+lab-ready: tools $(KERNEL)
+	@cargo build -q -p nested-host-lab
+	@mkdir -p $(LAB_OUTPUT)
 
 .PHONY: check
 check: tools ## formatting, lints, and the rules of the house

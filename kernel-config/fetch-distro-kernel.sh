@@ -3,7 +3,9 @@
 #
 #   OUTDIR/vmlinuz   the kernel
 #   OUTDIR/config    its configuration
-#   OUTDIR/modules/  its modules, laid out as /lib/modules/RELEASE
+#   OUTDIR/modules/  its modules, laid out as /lib/modules/RELEASE, all of them
+#                    and with modules.dep: the nested host of the tests loads
+#                    what a host needs by modprobe
 #   OUTDIR/release   its release
 #
 # Run again it does nothing, unless the distribution has a newer kernel.
@@ -52,7 +54,8 @@ if ! archive=$(sh "$here/../rootfs-builder/fetch-debian-packages.sh" "$package")
     exit 1
 fi
 stamp=$(basename "$archive")
-if [ -f "$out/vmlinuz" ] && [ "$(cat "$out/package" 2>/dev/null)" = "$stamp" ]; then
+if [ -f "$out/vmlinuz" ] && [ -f "$out/modules/modules.dep" ] &&
+    [ "$(cat "$out/package" 2>/dev/null)" = "$stamp" ]; then
     say "$(cat "$out/release") is in $out already"
     touch "$out/vmlinuz"
     exit 0
@@ -69,6 +72,7 @@ release=${package#linux-image-}
 for file in "boot/vmlinuz-$release" "boot/config-$release" "lib/modules/$release"; do
     [ -e "$part/$file" ] || fail "$package has no $file"
 done
+busybox depmod -b "$part" "$release" || fail "cannot list what the modules of $package depend on"
 printf '%s\n' "$release" >"$part/release"
 printf '%s\n' "$stamp" >"$part/package"
 
