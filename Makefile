@@ -25,7 +25,8 @@ export TARDIGRADE_KERNEL := $(KERNEL)
 export TARDIGRADE_INITRD := $(INITRD)
 export TARDIGRADE_TEST_KERNEL := $(KERNEL)
 export ROOTFS_BUILDER := $(BUILDER)
-export CMD
+# As it was typed: make would take a $ for itself.
+export LAB_CMD := $(value CMD)
 
 .PHONY: help
 help: ## this list
@@ -42,8 +43,8 @@ test: tools nextest image demo-image probe ## every test: pure, in namespaces, a
 
 .PHONY: lab
 lab: lab-ready ## CMD='...': run a command where KVM, vhost-vsock and taps are real
-	@[ -n "$$CMD" ] || { echo "lab: say what to run: make lab CMD='...'" >&2; exit 2; }
-	@$(LAB) run --kernel $(GUEST) --share $(LAB_OUTPUT) $(LAB_OPTIONS) -- sh -c "$$CMD"
+	@[ -n "$$LAB_CMD" ] || { echo "lab: say what to run: make lab CMD='...'" >&2; exit 2; }
+	@$(LAB) run --kernel $(GUEST) --share $(LAB_OUTPUT) $(LAB_OPTIONS) -- sh -c "$$LAB_CMD"
 
 .PHONY: lab-ready
 lab-ready: tools $(KERNEL)

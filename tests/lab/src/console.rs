@@ -8,6 +8,9 @@ const TAIL_BYTES: u64 = 16 << 10;
 /// How many lines of it are shown.
 const TAIL_LINES: usize = 40;
 
+/// How the kernel begins its last words.
+const PANIC: &str = "Kernel panic - not syncing";
+
 /// The last lines of the file at `path` under a heading; empty when there is
 /// nothing to show. Features that the emulator lacks are no news.
 pub(crate) fn tail(heading: &str, path: &Path) -> String {
@@ -32,7 +35,10 @@ fn last_lines(heading: &str, text: &str) -> String {
     if lines.is_empty() {
         return String::new();
     }
-    let shown = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+    // The reason of a panic stands above a long trace.
+    let panic = lines.iter().rposition(|line| line.contains(PANIC));
+    let first = panic.unwrap_or(lines.len().saturating_sub(TAIL_LINES));
+    let shown = lines.iter().skip(first).take(TAIL_LINES);
     let mut tail = format!("{heading}:\n");
     for line in shown {
         // Escape sequences of the boot loader would clear a terminal.
@@ -57,5 +63,14 @@ mod tests {
         assert!(tail.starts_with("console:\n  | line 60\n"), "{tail}");
         assert!(tail.ends_with("  | line 99\n"), "{tail}");
         assert_eq!(last_lines("console", "\n\n"), "");
+    }
+
+    #[test]
+    fn a_panic_is_shown_from_its_reason_on() {
+        let mut text = String::from("before\nKernel panic - not syncing: why\n");
+        text.push_str(&"trace\n".repeat(100));
+        let tail = last_lines("console", &text);
+        assert!(tail.starts_with("console:\n  | Kernel panic - not syncing: why\n"));
+        assert_eq!(tail.lines().count(), 1 + TAIL_LINES);
     }
 }
