@@ -18,6 +18,7 @@ INITRD := $(GUEST)/initrd.img
 DEMO_IMAGE := $(TARGET)/demo/redis.erofs
 LAB := $(TARGET)/debug/lab
 LAB_OUTPUT := $(TARGET)/lab
+TEST_LAB = sh tests/lab/test-lab.sh $(LAB) $(GUEST) $(LAB_OUTPUT)
 
 RUST_SOURCES := $(shell find protocols policy guest-agent host-ctl rootfs-builder kernel-config tests -name '*.rs' -o -name Cargo.toml -o -name '*.proto') Cargo.toml Cargo.lock
 export CARGO_TARGET_DIR := $(TARGET)
@@ -37,14 +38,24 @@ demo: host image demo-image ## boot a real service once, freeze it, wake 8 uniqu
 	@HOST_CTL=$(HOST) DEMO_IMAGE=$(DEMO_IMAGE) DEMO_HOME=$(TARGET)/demo/home sh tests/demo/run.sh
 
 .PHONY: test
-test: tools nextest image demo-image probe ## every test: pure, in namespaces, and in real microVMs
+test: tools nextest image demo-image probe lab-ready ## every test: pure, in namespaces, in real microVMs, in the lab
 	cargo build -q -p host-ctl
-	cargo nextest run --workspace --no-fail-fast
+	@outcome=0; \
+	echo 'cargo nextest run --workspace --no-fail-fast'; \
+	cargo nextest run --workspace --no-fail-fast || outcome=$$?; \
+	$(TEST_LAB) || outcome=$$?; \
+	exit $$outcome
+
+# The lab's tests alone; REQUIRE_ALL=1 makes a skip an error.
+.PHONY: test-lab
+test-lab: tools nextest image probe lab-ready ## the tests of the lab, in it; REQUIRE_ALL=1: skip none
+	cargo build -q -p host-ctl
+	@$(TEST_LAB)
 
 .PHONY: lab
 lab: lab-ready ## CMD='...': run a command where KVM, vhost-vsock and taps are real
 	@[ -n "$$LAB_CMD" ] || { echo "lab: say what to run: make lab CMD='...'" >&2; exit 2; }
-	@$(LAB) run --kernel $(GUEST) --share $(LAB_OUTPUT) $(LAB_OPTIONS) -- sh -c "$$LAB_CMD"
+	@$(LAB) run --kernel $(GUEST) --tools $(TARGET)/lab-tools/bin --share $(LAB_OUTPUT) $(LAB_OPTIONS) -- sh -c "$$LAB_CMD"
 
 .PHONY: lab-ready
 lab-ready: tools $(KERNEL)

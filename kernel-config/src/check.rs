@@ -1,6 +1,7 @@
 //! Holds a kernel's configuration against what the guest needs.
 
 use crate::config::{KernelConfig, Setting};
+use crate::nested_host::NESTED_HOST;
 use crate::requirement::{FORBIDDEN, Forbidden, GUEST, Necessity, Presence, Requirement};
 use serde::Serialize;
 use std::fmt;
@@ -30,19 +31,30 @@ impl Report {
 /// by rootfs-builder.
 #[must_use]
 pub fn check(config: &KernelConfig) -> Report {
+    let mut report = hold_against(config, GUEST);
+    report.forbidden = FORBIDDEN
+        .iter()
+        .filter(|forbidden| config.get(forbidden.option) == Some(&Setting::BuiltIn))
+        .copied()
+        .collect();
+    report
+}
+
+/// Checks `config` against [`NESTED_HOST`]. Nothing is forbidden there.
+#[must_use]
+pub fn check_nested_host(config: &KernelConfig) -> Report {
+    hold_against(config, NESTED_HOST)
+}
+
+fn hold_against(config: &KernelConfig, requirements: &[Requirement]) -> Report {
     let mut report = Report::default();
-    for requirement in GUEST.iter().filter(|&each| !satisfies(config, each)) {
+    for requirement in requirements.iter().filter(|&each| !satisfies(config, each)) {
         match requirement.necessity {
             Necessity::Required => report.missing.push(*requirement),
             Necessity::Optional => report.optional_missing.push(*requirement),
             Necessity::Dependency => {}
         }
     }
-    report.forbidden = FORBIDDEN
-        .iter()
-        .filter(|forbidden| config.get(forbidden.option) == Some(&Setting::BuiltIn))
-        .copied()
-        .collect();
     report
 }
 

@@ -5,7 +5,7 @@
 
 use clap::{Parser, Subcommand, ValueEnum};
 use kernel_config::config::MAX_CONFIG_BYTES;
-use kernel_config::{ConfigError, KernelConfig, check, modules_in_load_order};
+use kernel_config::{ConfigError, KernelConfig, check, check_nested_host, modules_in_load_order};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -28,6 +28,9 @@ enum Command {
         /// How to print the findings.
         #[arg(long, value_enum, default_value = "text")]
         output: Output,
+        /// Check for the nested host of the tests instead.
+        #[arg(long)]
+        nested_host: bool,
     },
     /// Print the modules the guest loads, one a line, in load order.
     Modules {
@@ -57,7 +60,11 @@ enum CommandError {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
-        Command::Check { config, output } => run_check(&config, output),
+        Command::Check {
+            config,
+            output,
+            nested_host,
+        } => run_check(&config, output, nested_host),
         Command::Modules { config } => list_modules(config.as_deref()),
     };
     outcome.unwrap_or_else(|error| {
@@ -66,8 +73,13 @@ fn main() -> ExitCode {
     })
 }
 
-fn run_check(path: &Path, output: Output) -> Result<ExitCode, CommandError> {
-    let report = check(&read(path)?);
+fn run_check(path: &Path, output: Output, nested_host: bool) -> Result<ExitCode, CommandError> {
+    let config = read(path)?;
+    let report = if nested_host {
+        check_nested_host(&config)
+    } else {
+        check(&config)
+    };
     let mut to = io::stdout().lock();
     match output {
         Output::Json => {

@@ -6,6 +6,7 @@
 //! what it depends on.
 
 use crate::config::{KernelConfig, Setting};
+use crate::nested_host::NESTED_HOST;
 use Necessity::{Dependency, Optional, Required};
 use Presence::{BuiltIn, BuiltInOrModules};
 use serde::Serialize;
@@ -48,7 +49,7 @@ pub struct Requirement {
     pub why: &'static str,
 }
 
-const fn built_in(option: &'static str, why: &'static str) -> Requirement {
+pub(crate) const fn built_in(option: &'static str, why: &'static str) -> Requirement {
     Requirement {
         option,
         presence: BuiltIn,
@@ -57,7 +58,7 @@ const fn built_in(option: &'static str, why: &'static str) -> Requirement {
     }
 }
 
-const fn module(
+pub(crate) const fn module(
     option: &'static str,
     modules: &'static [&'static str],
     why: &'static str,
@@ -75,7 +76,7 @@ const fn dependency(mut requirement: Requirement) -> Requirement {
     requirement
 }
 
-const fn optional(mut requirement: Requirement) -> Requirement {
+pub(crate) const fn optional(mut requirement: Requirement) -> Requirement {
     requirement.necessity = Optional;
     requirement
 }
@@ -290,7 +291,19 @@ pub fn forbidden_module(module: &str) -> Option<&'static Forbidden> {
 pub fn modules_in_load_order(
     config: Option<&KernelConfig>,
 ) -> impl Iterator<Item = &'static str> + use<'_> {
-    GUEST
+    in_load_order(GUEST, config)
+}
+
+/// The same for the nested host.
+pub fn nested_host_modules(config: Option<&KernelConfig>) -> impl Iterator<Item = &'static str> {
+    in_load_order(NESTED_HOST, config)
+}
+
+fn in_load_order<'a>(
+    requirements: &'static [Requirement],
+    config: Option<&'a KernelConfig>,
+) -> impl Iterator<Item = &'static str> + use<'a> {
+    requirements
         .iter()
         .filter(|requirement| requirement.necessity != Optional)
         .filter(move |requirement| {

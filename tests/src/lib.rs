@@ -6,6 +6,7 @@
 //! so, never a test that passes without having run.
 
 pub mod images;
+pub mod lab;
 pub mod machine;
 pub mod processes;
 

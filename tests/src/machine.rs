@@ -93,7 +93,9 @@ impl Machine {
     /// When any of it fails; the VM is killed then.
     pub async fn boot(qemu: &Qemu, spec: &VmSpec) -> Result<Self, Failure> {
         let vm = qemu.boot(spec).await?;
-        vm.agent_port_opened(DEADLINE).await?;
+        if matches!(spec.agent, AgentDevice::Serial { .. }) {
+            vm.agent_port_opened(DEADLINE).await?;
+        }
         Self::reach(vm, spec).await
     }
 
@@ -108,6 +110,24 @@ impl Machine {
         saved: &VmSpec,
         directory: &Path,
     ) -> Result<Self, Failure> {
+        let agent = AgentDevice::Serial {
+            socket: directory.join("serial.sock"),
+            port_name: PORT_NAME.into(),
+        };
+        Self::resume_copy_with(qemu, state, saved, directory, agent).await
+    }
+
+    /// The same for a copy whose agent is reached by `agent`.
+    ///
+    /// # Errors
+    /// When any of it fails.
+    pub async fn resume_copy_with(
+        qemu: &Qemu,
+        state: &Path,
+        saved: &VmSpec,
+        directory: &Path,
+        agent: AgentDevice,
+    ) -> Result<Self, Failure> {
         let Backing::FileBacked { path, .. } = &saved.memory.backing else {
             return Err("the saved memory is in no file".into());
         };
@@ -115,10 +135,7 @@ impl Machine {
             monitor: Some(directory.join("qmp.sock")),
             console: Some(directory.join("console.sock")),
             log: Some(directory.join("vmm.log")),
-            agent: Some(AgentDevice::Serial {
-                socket: directory.join("serial.sock"),
-                port_name: PORT_NAME.into(),
-            }),
+            agent: Some(agent),
             memory: Some(Backing::FileBacked {
                 path: path.clone(),
                 shared: false,
@@ -131,13 +148,15 @@ impl Machine {
     }
 
     async fn reach(vm: Box<dyn Vm>, spec: &VmSpec) -> Result<Self, Failure> {
-        let AgentDevice::Serial { socket, .. } = &spec.agent else {
-            return Err("no serial port".into());
+        let link = match &spec.agent {
+            AgentDevice::Serial { socket, .. } => {
+                let address = AgentAddress::Serial {
+                    socket: socket.clone(),
+                };
+                Link::connect(&address, DEADLINE).await?
+            }
+            AgentDevice::Vsock { cid } => crate::lab::dial(*cid, DEADLINE).await?,
         };
-        let address = AgentAddress::Serial {
-            socket: socket.clone(),
-        };
-        let link = Link::connect(&address, DEADLINE).await?;
         let agent = AgentClient::connect(&link, DEADLINE).await?;
         agent.check(DEADLINE).await?;
         Ok(Self { vm, agent, link })
@@ -148,6 +167,15 @@ impl Machine {
     /// # Errors
     /// What the agent says.
     pub async fn start(&self, command: &[&str]) -> Result<(), Failure> {
+        self.start_with(command, &agent_client::DEFAULT_CAPABILITIES)
+            .await
+    }
+
+    /// The same with these capabilities.
+    ///
+    /// # Errors
+    /// What the agent says.
+    pub async fn start_with(&self, command: &[&str], capabilities: &[&str]) -> Result<(), Failure> {
         let sandbox = SandboxConfig {
             hostname: "template".into(),
             ..SandboxConfig::default()
@@ -159,7 +187,8 @@ impl Machine {
             upper_size_mib: None,
         };
         let words = command.iter().map(ToString::to_string).collect();
-        let container = ContainerConfig::new(CONTAINER, rootfs, words);
+        let mut container = ContainerConfig::new(CONTAINER, rootfs, words);
+        container.capabilities = capabilities.iter().map(ToString::to_string).collect();
         self.agent.create_container(&container, DEADLINE).await?;
         self.agent.start_container(CONTAINER, DEADLINE).await?;
         Ok(())

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 const CODE_LINES_CEILING: usize = 600;
 
 /// Package -> the packages of ours it may depend on.
-const PACKAGE_ARROWS: [(&str, &str, &[&str]); 12] = [
+const PACKAGE_ARROWS: [(&str, &str, &[&str]); 13] = [
     ("protocols", "protocols", &[]),
     ("policy", "policy", &[]),
     (
@@ -46,6 +46,11 @@ const PACKAGE_ARROWS: [(&str, &str, &[&str]); 12] = [
     ),
     ("kernel-config", "kernel-config", &[]),
     ("uniqueness-probe", "tests/probe", &[]),
+    (
+        "nested-host-lab",
+        "tests/lab",
+        &["kernel-config", "rootfs-builder"],
+    ),
 ];
 
 /// Module of a package -> what of the package itself it may name.

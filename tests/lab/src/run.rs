@@ -17,18 +17,6 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
-/// What the nested host loads to be a host, beyond what loads by itself when it
-/// is asked for (packet schedulers, classifiers, netfilter).
-const HOST_MODULES: [&str; 8] = [
-    "kvm_amd",
-    "vhost_vsock",
-    "vhost_net",
-    "tun",
-    "erofs",
-    "loop",
-    "bridge",
-    "veth",
-];
 /// The least memory that is worth a start, in MiB.
 const LEAST_MEMORY_MIB: u64 = 1024;
 /// What is already on its way when a process ends takes no longer.
@@ -135,7 +123,7 @@ impl Lab {
             &request.environment,
             |name| std::env::var(name).ok(),
         )?;
-        let configuration = script::configuration(&modules, &HOST_MODULES, &mounts);
+        let configuration = script::configuration(&modules, &tools.load, &mounts);
         image::write(tools, &configuration, &command, &directory.join("initrd"))?;
 
         let bind = |name: &str| {
@@ -223,7 +211,10 @@ impl Lab {
                 Event::Line(Some(line)) => match parse(&line)? {
                     Report::Up => {
                         *up = true;
-                        say(&format!("up after {:.1} s", started.elapsed().as_secs_f32()));
+                        say(&format!(
+                            "up after {:.1} s",
+                            started.elapsed().as_secs_f32()
+                        ));
                     }
                     Report::Exit(status) => return Ok(status),
                     Report::Failed(step) => {
@@ -261,7 +252,10 @@ impl Lab {
 
     fn tails(&self) -> String {
         let mut text = tail("the console's end", &self.directory.join("console"));
-        text.push_str(&tail("the emulator's log", &self.directory.join("qemu.log")));
+        text.push_str(&tail(
+            "the emulator's log",
+            &self.directory.join("qemu.log"),
+        ));
         for share in &self.shares {
             if matches!(share.daemon.id(), None) {
                 text.push_str(&tail("the log of an ended virtiofsd", &share.log));
@@ -282,7 +276,10 @@ impl Lab {
             }
         }
         for output in &mut self.output {
-            if tokio::time::timeout(LAST_WORDS, &mut *output).await.is_err() {
+            if tokio::time::timeout(LAST_WORDS, &mut *output)
+                .await
+                .is_err()
+            {
                 output.abort();
             }
         }

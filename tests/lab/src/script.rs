@@ -104,10 +104,19 @@ pub(crate) fn command(
 /// What differs from run to run, for the nested host's PID 1: where the modules
 /// lie, which to load, and what is shared (`tag`, path).
 pub(crate) fn configuration(modules: &str, load: &[&str], shares: &[(String, String)]) -> String {
-    let mut text = format!("modules={}\nload={}\n", quote(modules), quote(&load.join(" ")));
+    let mut text = format!(
+        "modules={}\nload={}\n",
+        quote(modules),
+        quote(&load.join(" "))
+    );
     text.push_str("mount_shares() {\n    :\n");
     for (tag, path) in shares {
-        let _ = writeln!(text, "    mount_share {} {} || return 1", quote(tag), quote(path));
+        let _ = writeln!(
+            text,
+            "    mount_share {} {} || return 1",
+            quote(tag),
+            quote(path)
+        );
     }
     text.push_str("}\n");
     text

@@ -96,7 +96,10 @@ fn virtiofsd(tools: &Tools, what: What<'_>) -> Vec<OsString> {
             words.extend(["-o".into(), source]);
         }
         Flavour::Crate => {
-            words.extend(["--sandbox=namespace".into(), format!("--cache={cache}").into()]);
+            words.extend([
+                "--sandbox=namespace".into(),
+                format!("--cache={cache}").into(),
+            ]);
             words.extend(["--shared-dir".into(), path.into()]);
         }
     }

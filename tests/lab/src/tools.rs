@@ -2,6 +2,7 @@
 
 use crate::arguments::KernelArguments;
 use crate::error::LabError;
+use kernel_config::{ConfigError, KernelConfig, check_nested_host, nested_host_modules};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,6 +36,8 @@ pub(crate) struct Tools {
     pub(crate) busybox: PathBuf,
     pub(crate) vmlinuz: PathBuf,
     pub(crate) modules: PathBuf,
+    /// What makes the kernel a host's, in the order in which it is loaded.
+    pub(crate) load: Vec<&'static str>,
     /// Whether the lab runs as root; else its file system daemons are root in a
     /// user namespace.
     pub(crate) root: bool,
@@ -73,6 +76,7 @@ impl Tools {
                 ));
             }
         }
+        let load = host_modules(&arguments.kernel.join("config"), &mut missing);
         let virtiofsd = find_virtiofsd(arguments.tools.as_deref(), root, &mut missing);
         if !missing.is_empty() {
             return Err(LabError::Missing(missing));
@@ -86,6 +90,7 @@ impl Tools {
             busybox,
             vmlinuz,
             modules,
+            load,
             root,
         })
     }
@@ -112,6 +117,29 @@ impl fmt::Display for Tools {
     }
 }
 
+/// Checks the kernel's configuration.
+fn host_modules(path: &Path, missing: &mut Vec<String>) -> Vec<&'static str> {
+    let config = std::fs::read_to_string(path)
+        .map_err(|error| error.to_string())
+        .and_then(|text| text.parse().map_err(|error: ConfigError| error.to_string()));
+    let config: KernelConfig = match config {
+        Ok(config) => config,
+        Err(error) => {
+            missing.push(format!("{}: {error}", path.display()));
+            return Vec::new();
+        }
+    };
+    for lack in check_nested_host(&config).missing {
+        missing.push(format!(
+            "CONFIG_{} in {}: {}",
+            lack.option,
+            path.display(),
+            lack.why
+        ));
+    }
+    nested_host_modules(Some(&config)).collect()
+}
+
 /// `$VIRTIOFSD`, else the first that serves this user.
 fn find_virtiofsd(
     tools: Option<&Path>,
@@ -132,7 +160,11 @@ fn find_virtiofsd(
     let own = tools.map(|directory| directory.join("virtiofsd"));
     let places = VIRTIOFSD_PLACES.map(|place| Some(place.into()));
     let mut unfit = None;
-    for path in [own, on_path("virtiofsd")].into_iter().chain(places).flatten() {
+    for path in [own, on_path("virtiofsd")]
+        .into_iter()
+        .chain(places)
+        .flatten()
+    {
         match flavour(&path) {
             Some(Flavour::Qemu) if !root => unfit = Some(path),
             Some(flavour) => return Some((path, flavour)),
@@ -166,5 +198,7 @@ fn flavour(path: &Path) -> Option<Flavour> {
 fn on_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
         .map(|directory| directory.join(name))
-        .find(|path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file())
+        .find(|path| {
+            rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
+        })
 }

@@ -11,6 +11,10 @@
 //! (clones resumed without a thaw) names a file of its own instead of the
 //! generation file, changes it after the resume, and looks into the history:
 //! the freeze is where the clocks of two clones begin to differ.
+//!
+//! With `dial` as its first word it is something else: see [`dial`].
+
+mod dial;
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -33,8 +37,22 @@ struct Draw {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("dial", addresses)) = arguments
+        .split_first()
+        .map(|(word, rest)| (word.as_str(), rest))
+    {
+        return match dial::run(addresses) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("uniqueness-probe: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let [generation, record, draws, history] = arguments.as_slice() else {
-        eprintln!("usage: uniqueness-probe GENERATION_FILE RECORD_FILE DRAWS HISTORY");
+        eprintln!(
+            "usage: uniqueness-probe GENERATION_FILE RECORD_FILE DRAWS HISTORY | dial CID:PORT..."
+        );
         return ExitCode::from(2);
     };
     let (Ok(draws), Ok(history)) = (draws.parse(), history.parse()) else {

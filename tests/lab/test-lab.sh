@@ -1,0 +1,83 @@
+#!/bin/sh
+# Runs the tests of the nested host, in it: the binaries called lab_*.
+#
+#   test-lab.sh LAB KERNEL OUTPUT
+#
+# They are built and listed here, and run there by the same test runner. A test
+# lies in a module named after the VMM it needs. Where a VMM is absent its tests
+# are left out and named: they count as skipped, never as passed. REQUIRE_ALL=1
+# makes that an error. FILTER (nextest's language) chooses among them.
+set -eu
+
+lab=$1
+kernel=$2
+output=$3
+filter=${FILTER:-all()}
+target=${CARGO_TARGET_DIR:?}
+# The same selection as `make test` has, so that nothing is built twice.
+selection='--workspace --test lab_*'
+
+say() {
+    printf 'lab: %s\n' "$*"
+}
+
+# The VMM's program: a variable names it, else it is looked for on PATH.
+program() {
+    if [ -n "$1" ]; then
+        [ -x "$1" ] && [ -f "$1" ] && printf '%s\n' "$1"
+    else
+        command -v "$2"
+    fi
+}
+
+mkdir -p "$output"
+# shellcheck disable=SC2086
+cargo nextest list $selection --profile lab --list-type binaries-only \
+    --message-format json >"$output/binaries.json"
+cargo metadata --format-version 1 --offline >"$output/metadata.json" 2>"$output/metadata.log" ||
+    cargo metadata --format-version 1 >"$output/metadata.json"
+
+# Tests by name, one a line.
+tests_of() {
+    cargo nextest list --profile lab --binaries-metadata "$output/binaries.json" \
+        --cargo-metadata "$output/metadata.json" --color never \
+        --message-format oneline -E "test(/^$1::/) & ($filter)" 2>"$output/list.log" || {
+        cat "$output/list.log" >&2
+        return 1
+    }
+}
+
+skipped=
+# VARIABLE, program, module, name.
+look_for() {
+    if found=$(program "$1" "$2"); then
+        say "$4: $found"
+        return
+    fi
+    names=$(tests_of "$3") || exit 1
+    [ -n "$names" ] || return 0
+    filter="($filter) - test(/^$3::/)"
+    count=$(printf '%s\n' "$names" | wc -l)
+    skipped="$skipped
+lab: SKIPPED for want of $4 (\$$5 names it, or PATH): $count tests
+$(printf '%s\n' "$names" | sed 's/^/lab:   /')"
+}
+look_for "${QEMU:-}" qemu-system-x86_64 qemu QEMU QEMU
+look_for "${CLOUD_HYPERVISOR:-}" cloud-hypervisor cloud_hypervisor 'Cloud Hypervisor' CLOUD_HYPERVISOR
+look_for "${FIRECRACKER:-}" firecracker firecracker Firecracker FIRECRACKER
+
+if [ -n "$skipped" ]; then
+    printf '%s\n' "$skipped" | sed 1d
+    if [ "${REQUIRE_ALL:-}" = 1 ]; then
+        say 'REQUIRE_ALL=1: that is an error' >&2
+        exit 1
+    fi
+fi
+
+# The runner itself, not through cargo: in the nested host each process costs.
+runner=$(command -v cargo-nextest) || runner=${CARGO_HOME:-$HOME/.cargo}/bin/cargo-nextest
+# shellcheck disable=SC2086
+exec "$lab" run --quiet --kernel "$kernel" --tools "$target/lab-tools/bin" --share "$output" \
+    ${LAB_OPTIONS:-} -- "$runner" nextest run --profile lab \
+    --binaries-metadata "$output/binaries.json" --cargo-metadata "$output/metadata.json" \
+    --no-fail-fast --no-tests=fail -E "$filter"
