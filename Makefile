@@ -17,8 +17,9 @@ KERNEL := $(GUEST)/vmlinuz
 INITRD := $(GUEST)/initrd.img
 DEMO_IMAGE := $(TARGET)/demo/redis.erofs
 LAB := $(TARGET)/debug/lab
+LAB_TOOLS := $(TARGET)/lab-tools
 LAB_OUTPUT := $(TARGET)/lab
-TEST_LAB = sh tests/lab/test-lab.sh $(LAB) $(GUEST) $(LAB_OUTPUT)
+TEST_LAB = sh tests/lab/test-lab.sh $(LAB) $(GUEST) $(LAB_TOOLS) $(LAB_OUTPUT)
 
 RUST_SOURCES := $(shell find protocols policy guest-agent host-ctl rootfs-builder kernel-config tests -name '*.rs' -o -name Cargo.toml -o -name '*.proto') Cargo.toml Cargo.lock
 export CARGO_TARGET_DIR := $(TARGET)
@@ -46,7 +47,6 @@ test: tools nextest image demo-image probe lab-ready ## every test: pure, in nam
 	$(TEST_LAB) || outcome=$$?; \
 	exit $$outcome
 
-# The lab's tests alone; REQUIRE_ALL=1 makes a skip an error.
 .PHONY: test-lab
 test-lab: tools nextest image probe lab-ready ## the tests of the lab, in it; REQUIRE_ALL=1: skip none
 	cargo build -q -p host-ctl
@@ -55,10 +55,11 @@ test-lab: tools nextest image probe lab-ready ## the tests of the lab, in it; RE
 .PHONY: lab
 lab: lab-ready ## CMD='...': run a command where KVM, vhost-vsock and taps are real
 	@[ -n "$$LAB_CMD" ] || { echo "lab: say what to run: make lab CMD='...'" >&2; exit 2; }
-	@$(LAB) run --kernel $(GUEST) --tools $(TARGET)/lab-tools/bin --share $(LAB_OUTPUT) $(LAB_OPTIONS) -- sh -c "$$LAB_CMD"
+	@$(LAB) run --kernel $(GUEST) --tools $(LAB_TOOLS)/bin --share $(LAB_OUTPUT) $(LAB_OPTIONS) -- sh -c "$$LAB_CMD"
 
 .PHONY: lab-ready
 lab-ready: tools $(KERNEL)
+	@sh tests/lab/install-virtiofsd.sh $(LAB_TOOLS)
 	@cargo build -q -p nested-host-lab
 	@mkdir -p $(LAB_OUTPUT)
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs the tests of the nested host, in it: the binaries called lab_*.
 #
-#   test-lab.sh LAB KERNEL OUTPUT
+#   test-lab.sh LAB KERNEL TOOLS OUTPUT
 #
 # They are built and listed here, and run there by the same test runner. A test
 # lies in a module named after the VMM it needs. Where a VMM is absent its tests
@@ -11,9 +11,9 @@ set -eu
 
 lab=$1
 kernel=$2
-output=$3
+tools=$3
+output=$4
 filter=${FILTER:-all()}
-target=${CARGO_TARGET_DIR:?}
 # The same selection as `make test` has, so that nothing is built twice.
 selection='--workspace --test lab_*'
 
@@ -21,14 +21,6 @@ say() {
     printf 'lab: %s\n' "$*"
 }
 
-# The VMM's program: a variable names it, else it is looked for on PATH.
-program() {
-    if [ -n "$1" ]; then
-        [ -x "$1" ] && [ -f "$1" ] && printf '%s\n' "$1"
-    else
-        command -v "$2"
-    fi
-}
 
 mkdir -p "$output"
 # shellcheck disable=SC2086
@@ -48,23 +40,32 @@ tests_of() {
 }
 
 skipped=
-# VARIABLE, program, module, name.
+# NAME VARIABLE VALUE PROGRAM MODULE: the variable names the VMM, else it is
+# looked for on PATH.
 look_for() {
-    if found=$(program "$1" "$2"); then
-        say "$4: $found"
+    if [ -n "$3" ]; then
+        [ -f "$3" ] && [ -x "$3" ] || {
+            say "$2=$3: there is no such program" >&2
+            exit 1
+        }
+        say "$1: $3"
         return
     fi
-    names=$(tests_of "$3") || exit 1
+    if found=$(command -v "$4"); then
+        say "$1: $found"
+        return
+    fi
+    names=$(tests_of "$5") || exit 1
     [ -n "$names" ] || return 0
-    filter="($filter) - test(/^$3::/)"
+    filter="($filter) - test(/^$5::/)"
     count=$(printf '%s\n' "$names" | wc -l)
     skipped="$skipped
-lab: SKIPPED for want of $4 (\$$5 names it, or PATH): $count tests
+lab: SKIPPED for want of $1 (\$$2 names it, or PATH): $count tests
 $(printf '%s\n' "$names" | sed 's/^/lab:   /')"
 }
-look_for "${QEMU:-}" qemu-system-x86_64 qemu QEMU QEMU
-look_for "${CLOUD_HYPERVISOR:-}" cloud-hypervisor cloud_hypervisor 'Cloud Hypervisor' CLOUD_HYPERVISOR
-look_for "${FIRECRACKER:-}" firecracker firecracker Firecracker FIRECRACKER
+look_for QEMU QEMU "${QEMU:-}" qemu-system-x86_64 qemu
+look_for 'Cloud Hypervisor' CLOUD_HYPERVISOR "${CLOUD_HYPERVISOR:-}" cloud-hypervisor cloud_hypervisor
+look_for Firecracker FIRECRACKER "${FIRECRACKER:-}" firecracker firecracker
 
 if [ -n "$skipped" ]; then
     printf '%s\n' "$skipped" | sed 1d
@@ -77,7 +78,8 @@ fi
 # The runner itself, not through cargo: in the nested host each process costs.
 runner=$(command -v cargo-nextest) || runner=${CARGO_HOME:-$HOME/.cargo}/bin/cargo-nextest
 # shellcheck disable=SC2086
-exec "$lab" run --quiet --kernel "$kernel" --tools "$target/lab-tools/bin" --share "$output" \
+exec "$lab" run --quiet --kernel "$kernel" --tools "$tools/bin" --deadline 3600 \
+    --share "$output" \
     ${LAB_OPTIONS:-} -- "$runner" nextest run --profile lab \
     --binaries-metadata "$output/binaries.json" --cargo-metadata "$output/metadata.json" \
     --no-fail-fast --no-tests=fail -E "$filter"

@@ -83,9 +83,9 @@ impl Share {
 /// The daemon's command line. What it serves read-only does not change while
 /// it serves, so that the nested host may keep all it has seen.
 fn virtiofsd(tools: &Tools, what: What<'_>) -> Vec<OsString> {
-    let (path, cache) = match what {
-        What::Root(path) => (path, "always"),
-        What::Directory(path) => (path, "auto"),
+    let (path, cache, is_root) = match what {
+        What::Root(path) => (path, "always", true),
+        What::Directory(path) => (path, "auto", false),
     };
     let mut words: Vec<OsString> = vec![tools.virtiofsd.clone().into(), "--fd=0".into()];
     match tools.flavour {
@@ -95,11 +95,20 @@ fn virtiofsd(tools: &Tools, what: What<'_>) -> Vec<OsString> {
             source.push(path);
             words.extend(["-o".into(), source]);
         }
-        Flavour::Crate => {
+        Flavour::Crate {
+            no_announce_submounts,
+            readonly,
+        } => {
             words.extend([
                 "--sandbox=namespace".into(),
                 format!("--cache={cache}").into(),
             ]);
+            if no_announce_submounts {
+                words.push("--no-announce-submounts".into());
+            }
+            if readonly && is_root {
+                words.push("--readonly".into());
+            }
             words.extend(["--shared-dir".into(), path.into()]);
         }
     }

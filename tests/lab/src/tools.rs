@@ -22,8 +22,14 @@ pub(crate) enum Flavour {
     /// files with, down to the kernel, which grants it to a file's owner only:
     /// not good enough for a user who is not root.
     Qemu,
-    /// The crate of that name.
-    Crate,
+    /// The crate of that name, and what its version has options for.
+    Crate {
+        /// Mount points are announced unless this is said. To the nested host
+        /// they would be automounts, which an overlay cannot be laid over.
+        no_announce_submounts: bool,
+        /// Writing is refused by the daemon as well.
+        readonly: bool,
+    },
 }
 
 /// The programs and files of a nested host.
@@ -81,7 +87,7 @@ impl Tools {
         if !missing.is_empty() {
             return Err(LabError::Missing(missing));
         }
-        let (virtiofsd, flavour) = virtiofsd.unwrap_or((PathBuf::new(), Flavour::Crate));
+        let (virtiofsd, flavour) = virtiofsd.unwrap_or((PathBuf::new(), Flavour::Qemu));
         Ok(Self {
             qemu,
             virtiofsd,
@@ -100,7 +106,7 @@ impl fmt::Display for Tools {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let flavour = match self.flavour {
             Flavour::Qemu => "QEMU's own, for root",
-            Flavour::Crate => "the crate's",
+            Flavour::Crate { .. } => "the crate's",
         };
         let user = if self.root {
             "root"
@@ -173,10 +179,10 @@ fn find_virtiofsd(
     }
     missing.push(match unfit {
         Some(path) => format!(
-            "virtiofsd: {} is QEMU's old one and serves root only; `make lab-tools` builds the crate's",
+            "virtiofsd: {} is QEMU's old one and serves root only; `make lab` builds the crate's",
             path.display()
         ),
-        None => "virtiofsd (package qemu-system-common or virtiofsd, or `make lab-tools`)".into(),
+        None => "virtiofsd (package qemu-system-common or virtiofsd, or let `make lab` build one)".into(),
     });
     None
 }
@@ -187,7 +193,10 @@ fn flavour(path: &Path) -> Option<Flavour> {
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     if text.contains("--shared-dir") {
-        Some(Flavour::Crate)
+        Some(Flavour::Crate {
+            no_announce_submounts: text.contains("--no-announce-submounts"),
+            readonly: text.contains("--readonly"),
+        })
     } else if text.contains("-o source=PATH") {
         Some(Flavour::Qemu)
     } else {
