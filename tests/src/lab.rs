@@ -82,22 +82,23 @@ pub fn vsock_spec(directory: &Path, memory_mib: u32, rootfs: Option<&Path>, cid:
     spec
 }
 
-/// Dials the agent of the guest `cid` until it listens.
+/// Dials the agent at `address` until it listens.
 ///
 /// # Errors
 /// The last refusal, when the deadline has passed.
-pub async fn dial(cid: u32, deadline: Duration) -> Result<Link, Failure> {
-    let address = AgentAddress::Vsock {
-        cid,
-        port: port::RPC,
-    };
+pub async fn dial(address: &AgentAddress, deadline: Duration) -> Result<Link, Failure> {
     let begun = Instant::now();
     loop {
         let left = deadline.saturating_sub(begun.elapsed());
-        match Link::connect(&address, left).await {
+        match Link::connect(address, left).await {
             Ok(link) => return Ok(link),
-            // No driver in the guest yet (the call times out), or no listener.
-            Err(error @ (LinkError::Refused { .. } | LinkError::Connect { .. })) => {
+            // No driver in the guest yet (the call times out, or the VMM hangs
+            // up), or no listener.
+            Err(
+                error @ (LinkError::Refused { .. }
+                | LinkError::Connect { .. }
+                | LinkError::Open { .. }),
+            ) => {
                 if begun.elapsed() + PAUSE > deadline {
                     return Err(error.into());
                 }

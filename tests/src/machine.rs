@@ -6,7 +6,7 @@ use crate::built;
 use agent_client::{AgentClient, ContainerConfig, ExecConfig, ExecEvent, Rootfs, SandboxConfig};
 use hypervisor::qemu::{Deadlines, ProbeRequest, Qemu, probe};
 use hypervisor::{AgentDevice, Backing, Disk, Hypervisor, Memory, Rebind, Saved, Vm, VmSpec};
-use protocols::{AgentAddress, Link};
+use protocols::{AgentAddress, Link, port};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -155,7 +155,20 @@ impl Machine {
                 };
                 Link::connect(&address, DEADLINE).await?
             }
-            AgentDevice::Vsock { cid } => crate::lab::dial(*cid, DEADLINE).await?,
+            AgentDevice::Vsock { cid } => {
+                let address = AgentAddress::Vsock {
+                    cid: *cid,
+                    port: port::RPC,
+                };
+                crate::lab::dial(&address, DEADLINE).await?
+            }
+            AgentDevice::HybridVsock { socket, .. } => {
+                let address = AgentAddress::HybridVsock {
+                    socket: socket.clone(),
+                    port: port::RPC,
+                };
+                crate::lab::dial(&address, DEADLINE).await?
+            }
         };
         let agent = AgentClient::connect(&link, DEADLINE).await?;
         agent.check(DEADLINE).await?;

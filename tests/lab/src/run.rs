@@ -257,7 +257,7 @@ impl Lab {
             &self.directory.join("qemu.log"),
         ));
         for share in &self.shares {
-            if matches!(share.daemon.id(), None) {
+            if share.daemon.id().is_none() {
                 text.push_str(&tail("the log of an ended virtiofsd", &share.log));
             }
         }

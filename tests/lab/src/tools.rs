@@ -182,7 +182,8 @@ fn find_virtiofsd(
             "virtiofsd: {} is QEMU's old one and serves root only; `make lab` builds the crate's",
             path.display()
         ),
-        None => "virtiofsd (package qemu-system-common or virtiofsd, or let `make lab` build one)".into(),
+        None => "virtiofsd (package qemu-system-common or virtiofsd, or let `make lab` build one)"
+            .into(),
     });
     None
 }

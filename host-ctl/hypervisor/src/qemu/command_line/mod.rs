@@ -161,8 +161,10 @@ pub(super) fn probe_arguments(
     basics(&mut line, platform, "");
     line.option("-cpu", platform.default_cpu_model());
     line.option("-m", "256M");
-    line.option("-chardev", format!("socket,id=console,fd={console}"));
+    line.option("-chardev", format!("socket,id=console,fd={console},mux=on"));
     line.option("-serial", "chardev:console");
+    // The firmware speaks long before the kernel does (SeaBIOS, "Debugging").
+    line.option("-device", "isa-debugcon,iobase=0x402,chardev=console");
     line.option("-kernel", clean_path("kernel", kernel)?);
     line.option("-append", "console=ttyS0 panic=-1");
     Ok(line.0)

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
@@ -19,8 +19,15 @@ use crate::qemu::vmm::read_tail;
 use crate::vm::Accelerator;
 
 const DEVICE: &str = "/dev/kvm";
-/// How long a kernel may take to be heard. On working KVM that is far below a
-/// second, even in a nested VM.
+/// How long the firmware may take to be heard, the start of QEMU included: half
+/// a second, but two on a busy machine that is itself emulated.
+const FIRST_SOUND: Duration = Duration::from_secs(5);
+/// How long firmware and kernel may then be silent: the kernel unpacks itself
+/// meanwhile, within a second even on an emulated machine.
+const SILENCE: Duration = Duration::from_secs(2);
+/// How long all of it may take before the kernel speaks, whatever is heard.
+const LONGEST: Duration = Duration::from_secs(20);
+/// How long a kernel that speaks is listened to.
 const DEADLINE: Duration = Duration::from_secs(3);
 /// What a kernel says first on its console.
 const FIRST_WORDS: &[u8] = b"Linux version";
@@ -126,9 +133,14 @@ async fn run(
     let process = Process::child(pid)?;
     drop(theirs);
 
-    let mut progress = Progress::default();
-    let listening = timeout(DEADLINE, listen(&console, &mut progress)).await;
-    let ended_early = listening.is_ok() && !progress.last_words;
+    let mut progress = Progress {
+        begun: Instant::now(),
+        sound: false,
+        first_words: None,
+        last_words: false,
+    };
+    let listening = listen(&console, &mut progress).await;
+    let ended_early = listening == Listening::Ended && !progress.last_words;
     let exit = process.kill().await?;
     if progress.last_words {
         return Ok(Ok("kvm runs the kernel to its end".to_owned()));
@@ -140,41 +152,77 @@ async fn run(
             quote(&words)
         )));
     }
-    Ok(if progress.first_words {
+    Ok(if progress.first_words.is_some() {
         Ok(format!(
             "kvm runs the kernel, not to its end within {DEADLINE:?}"
         ))
     } else {
         Err(format!(
-            "kvm does not run the kernel: silent for {DEADLINE:?}"
+            "kvm does not run the kernel: {}",
+            if progress.sound {
+                "the firmware is heard, the kernel is not"
+            } else {
+                "nothing is heard"
+            }
         ))
     })
 }
 
-#[derive(Default)]
 struct Progress {
-    first_words: bool,
+    begun: Instant,
+    /// Something was heard, perhaps the firmware.
+    sound: bool,
+    /// When the kernel's first words were heard.
+    first_words: Option<Instant>,
     last_words: bool,
 }
 
-/// Reads the console until the kernel's last words or its end.
-async fn listen(console: &UnixStream, progress: &mut Progress) {
+impl Progress {
+    /// How much longer to listen for the next sound.
+    fn patience(&self) -> Duration {
+        let left = LONGEST.saturating_sub(self.begun.elapsed());
+        match self.first_words {
+            Some(heard) => DEADLINE.saturating_sub(heard.elapsed()),
+            None if self.sound => SILENCE.min(left),
+            None => FIRST_SOUND.min(left),
+        }
+    }
+}
+
+/// Why listening ended.
+#[derive(PartialEq, Eq)]
+enum Listening {
+    /// The VMM is gone, or the kernel has said its last words.
+    Ended,
+    /// Silence, or enough was heard.
+    Stopped,
+}
+
+/// Reads the console until the kernel's last words, its end, or a silence. A VM
+/// that is slow is told from one that hangs by what it says meanwhile.
+async fn listen(console: &UnixStream, progress: &mut Progress) -> Listening {
     let mut heard = Vec::new();
     while !progress.last_words {
-        if console.readable().await.is_err() {
-            return;
+        match timeout(progress.patience(), console.readable()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Listening::Ended,
+            Err(_) => return Listening::Stopped,
         }
         let mut part = [0; 4 << 10];
         match console.try_read(&mut part) {
-            Ok(0) => return,
+            Ok(0) => return Listening::Ended,
             Ok(length) => heard.extend_from_slice(&part[..length]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(_) => return Listening::Ended,
         }
+        progress.sound = true;
         let has = |words: &[u8]| heard.windows(words.len()).any(|window| window == words);
-        progress.first_words |= has(FIRST_WORDS);
+        if progress.first_words.is_none() && has(FIRST_WORDS) {
+            progress.first_words = Some(Instant::now());
+        }
         progress.last_words |= has(LAST_WORDS);
         let surplus = heard.len().saturating_sub(WINDOW);
         heard.drain(..surplus);
     }
+    Listening::Ended
 }
