@@ -6,12 +6,14 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::link::Link;
@@ -57,11 +59,19 @@ pub async fn request<S>(stream: &mut S, port: u32) -> Result<(), WordsError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    ask(stream, port).await?;
+    judge(&read_line(stream).await?)
+}
+
+async fn ask<S: AsyncWrite + Unpin>(stream: &mut S, port: u32) -> io::Result<()> {
     stream
         .write_all(format!("CONNECT {port}\n").as_bytes())
         .await?;
-    stream.flush().await?;
-    let line = read_line(stream).await?;
+    stream.flush().await
+}
+
+/// What a line says that answers `CONNECT`.
+fn judge(line: &str) -> Result<(), WordsError> {
     // The number is the VMM's source port, and nothing depends on it.
     if line == "OK" || line.starts_with("OK ") {
         Ok(())
@@ -71,8 +81,114 @@ where
         })
     } else {
         Err(WordsError::Unknown {
-            line: escape_untrusted(&line, MAX_LINE),
+            line: escape_untrusted(line, MAX_LINE),
         })
+    }
+}
+
+/// Asks for `port` and does not wait: what is written to the stream follows the
+/// question at once. The answer is taken from what is read before the port's
+/// own bytes, and told to the receiver; if it is no `OK`, reading fails. Nothing
+/// is told unless somebody reads.
+///
+/// # Errors
+/// What the stream says.
+pub(crate) async fn request_early<S>(
+    mut stream: S,
+    port: u32,
+) -> io::Result<(Asked<S>, oneshot::Receiver<Result<(), WordsError>>)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    ask(&mut stream, port).await?;
+    let (told, answer) = oneshot::channel();
+    let asked = Asked {
+        stream,
+        line: Vec::with_capacity(32),
+        told: Some(told),
+    };
+    Ok((asked, answer))
+}
+
+/// A stream whose first line is the answer to a question asked before.
+#[derive(Debug)]
+pub(crate) struct Asked<S> {
+    stream: S,
+    line: Vec<u8>,
+    /// Present until the answer was read.
+    told: Option<oneshot::Sender<Result<(), WordsError>>>,
+}
+
+impl<S: AsyncRead + Unpin> Asked<S> {
+    /// Takes the answer off the stream; ready with an error if it is a refusal.
+    fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.told.is_some() {
+            let read = ready!(self.poll_line(context));
+            let answer = read
+                .map_err(WordsError::from)
+                .and_then(|()| judge(&String::from_utf8_lossy(&self.line)));
+            let outcome = match &answer {
+                Ok(()) => Ok(()),
+                Err(error) => Err(io::Error::new(
+                    io::ErrorKind::ConnectionRefused,
+                    error.to_string(),
+                )),
+            };
+            // Whoever wanted to know may have gone.
+            if let Some(told) = self.told.take() {
+                let _ = told.send(answer);
+            }
+            if outcome.is_err() {
+                return Poll::Ready(outcome);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Byte by byte: what follows the line is the port's.
+    fn poll_line(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut byte = [0];
+            let mut buffer = ReadBuf::new(&mut byte);
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
+            match buffer.filled() {
+                [] => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                [b'\n'] => return Poll::Ready(Ok(())),
+                filled => self.line.extend_from_slice(filled),
+            }
+            if self.line.len() >= MAX_LINE {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Asked<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        ready!(self.poll_answer(context))?;
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Asked<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -231,9 +347,6 @@ where
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::pin::Pin;
-    use std::task::{Context, Poll};
-    use tokio::io::ReadBuf;
 
     #[tokio::test]
     async fn an_endless_line_is_given_up_at_its_limit() {
@@ -302,6 +415,47 @@ mod tests {
             panic!("{asked:?}");
         };
         assert_eq!(text, "no\\u{1b}[2J port");
+    }
+
+    #[tokio::test]
+    async fn what_is_said_before_the_answer_follows_the_question() {
+        let (near, mut far) = tokio::io::duplex(1024);
+        let (mut asked, told) = request_early(near, 7).await.unwrap();
+        asked.write_all(b"hello").await.unwrap();
+        assert_eq!(read_request(&mut far).await.unwrap(), 7);
+        let mut first = [0; 5];
+        far.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"hello");
+        far.write_all(b"OK 1\nworld").await.unwrap();
+        asked.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"world");
+        told.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_refusal_that_comes_later_is_told_and_ends_the_stream() {
+        for (answer, is_refusal) in [
+            ("ERR no\x1b[2J\n", true),
+            ("HTTP/1.1\n", false),
+            ("", false),
+        ] {
+            let (near, mut far) = tokio::io::duplex(1024);
+            let (mut asked, told) = request_early(near, 7).await.unwrap();
+            far.write_all(answer.as_bytes()).await.unwrap();
+            drop(far);
+            assert!(asked.read_u8().await.is_err(), "{answer}");
+            let error = told.await.unwrap().unwrap_err();
+            assert_eq!(
+                matches!(error, WordsError::Refused { .. }),
+                is_refusal,
+                "{error}"
+            );
+        }
+        let (near, mut far) = tokio::io::duplex(1024);
+        let (mut asked, told) = request_early(near, 7).await.unwrap();
+        far.write_all(&[b'x'; MAX_LINE]).await.unwrap();
+        assert!(asked.read_u8().await.is_err());
+        assert!(told.await.unwrap().is_err());
     }
 
     #[tokio::test]

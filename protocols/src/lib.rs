@@ -20,7 +20,7 @@ pub mod unix;
 
 pub use address::{AddressError, AgentAddress, GuestAddress};
 pub use frame::{Frame, FrameReader, FrameWriter};
-pub use link::{Link, LinkError};
+pub use link::{Link, LinkError, Opening};
 pub use listen::{Incoming, ListenError, Listener};
 pub use stream::{Duplex, Stream};
 

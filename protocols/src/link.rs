@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_vsock::{VsockAddr, VsockStream};
 
@@ -16,6 +17,9 @@ use crate::port;
 use crate::serial::HostSession;
 use crate::stream::Stream;
 use crate::unix;
+
+/// What is waited for when a port is asked for.
+const OPENING: &str = "open a port of the agent";
 
 /// Why there is no link, or no stream on it.
 #[derive(Debug, thiserror::Error)]
@@ -195,7 +199,7 @@ impl Link {
                 stream = self.open_stream(port) => stream,
             }
         };
-        within("open a port of the agent", deadline, open).await
+        within(OPENING, deadline, open).await
     }
 
     async fn open_stream(&self, port: u32) -> Result<Stream, LinkError> {
@@ -209,6 +213,39 @@ impl Link {
             }
             Carrier::Dial { address, .. } => dial(address, port).await,
         }
+    }
+
+    /// A stream to the agent's `port`, not yet granted: what is written goes out
+    /// together with the question. Whether there is such a port is what the
+    /// [`Opening`] says, once the stream is read from.
+    ///
+    /// # Errors
+    /// The link is dead.
+    pub async fn open_early(
+        &self,
+        port: u32,
+        deadline: Duration,
+    ) -> Result<(Stream, Opening), LinkError> {
+        let (stream, answer): (Stream, _) = match &self.carrier {
+            Carrier::Mux(opener) => {
+                let open = async {
+                    let stream = opener.open().await.ok_or(LinkError::Closed)?;
+                    let asked = hybrid::request_early(stream, port).await;
+                    asked.map_err(|source| LinkError::Open { port, source })
+                };
+                let (stream, answer) = within(OPENING, deadline, open).await?;
+                (Box::new(stream), Some(answer))
+            }
+            Carrier::Dial { .. } => (self.open(port, deadline).await?, None),
+        };
+        Ok((
+            stream,
+            Opening {
+                port,
+                answer,
+                state: Arc::clone(&self.state),
+            },
+        ))
     }
 
     /// Resolves when the link is over: the peer vanished, another host began a
@@ -227,6 +264,39 @@ impl Link {
     /// and what they have not sent is lost.
     pub fn close(self) {
         self.state.stop.cancel();
+    }
+}
+
+/// The answer to come of a port that was asked for.
+#[derive(Debug)]
+pub struct Opening {
+    port: u32,
+    /// None where the port was granted before the stream was there.
+    answer: Option<oneshot::Receiver<Result<(), WordsError>>>,
+    state: Arc<State>,
+}
+
+impl Opening {
+    /// Waits for the answer, for which the stream must be read by someone.
+    ///
+    /// # Errors
+    /// A refusal, the end of stream or link, or nothing within `deadline`.
+    pub async fn granted(self, deadline: Duration) -> Result<(), LinkError> {
+        let Some(answer) = self.answer else {
+            return Ok(());
+        };
+        let granted = async {
+            tokio::select! {
+                // What was answered before the end counts.
+                biased;
+                told = answer => match told {
+                    Ok(answer) => answer.map_err(|error| words_error(self.port, error)),
+                    Err(_) => Err(LinkError::Closed),
+                },
+                () = self.state.closed.cancelled() => Err(LinkError::Closed),
+            }
+        };
+        within(OPENING, deadline, granted).await
     }
 }
 

@@ -22,6 +22,9 @@ const HANGUP_GRACE: Duration = Duration::from_millis(50);
 /// Bytes read from the port at once.
 const READ_SIZE: usize = 16 * 1024;
 
+/// Most bytes taken by one write, and most bytes held when another is taken.
+const WRITE_SIZE: usize = 16 * 1024;
+
 /// A virtio-serial port that hosts open sessions on, one after the other.
 #[derive(Debug)]
 pub struct SerialPort {
@@ -49,20 +52,18 @@ impl SerialPort {
         })
     }
 
-    /// Waits until a host begins a session and answers it. All bytes before
-    /// that are discarded: they are the remains of older sessions.
+    /// Waits until a host begins a session; the answer to it goes out with the
+    /// session's first flush. All bytes before that are discarded: they are the
+    /// remains of older sessions.
     ///
     /// # Errors
-    /// What read(2) or write(2) says of the port.
+    /// What read(2) says of the port.
     pub async fn accept(&mut self) -> io::Result<Session<'_>> {
         let nonce = poll_fn(|context| self.poll_reset(context)).await?;
-        let answer = codec::acknowledgement(nonce);
-        let mut sent = 0;
-        while sent < answer.len() {
-            sent += poll_fn(|context| self.device.poll_write(context, &answer[sent..])).await?;
-        }
         Ok(Session {
             port: self,
+            output: codec::acknowledgement(nonce),
+            sent: 0,
             hangup: None,
             over: false,
         })
@@ -107,9 +108,15 @@ impl SerialPort {
 
 /// A session: its bytes, until the host begins another or is gone. Reading
 /// then gives the end of the stream and writing `BrokenPipe`.
+///
+/// What is written goes out when it is flushed, together: each write(2) to the
+/// port is a way to the host and back.
 #[derive(Debug)]
 pub struct Session<'a> {
     port: &'a mut SerialPort,
+    /// Bytes not yet written, from `sent` on; the answer to the host first.
+    output: Vec<u8>,
+    sent: usize,
     hangup: Option<Pin<Box<Sleep>>>,
     over: bool,
 }
@@ -117,6 +124,16 @@ pub struct Session<'a> {
 impl Session<'_> {
     fn is_over(&self) -> bool {
         self.over || self.port.next.is_some()
+    }
+
+    fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.output.len() {
+            let rest = &self.output[self.sent..];
+            self.sent += ready!(self.port.device.poll_write(context, rest))?;
+        }
+        self.output.clear();
+        self.sent = 0;
+        Poll::Ready(Ok(()))
     }
 
     /// Waits for a sign of life; `Ready` with nothing to read means look again.
@@ -175,14 +192,22 @@ impl AsyncWrite for Session<'_> {
         if self.is_over() {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        self.port.device.poll_write(context, data)
+        if self.output.len() >= WRITE_SIZE {
+            ready!(self.poll_drain(context))?;
+        }
+        let taken = data.len().min(WRITE_SIZE);
+        self.output.extend_from_slice(&data[..taken]);
+        Poll::Ready(Ok(taken))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_over() && !self.output.is_empty() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        self.poll_drain(context)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(context)
     }
 }

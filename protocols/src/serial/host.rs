@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::codec::{self, AckScanner, Nonce};
 
-/// Most bytes taken by one write; escaped they are at most twice as many, and
-/// no more than that is ever held.
+/// Most bytes taken by one write, and most bytes held when another is taken;
+/// escaped they are at most twice as many, so three times this is ever held.
 const WRITE_SIZE: usize = 16 * 1024;
 
 /// Bytes read at once while looking for the guest's answer.
@@ -18,6 +18,9 @@ const READ_SIZE: usize = 4 * 1024;
 
 /// A session that this end began. Writing may go on at once; reading gives
 /// what the guest sent behind its answer.
+///
+/// What is written goes out when it is flushed, together: each write of its own
+/// would be an interrupt of its own in the guest.
 #[derive(Debug)]
 pub struct HostSession<S> {
     stream: S,
@@ -120,13 +123,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for HostSession<S> {
         context: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_drain(context))?;
+        if self.output.len() >= WRITE_SIZE {
+            ready!(self.poll_drain(context))?;
+        }
         let taken = data.len().min(WRITE_SIZE);
         codec::escape(&data[..taken], &mut self.output);
-        // What does not go out now goes out with the next write or flush.
-        if let Poll::Ready(Err(error)) = self.poll_drain(context) {
-            return Poll::Ready(Err(error));
-        }
         Poll::Ready(Ok(taken))
     }
 

@@ -21,6 +21,35 @@ async fn a_refused_port_is_an_error_at_once() {
 }
 
 #[tokio::test]
+async fn a_port_that_is_used_before_it_is_granted_is_the_same_or_the_same_error() {
+    let (host, device) = rig::port();
+    let link = Link::over_serial(host.stream()).unwrap();
+    // All of it waits for a guest that is not there yet.
+    let (mut stream, opening) = link.open_early(ECHO, SOON).await.unwrap();
+    stream.write_all(b"word").await.unwrap();
+    stream.flush().await.unwrap();
+    let (mut refused, refusal) = link.open_early(99, SOON).await.unwrap();
+    refused.write_all(b"word").await.unwrap();
+    let _guest = echo(guest(device, &[ECHO]));
+    let mut word = [0; 4];
+    soon(stream.read_exact(&mut word)).await.unwrap();
+    assert_eq!(&word, b"word");
+    opening.granted(SOON).await.unwrap();
+    assert!(soon(refused.read_u8()).await.is_err());
+    let refusal = refusal.granted(SOON).await;
+    assert!(matches!(refusal, Err(LinkError::Refused { port: 99, .. })));
+    // A guest that never answers, and a link that is closed meanwhile.
+    let (mut stream, opening) = link.open_early(ECHO, SOON).await.unwrap();
+    let brief = Duration::from_millis(50);
+    let silent = opening.granted(brief).await;
+    assert!(matches!(silent, Err(LinkError::Deadline { .. })));
+    let (_unread, opening) = link.open_early(ECHO, SOON).await.unwrap();
+    link.clone().close();
+    assert!(soon(opening.granted(SOON)).await.is_err());
+    assert!(soon(stream.read_u8()).await.is_err());
+}
+
+#[tokio::test]
 async fn the_end_of_what_one_side_sends_passes_and_the_other_goes_on() {
     let (host, device) = rig::port();
     let _guest = echo(guest(device, &[ECHO]));
