@@ -16,6 +16,12 @@ mod tests;
 
 use std::process::ExitCode;
 
+/// Keeps the memory it has: musl's own gives pages back as soon as it can, and
+/// to map and fault them in again is a good part of what a clone that wakes up
+/// has to do.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     let role = arguments.next();

@@ -9,6 +9,7 @@
 //! | Copy out, Logs | ReadStream |
 //! | Forward | ReadStream, WriteStream |
 //! | Events | GetOOMEvent |
+//! | Release that corrects the clock | SetGuestDateTime |
 //! | Thaw | ReseedRandomDev, SetGuestDateTime, and as far as given: UpdateInterface for each, UpdateRoutes, AddARPNeighbors |
 
 use policy::Question;
@@ -108,11 +109,7 @@ pub(crate) fn of_thaw(request: &lifecycle::ThawRequest) -> Questions {
             data: request.entropy.clone(),
             ..Default::default()
         })?,
-        question(&agent::SetGuestDateTimeRequest {
-            Sec: request.host_realtime_nanos.div_euclid(NANOS_PER_SECOND),
-            Usec: request.host_realtime_nanos.rem_euclid(NANOS_PER_SECOND) / NANOS_PER_MICRO,
-            ..Default::default()
-        })?,
+        set_clock(request.host_realtime_nanos)?,
     ];
     let Some(network) = request.network.as_ref() else {
         return Ok(questions);
@@ -142,6 +139,21 @@ pub(crate) fn of_thaw(request: &lifecycle::ThawRequest) -> Questions {
         })?);
     }
     Ok(questions)
+}
+
+pub(crate) fn of_release(request: &lifecycle::ReleaseRequest) -> Questions {
+    match request.corrected_realtime_nanos {
+        0 => Ok(Vec::new()),
+        nanos => Ok(vec![set_clock(nanos)?]),
+    }
+}
+
+fn set_clock(realtime_nanos: i64) -> Result<Question, InputError> {
+    question(&agent::SetGuestDateTimeRequest {
+        Sec: realtime_nanos.div_euclid(NANOS_PER_SECOND),
+        Usec: realtime_nanos.rem_euclid(NANOS_PER_SECOND) / NANOS_PER_MICRO,
+        ..Default::default()
+    })
 }
 
 fn read(container_id: &str, exec_id: &str) -> Result<Question, InputError> {

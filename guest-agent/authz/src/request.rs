@@ -145,7 +145,7 @@ requests! {
         const ANSWERED_WHILE_QUIESCED: bool = true;
         amounts_to!(equivalents::of_thaw);
     };
-    lifecycle::ReleaseRequest;
+    lifecycle::ReleaseRequest { amounts_to!(equivalents::of_release); };
     lifecycle::ExecRequest { amounts_to!(equivalents::of_exec); };
     lifecycle::CopyRequest { amounts_to!(equivalents::of_copy); };
     lifecycle::ForwardRequest { amounts_to!(equivalents::of_forward); };

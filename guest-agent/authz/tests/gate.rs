@@ -341,6 +341,24 @@ fn thaw_needs_the_rules_of_its_parts_each_with_its_own_input() {
     assert_eq!(denying_rule(&only(&all[..3]), bare), None);
 }
 
+#[test]
+fn a_release_that_corrects_the_clock_needs_the_rule_that_sets_it() {
+    let release = |corrected_realtime_nanos| lifecycle::ReleaseRequest {
+        corrected_realtime_nanos,
+        ..Default::default()
+    };
+    let time = "SetGuestDateTimeRequest input == {\"Sec\": 1500000001, \"Usec\": 234567}";
+    let corrected = release(1_500_000_001_234_567_890);
+    let both = only(&["ReleaseRequest", time]);
+    assert_eq!(denying_rule(&both, corrected.clone()), None);
+    assert!(denying_rule(&both, release(1_400_000_000_000_000_000)).is_some());
+    let bare = only(&["ReleaseRequest"]);
+    let rule = denying_rule(&bare, corrected);
+    assert_eq!(rule.as_deref(), Some("SetGuestDateTimeRequest"));
+    // Without a correction the clock is not asked about.
+    assert_eq!(denying_rule(&bare, release(0)), None);
+}
+
 const REMEMBER: &str = r#"
 StartContainerRequest := {"allowed": true, "ops": [{"op": "add", "path": "/pstate/started", "value": 1}]} if {
     not data.pstate.started

@@ -10,6 +10,7 @@
 )]
 
 pub mod capability;
+pub mod clock;
 pub mod clone;
 pub mod descriptor;
 pub mod keyring;

@@ -8,7 +8,9 @@ use crate::service::identity::IdentityStore;
 use crate::service::lifecycle::Lifecycle;
 use authz::Gate;
 use guest_runtime::cgroup::WorkloadCgroup;
+use guest_runtime::clock;
 use guest_runtime::container::Launcher;
+use guest_runtime::entropy::Generator;
 use guest_runtime::network::{InterfaceSpec, Network};
 use policy::{Policy, RegoPolicy};
 use protocols::{GuestAddress, port};
@@ -98,6 +100,9 @@ fn logger(level: slog::Level) -> Logger {
 async fn serve(configuration: &Configuration, log: &Logger) -> io::Result<()> {
     let policy = load_policy(configuration)?;
     info!(log, "starting"; "address" => %configuration.address, "policy" => policy.name());
+    // The first reading finds out where the kernel shows its clock; a clone
+    // that wakes up has to know.
+    let _ = clock::realtime_nanos();
     let gate = Arc::new(Gate::new(policy));
     let agent = Arc::new(new_agent(configuration)?);
     if configuration.in_guest {
@@ -217,6 +222,7 @@ fn agent(
         recipes: crate::service::recipes::Recipes::default(),
         network: Network::new().map_err(io::Error::other)?,
         identity,
+        generator: Generator::open()?,
         lifecycle: Lifecycle::running(),
         tokens: Arc::default(),
         destroyed: tokio::sync::Notify::new(),

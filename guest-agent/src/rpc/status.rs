@@ -8,7 +8,9 @@ use ttrpc::Code;
 impl From<ServiceError> for ttrpc::Error {
     fn from(error: ServiceError) -> Self {
         let code = match &error {
-            ServiceError::UnknownContainer(_) => Code::INVALID_ARGUMENT,
+            ServiceError::UnknownContainer(_) | ServiceError::Correction { .. } => {
+                Code::INVALID_ARGUMENT
+            }
             ServiceError::UnknownProcess { .. } => Code::NOT_FOUND,
             ServiceError::AlreadyExists(_) => Code::ALREADY_EXISTS,
             ServiceError::WrongState { .. } | ServiceError::OutsideGuest { .. } => {

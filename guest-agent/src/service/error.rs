@@ -5,6 +5,7 @@ use guest_runtime::network::NetworkError;
 use guest_runtime::storage::StorageError;
 use guest_runtime::{ContainerId, ExecId};
 use std::io;
+use std::time::Duration;
 
 /// A failed request; `rpc::status` picks its ttrpc code.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,8 @@ pub(crate) enum ServiceError {
     AlreadyExists(String),
     #[error("{call}: {reason}")]
     WrongState { call: &'static str, reason: String },
+    #[error("release: a correction of the clock by {nanos} ns exceeds {limit:?}")]
+    Correction { nanos: i64, limit: Duration },
     #[error("{call} changes the machine and is refused outside a VM")]
     OutsideGuest { call: &'static str },
     #[error("create container {container}")]

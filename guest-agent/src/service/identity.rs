@@ -4,14 +4,14 @@
 //! Each is one agent-owned file below /run/tardigrade, bind-mounted read-only
 //! where software looks for it, in the guest and in every container. A thaw
 //! rewrites the files in place: the mounts see it at once, and nothing has to
-//! be mounted on the way of a clone.
+//! be mounted, nor even opened, on the way of a clone.
 
 use super::error::ServiceError;
 use guest_runtime::container::IdentityFiles;
 use rustix::mount::{MountFlags, mount_bind, mount_remount};
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Names one life of the guest; fresh for every boot and every thaw.
@@ -38,6 +38,50 @@ pub(crate) struct Identity {
 #[derive(Debug)]
 pub(crate) struct IdentityStore {
     directory: PathBuf,
+    machine_id: IdentityFile,
+    boot_id: IdentityFile,
+    generation: IdentityFile,
+}
+
+/// One of them, open. All values it ever holds have one length.
+#[derive(Debug)]
+struct IdentityFile {
+    file: File,
+    length: usize,
+}
+
+impl IdentityFile {
+    fn create(path: &Path, value: &str) -> io::Result<Self> {
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o444)
+            .open(path)?;
+        let created = Self {
+            file,
+            length: value.len(),
+        };
+        created.write(value)?;
+        Ok(created)
+    }
+
+    /// In place, never by a rename: the bind mounts show this very inode. One
+    /// write replaces the other whole, and no reader runs meanwhile: the
+    /// workload is frozen.
+    fn write(&self, value: &str) -> io::Result<()> {
+        if value.len() != self.length {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.file.write_all_at(format!("{value}\n").as_bytes(), 0)
+    }
+
+    fn read(&self) -> io::Result<String> {
+        let mut value = vec![0; self.length];
+        self.file.read_exact_at(&mut value, 0)?;
+        String::from_utf8(value).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
 }
 
 const MACHINE_ID: &str = "machine-id";
@@ -50,12 +94,8 @@ impl IdentityStore {
     /// Makes the files, with values drawn now; in a guest also covers the
     /// guest's own places with them.
     pub(crate) fn create(directory: &Path, in_guest: bool) -> Result<Self, ServiceError> {
-        let store = Self {
-            directory: directory.into(),
-        };
-        store
-            .initialise()
-            .map_err(ServiceError::system("make the identity files"))?;
+        let store =
+            Self::files_in(directory).map_err(ServiceError::system("make the identity files"))?;
         if in_guest {
             store
                 .cover_guest()
@@ -64,13 +104,15 @@ impl IdentityStore {
         Ok(store)
     }
 
-    fn initialise(&self) -> io::Result<()> {
-        fs::create_dir_all(&self.directory)?;
-        let machine_id: String = random_hex()?;
-        let generation: String = random_hex()?;
-        self.write(MACHINE_ID, &machine_id)?;
-        self.write(BOOT_ID, fs::read_to_string(KERNEL_BOOT_ID)?.trim())?;
-        self.write(GENERATION, &generation)
+    fn files_in(directory: &Path) -> io::Result<Self> {
+        fs::create_dir_all(directory)?;
+        let file = |name, value: &str| IdentityFile::create(&directory.join(name), value);
+        Ok(Self {
+            directory: directory.into(),
+            machine_id: file(MACHINE_ID, &random_hex()?)?,
+            boot_id: file(BOOT_ID, fs::read_to_string(KERNEL_BOOT_ID)?.trim())?,
+            generation: file(GENERATION, &random_hex()?)?,
+        })
     }
 
     fn cover_guest(&self) -> io::Result<()> {
@@ -98,32 +140,14 @@ impl IdentityStore {
 
     /// Rewrites machine-id and boot_id, and says what the files now hold.
     pub(crate) fn set(&self, identity: &Identity) -> io::Result<(String, String)> {
-        self.write(MACHINE_ID, &identity.machine_id)?;
-        self.write(BOOT_ID, &identity.boot_id)?;
-        let read = |name| fs::read_to_string(self.directory.join(name));
-        Ok((
-            read(MACHINE_ID)?.trim().into(),
-            read(BOOT_ID)?.trim().into(),
-        ))
+        self.machine_id.write(&identity.machine_id)?;
+        self.boot_id.write(&identity.boot_id)?;
+        Ok((self.machine_id.read()?, self.boot_id.read()?))
     }
 
     /// Makes the new generation visible; the last step that software can see.
     pub(crate) fn set_generation(&self, generation: Generation) -> io::Result<()> {
-        self.write(GENERATION, &generation.to_string())
-    }
-
-    /// In place, never by a rename: the bind mounts show this very inode. All
-    /// values of a name have one length, so that one write replaces the other
-    /// whole, and no reader runs meanwhile: the workload is frozen.
-    fn write(&self, name: &str, value: &str) -> io::Result<()> {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o444)
-            .open(self.directory.join(name))?;
-        file.write_all(format!("{value}\n").as_bytes())?;
-        file.set_len(value.len() as u64 + 1)
+        self.generation.write(&generation.to_string())
     }
 }
 
@@ -149,7 +173,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = IdentityStore::create(directory.path(), false).unwrap();
         let path = directory.path().join(MACHINE_ID);
-        let before = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap());
+        let inode = || std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap());
+        let before = inode();
         let identity = Identity {
             hostname: "one".into(),
             machine_id: "0123456789abcdef0123456789abcdef".into(),
@@ -158,8 +183,18 @@ mod tests {
         let (machine_id, boot_id) = store.set(&identity).unwrap();
         assert_eq!(machine_id, identity.machine_id);
         assert_eq!(boot_id, identity.boot_id);
-        let after = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap());
-        assert_eq!(before, after);
+        assert_eq!(before, inode());
+        let shown = fs::read_to_string(&path).unwrap();
+        assert_eq!(shown, format!("{}\n", identity.machine_id));
+        let generation = Generation([0xab; 16]);
+        store.set_generation(generation).unwrap();
+        let shown = fs::read_to_string(directory.path().join(GENERATION)).unwrap();
+        assert_eq!(shown, format!("{generation}\n"));
+        let short = Identity {
+            boot_id: "0".into(),
+            ..identity
+        };
+        assert!(store.set(&short).is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::error::ServiceError;
 use super::secret::Secret;
 use authz::Authorized;
 use guest_runtime::storage::StorageSpec;
-use guest_runtime::{clock, entropy, hostname};
+use guest_runtime::{clock, hostname};
 use std::sync::Arc;
 
 /// A sandbox to set up.
@@ -108,7 +108,8 @@ impl Agent {
         request: Authorized<ReseedRandomDevice>,
     ) -> Result<(), ServiceError> {
         self.require_guest("reseed the random generator")?;
-        entropy::reseed(request.get().data.bytes())
+        self.generator
+            .reseed(request.get().data.bytes())
             .map_err(ServiceError::system("reseed the kernel"))
     }
 

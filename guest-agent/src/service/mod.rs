@@ -30,6 +30,7 @@ pub(crate) mod streams;
 
 use error::ServiceError;
 use guest_runtime::container::Launcher;
+use guest_runtime::entropy::Generator;
 use guest_runtime::network::Network;
 use identity::IdentityStore;
 use std::sync::Arc;
@@ -44,6 +45,7 @@ pub(crate) struct Agent {
     pub(crate) recipes: recipes::Recipes,
     pub(crate) network: Network,
     pub(crate) identity: IdentityStore,
+    pub(crate) generator: Generator,
     pub(crate) lifecycle: lifecycle::Lifecycle,
     pub(crate) tokens: Arc<streams::Tokens>,
     /// Told when the sandbox was destroyed and the agent shall end.

@@ -42,6 +42,15 @@ pub struct ContainerSpec {
     pub identity_files: IdentityFiles,
 }
 
+impl ContainerSpec {
+    /// Whether its UTS namespace is not the guest's.
+    #[must_use]
+    pub fn has_own_hostname(&self) -> bool {
+        let mut namespaces = self.namespaces.iter();
+        namespaces.any(|namespace| namespace.kind == NamespaceKind::Uts)
+    }
+}
+
 /// A root file system (OCI `config.md`, "Root").
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RootSpec {

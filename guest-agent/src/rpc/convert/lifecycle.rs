@@ -4,14 +4,13 @@ use super::{ConvertError, invalid, network, refuse};
 use crate::service::identity::{Generation, Identity};
 use crate::service::lifecycle::{
     ENTROPY_MINIMUM, Purpose, Quiesce, QuiesceId, Quiesced, Receipt, Release, Released, Step, Thaw,
-    ThawFile, is_thaw_file,
+    ThawFile, ThawOrder, is_thaw_file,
 };
 use crate::service::secret::Secret;
 use crate::service::streams::ExecStream;
 use guest_runtime::process::WindowSize;
-use protobuf::{Message, MessageField};
+use protobuf::MessageField;
 use protocols::wire::lifecycle as wire;
-use sha2::{Digest, Sha256};
 use std::time::{Duration, Instant};
 
 /// The longest freeze or hook deadline that can be asked for.
@@ -54,21 +53,18 @@ impl TryFrom<wire::ThawRequest> for Thaw {
                 reason: format!("not {ENTROPY_MINIMUM} to {ENTROPY_LIMIT} fresh bytes"),
             });
         }
-        let encoded = request
-            .write_to_bytes()
-            .map(Secret::new)
-            .map_err(invalid("request", "not encodable"))?;
         let entropy = Secret::new(std::mem::take(&mut request.entropy));
         Ok(Self {
-            quiesce_id: QuiesceId(sixteen("quiesce_id", &request.quiesce_id)?),
-            generation: Generation(sixteen("generation", &request.generation)?),
-            host_realtime_nanos: request.host_realtime_nanos,
-            identity: identity(request.identity)?,
-            network: network::plan(request.network.unwrap_or_default())?,
-            files: files(request.files, &request.dns)?,
+            order: ThawOrder {
+                quiesce_id: QuiesceId(sixteen("quiesce_id", &request.quiesce_id)?),
+                generation: Generation(sixteen("generation", &request.generation)?),
+                host_realtime_nanos: request.host_realtime_nanos,
+                identity: identity(request.identity)?,
+                network: network::plan(request.network.unwrap_or_default())?,
+                files: files(request.files, &request.dns)?,
+            },
             entropy,
             received,
-            digest: Sha256::digest(encoded.bytes()).into(),
         })
     }
 }
@@ -80,6 +76,15 @@ impl TryFrom<wire::ReleaseRequest> for Release {
         Ok(Self {
             generation: Generation(sixteen("generation", &request.generation)?),
             hook_timeout: deadline("hook_timeout_millis", request.hook_timeout_millis)?,
+            corrected_realtime_nanos: match request.corrected_realtime_nanos {
+                0 => None,
+                nanos if nanos > 0 => Some(nanos),
+                nanos => {
+                    return Err(invalid("corrected_realtime_nanos", &nanos.to_string())(
+                        "before the epoch",
+                    ));
+                }
+            },
         })
     }
 }
@@ -159,14 +164,18 @@ fn identity(identity: MessageField<wire::Identity>) -> Result<Identity, ConvertE
         && name
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.');
-    let is_hex = |text: &str| {
-        text.bytes()
-            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-    };
-    let is_machine_id = identity.machine_id.len() == 32 && is_hex(&identity.machine_id);
-    let groups: Vec<&str> = identity.boot_id.split('-').collect();
-    let is_uuid = groups.iter().map(|group| group.len()).eq([8, 4, 4, 4, 12])
-        && groups.iter().all(|group| is_hex(group));
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let is_machine_id =
+        identity.machine_id.len() == 32 && identity.machine_id.bytes().all(is_digit);
+    let is_uuid = identity.boot_id.len() == 36
+        && identity
+            .boot_id
+            .bytes()
+            .enumerate()
+            .all(|(place, byte)| match place {
+                8 | 13 | 18 | 23 => byte == b'-',
+                _ => is_digit(byte),
+            });
     for (field, value, valid) in [
         ("hostname", name, is_name),
         ("machine_id", &identity.machine_id, is_machine_id),
@@ -245,7 +254,7 @@ pub(in crate::rpc) fn receipt_to_wire(receipt: &Receipt) -> wire::ThawResponse {
     reply.steps = steps_to_wire(&receipt.steps);
     reply.clock_step_nanos = receipt.clock_step_nanos;
     reply.guest_realtime_nanos = receipt.guest_realtime_nanos;
-    reply.elapsed_nanos = u64::try_from(receipt.elapsed.as_nanos()).unwrap_or(u64::MAX);
+    reply.guest_received_nanos = receipt.guest_received_nanos;
     reply.identity = MessageField::some(identity);
     reply.not_unique = receipt.not_unique.iter().map(ToString::to_string).collect();
     reply

@@ -1,6 +1,10 @@
 //! Quiesce, Thaw and Release: the workload is frozen from the first to the
 //! last, and nothing of it ever runs with borrowed entropy, clock or address.
 
+mod state;
+
+pub(crate) use state::{Lifecycle, Seal};
+
 use super::container::blocking;
 use super::error::ServiceError;
 use super::identity::{Generation, Identity, random_bytes};
@@ -8,8 +12,11 @@ use super::recipes::detached;
 use super::secret::Secret;
 use super::{Agent, network};
 use authz::Authorized;
-use guest_runtime::{clock, entropy, hostname};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use futures::FutureExt;
+use guest_runtime::{clock, hostname};
+use state::BegunRelease;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -19,6 +26,8 @@ pub(crate) const ENTROPY_MINIMUM: usize = 32;
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long one after-thaw hook may take, unless the request says.
 const HOOK_DEADLINE: Duration = Duration::from_secs(10);
+/// Memory a thaw finds ready, bytes; it takes less than half of it.
+const HEAP_RESERVE: usize = 256 * 1024;
 /// What no thaw can make unique, told in every receipt; a client takes names
 /// of up to 64 bytes.
 const NOT_UNIQUE: [&str; 6] = [
@@ -69,18 +78,21 @@ pub(crate) struct ThawFile {
 /// A request to become unique.
 #[derive(Debug)]
 pub(crate) struct Thaw {
+    pub(crate) order: ThawOrder,
+    pub(crate) entropy: Secret,
+    /// When the request arrived.
+    pub(crate) received: Instant,
+}
+
+/// What a thaw makes of the copy; kept, to know a request that is repeated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ThawOrder {
     pub(crate) quiesce_id: QuiesceId,
     pub(crate) generation: Generation,
-    pub(crate) entropy: Secret,
     pub(crate) host_realtime_nanos: i64,
     pub(crate) identity: Identity,
     pub(crate) network: network::NetworkPlan,
     pub(crate) files: Vec<ThawFile>,
-    /// When the request arrived.
-    pub(crate) received: Instant,
-    /// What tells this request from another of the same generation: SHA-256
-    /// over its bytes, of which the entropy is not kept.
-    pub(crate) digest: [u8; 32],
 }
 
 /// One step and what it took.
@@ -96,8 +108,10 @@ pub(crate) struct Receipt {
     pub(crate) generation: Generation,
     pub(crate) steps: Vec<Step>,
     pub(crate) clock_step_nanos: i64,
+    /// `CLOCK_REALTIME` when the receipt was written.
     pub(crate) guest_realtime_nanos: i64,
-    pub(crate) elapsed: Duration,
+    /// What that clock showed, as it is set now, when the request arrived.
+    pub(crate) guest_received_nanos: i64,
     pub(crate) identity: Identity,
     pub(crate) not_unique: Vec<&'static str>,
 }
@@ -107,6 +121,8 @@ pub(crate) struct Receipt {
 pub(crate) struct Release {
     pub(crate) generation: Generation,
     pub(crate) hook_timeout: Option<Duration>,
+    /// What the clock should have shown when the receipt was written.
+    pub(crate) corrected_realtime_nanos: Option<i64>,
 }
 
 /// What an after-thaw hook came to.
@@ -125,179 +141,6 @@ pub(crate) struct Released {
     pub(crate) hooks: Vec<HookOutcome>,
 }
 
-/// While it lives the gate lets nothing pass but Health, GetGuestDetails and
-/// Thaw; dropping it opens the gate.
-pub(crate) type Seal = Box<dyn std::fmt::Debug + Send>;
-
-#[derive(Debug)]
-enum Phase {
-    Running,
-    /// The freeze is under way.
-    Quiescing(Seal),
-    Quiesced(QuiesceId, Seal),
-    /// The thaw is under way. The seal stays here, whatever becomes of the
-    /// task that thaws.
-    Thawing(QuiesceId, Seal),
-    Thawed,
-    Releasing,
-}
-
-/// The thaw that was last completed: asked for again, it is answered again.
-#[derive(Debug)]
-struct LastThaw {
-    digest: [u8; 32],
-    receipt: Receipt,
-    released: bool,
-}
-
-#[derive(Debug)]
-struct State {
-    phase: Phase,
-    last: Option<LastThaw>,
-}
-
-/// Where the sandbox stands between Quiesce and Release.
-#[derive(Debug)]
-pub(crate) struct Lifecycle {
-    state: Mutex<State>,
-}
-
-impl Lifecycle {
-    pub(crate) fn running() -> Self {
-        Self {
-            state: Mutex::new(State {
-                phase: Phase::Running,
-                last: None,
-            }),
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Refuses what would start a process: between Thaw and Release it would
-    /// wait in the frozen cgroup.
-    pub(crate) fn require_running(&self, call: &'static str) -> Result<(), ServiceError> {
-        match self.state().phase {
-            Phase::Running => Ok(()),
-            _ => Err(wrong_state(call, "the sandbox is not released")),
-        }
-    }
-
-    /// Begins a quiesce: only from Running.
-    fn begin_quiesce(&self, seal: Seal) -> Result<(), ServiceError> {
-        let mut state = self.state();
-        match state.phase {
-            Phase::Running => {
-                state.phase = Phase::Quiescing(seal);
-                state.last = None;
-                Ok(())
-            }
-            _ => Err(wrong_state("quiesce", "the sandbox is not running")),
-        }
-    }
-
-    /// The freeze succeeded: the seal is kept with the id that ends it.
-    fn quiesced(&self, id: QuiesceId) {
-        let mut state = self.state();
-        state.phase = match std::mem::replace(&mut state.phase, Phase::Running) {
-            Phase::Quiescing(seal) => Phase::Quiesced(id, seal),
-            other => other,
-        };
-    }
-
-    /// The freeze was undone, or the release is complete.
-    fn set_running(&self) {
-        self.state().phase = Phase::Running;
-    }
-
-    /// Begins a thaw, or gives the receipt of the very same request again.
-    fn begin_thaw(&self, request: &Thaw) -> Result<Option<Receipt>, ServiceError> {
-        let mut state = self.state();
-        if let Some(last) = &state.last
-            && last.digest == request.digest
-            && last.receipt.generation == request.generation
-        {
-            return Ok(Some(last.receipt.clone()));
-        }
-        let refusal = match std::mem::replace(&mut state.phase, Phase::Running) {
-            Phase::Quiesced(id, seal) if id == request.quiesce_id => {
-                state.phase = Phase::Thawing(id, seal);
-                return Ok(None);
-            }
-            other => {
-                let refusal = match &other {
-                    Phase::Quiesced(..) => "another quiesce id is expected",
-                    Phase::Running | Phase::Quiescing(_) => "the sandbox is not quiesced",
-                    Phase::Thawing(..) => "a thaw is under way",
-                    Phase::Thawed | Phase::Releasing => "this copy was thawed already",
-                };
-                state.phase = other;
-                refusal
-            }
-        };
-        Err(wrong_state("thaw", refusal))
-    }
-
-    /// The only place that opens the gate after a quiesce.
-    fn thawed(&self, digest: [u8; 32], receipt: Receipt) {
-        let mut state = self.state();
-        state.phase = Phase::Thawed;
-        state.last = Some(LastThaw {
-            digest,
-            receipt,
-            released: false,
-        });
-    }
-
-    /// A step of the thaw failed: it may be asked for again.
-    fn thaw_failed(&self) {
-        let mut state = self.state();
-        state.phase = match std::mem::replace(&mut state.phase, Phase::Running) {
-            Phase::Thawing(id, seal) => Phase::Quiesced(id, seal),
-            other => other,
-        };
-    }
-
-    /// Begins a release, of the generation that was thawed; true if it was
-    /// released before.
-    fn begin_release(&self, generation: Generation) -> Result<bool, ServiceError> {
-        let mut state = self.state();
-        let last = state.last.as_ref();
-        match last.filter(|last| last.receipt.generation == generation) {
-            None => Err(wrong_state("release", "no such generation was thawed")),
-            Some(last) if last.released => Ok(true),
-            Some(_) => match state.phase {
-                Phase::Thawed => {
-                    state.phase = Phase::Releasing;
-                    Ok(false)
-                }
-                _ => Err(wrong_state("release", "a release is under way")),
-            },
-        }
-    }
-
-    fn released(&self) {
-        let mut state = self.state();
-        state.phase = Phase::Running;
-        if let Some(last) = &mut state.last {
-            last.released = true;
-        }
-    }
-
-    fn release_failed(&self) {
-        self.state().phase = Phase::Thawed;
-    }
-}
-
-fn wrong_state(call: &'static str, reason: &str) -> ServiceError {
-    ServiceError::WrongState {
-        call,
-        reason: reason.into(),
-    }
-}
-
 /// Collects steps; each lasts from the end of the one before.
 struct Steps {
     taken: Vec<Step>,
@@ -306,9 +149,13 @@ struct Steps {
 
 impl Steps {
     fn begin() -> Self {
+        Self::begin_at(Instant::now())
+    }
+
+    fn begin_at(last: Instant) -> Self {
         Self {
             taken: Vec::new(),
-            last: Instant::now(),
+            last,
         }
     }
 
@@ -389,6 +236,9 @@ impl Agent {
                 source: std::io::Error::other(source),
             })?;
         steps.done("cgroup.freeze");
+        // Given back to the allocator, not to the kernel: what the copies need
+        // to wake up is mapped, and no page of it is faulted in by each of them.
+        drop(std::hint::black_box(vec![1_u8; HEAP_RESERVE]));
         if request.purpose == Purpose::Suspend {
             // 3: page cache, dentries and inodes; Documentation/admin-guide/sysctl/vm.rst.
             let drop_caches = tokio::fs::write("/proc/sys/vm/drop_caches", "3");
@@ -419,12 +269,13 @@ impl Agent {
         }
         let agent = Arc::clone(self);
         detached(async move {
-            let digest = request.digest;
-            let thawer = Arc::clone(&agent);
-            // A task of its own, so that even a panic leaves the seal in place.
-            let made = detached(async move { thawer.make_unique(&request).await }).await;
+            let asked = agent.lifecycle.asked(&request);
+            // Even a panic leaves the seal in place.
+            let made = AssertUnwindSafe(agent.make_unique(&request));
+            let made = made.catch_unwind().await;
+            let made = made.unwrap_or(Err(ServiceError::RecipePanicked));
             match &made {
-                Ok(receipt) => agent.lifecycle.thawed(digest, receipt.clone()),
+                Ok(receipt) => agent.lifecycle.thawed(asked, receipt.clone()),
                 Err(_) => agent.lifecycle.thaw_failed(),
             }
             made
@@ -436,39 +287,44 @@ impl Agent {
     /// this copy's own. The generation file last: once software sees the new
     /// generation, all the rest holds.
     async fn make_unique(&self, request: &Thaw) -> Result<Receipt, ServiceError> {
-        let mut steps = Steps::begin();
-        entropy::reseed(request.entropy.bytes())
+        let mut steps = Steps::begin_at(request.received);
+        let order = &request.order;
+        steps.done("read the request");
+        self.generator
+            .reseed(request.entropy.bytes())
             .map_err(ServiceError::system("reseed the kernel"))?;
         steps.done("ioctl RNDADDENTROPY, RNDRESEEDCRNG");
         // The stamp was taken when the request was sent; what has passed here
         // since its arrival is known and added.
-        let waited = i64::try_from(request.received.elapsed().as_nanos()).unwrap_or(0);
+        let waited = nanos(request.received.elapsed());
         let clock_step_nanos =
-            clock::step_realtime(request.host_realtime_nanos.saturating_add(waited))
+            clock::step_realtime(order.host_realtime_nanos.saturating_add(waited))
                 .map_err(ServiceError::system("clock_settime"))?;
         steps.done("clock_settime");
-        let hostname = self.set_hostnames(&request.identity.hostname)?;
+        let hostname = self.set_hostnames(&order.identity.hostname)?;
         steps.done("sethostname");
         let (machine_id, boot_id) = self
             .identity
-            .set(&request.identity)
+            .set(&order.identity)
             .map_err(ServiceError::system("write the identity files"))?;
-        write_files(&request.files).map_err(ServiceError::system("write the thaw's files"))?;
+        write_files(&order.files).map_err(ServiceError::system("write the thaw's files"))?;
         steps.done("write identity files");
-        if !request.network.is_empty() {
-            self.network.apply(&request.network).await?;
+        if !order.network.is_empty() {
+            self.network.apply(&order.network).await?;
             steps.done("netlink");
         }
         self.identity
-            .set_generation(request.generation)
+            .set_generation(order.generation)
             .map_err(ServiceError::system("write the generation file"))?;
         steps.done("write generation file");
+        // Read at once, so that the difference of the two is what has passed.
+        let (elapsed, guest_realtime_nanos) = (request.received.elapsed(), clock::realtime_nanos());
         Ok(Receipt {
-            generation: request.generation,
+            generation: order.generation,
             steps: steps.taken,
             clock_step_nanos,
-            guest_realtime_nanos: clock::realtime_nanos(),
-            elapsed: request.received.elapsed(),
+            guest_realtime_nanos,
+            guest_received_nanos: guest_realtime_nanos.saturating_sub(nanos(elapsed)),
             identity: Identity {
                 hostname,
                 machine_id,
@@ -484,7 +340,7 @@ impl Agent {
         hostname::set(name).map_err(ServiceError::system("sethostname"))?;
         for container in self.registry.all() {
             let init = &container.processes.init().process;
-            if !init.has_ended() {
+            if container.spec.has_own_hostname() && !init.has_ended() {
                 hostname::set_in(init, name)
                     .map_err(ServiceError::system("sethostname in a container"))?;
             }
@@ -495,32 +351,51 @@ impl Agent {
             .into_owned())
     }
 
-    /// Lets the workload run, then runs the containers' after-thaw hooks. Asked
-    /// again for a copy that runs already, it does nothing.
+    /// Moves the clock while nothing of the workload can see it move.
+    fn correct_clock(&self, correct: Option<i64>) -> Result<(), ServiceError> {
+        let Some(nanos) = correct else {
+            return Ok(());
+        };
+        if nanos != 0 {
+            clock::move_realtime(nanos).map_err(ServiceError::system("clock_adjtime"))?;
+        }
+        self.lifecycle.corrected(nanos);
+        Ok(())
+    }
+
+    fn run_workload(&self) -> Result<(), ServiceError> {
+        let unfrozen = self.launcher()?.workload().unfreeze();
+        unfrozen.map_err(|error| ServiceError::System {
+            call: "unfreeze the workload's cgroup",
+            source: std::io::Error::other(error),
+        })
+    }
+
+    /// Corrects the clock by what the host found out since the thaw, lets the
+    /// workload run, then runs the containers' after-thaw hooks. Asked again
+    /// for a copy that runs already, it does nothing.
     pub(crate) async fn release(
         self: &Arc<Self>,
         request: Authorized<Release>,
     ) -> Result<Released, ServiceError> {
         let request = request.into_inner();
-        if self.lifecycle.begin_release(request.generation)? {
-            return Ok(Released {
-                steps: Vec::new(),
-                hooks: Vec::new(),
-            });
-        }
+        let correct = match self.lifecycle.begin_release(&request)? {
+            BegunRelease::Correct(correct) => correct,
+            BegunRelease::Done => {
+                return Ok(Released {
+                    steps: Vec::new(),
+                    hooks: Vec::new(),
+                });
+            }
+        };
         let agent = Arc::clone(self);
         // Counted: a freeze that comes next waits for the hooks.
         self.recipes
             .run(async move {
                 let mut steps = Steps::begin();
-                let unfrozen = agent.launcher().and_then(|launcher| {
-                    let unfrozen = launcher.workload().unfreeze();
-                    unfrozen.map_err(|error| ServiceError::System {
-                        call: "unfreeze the workload's cgroup",
-                        source: std::io::Error::other(error),
-                    })
-                });
-                if let Err(error) = unfrozen {
+                let corrected = agent.correct_clock(correct);
+                steps.done("clock_adjtime");
+                if let Err(error) = corrected.and_then(|()| agent.run_workload()) {
                     agent.lifecycle.release_failed();
                     return Err(error);
                 }
@@ -538,6 +413,11 @@ impl Agent {
             })
             .await
     }
+}
+
+/// As the clocks count, which no request lasts long enough to exceed.
+fn nanos(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// sync(2) on a thread of its own: a dead file system keeps that thread, and

@@ -1,0 +1,375 @@
+//! Where the sandbox stands between Quiesce and Release: what may come next,
+//! and what a request that is repeated is answered.
+
+use super::{QuiesceId, Receipt, Release, Thaw, ThawOrder};
+use crate::service::error::ServiceError;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How far a release may move the clock. A thaw that took longer than this was
+/// given up by its host.
+const CORRECTION_LIMIT: Duration = Duration::from_secs(60);
+
+/// While it lives the gate lets nothing pass but Health, GetGuestDetails and
+/// Thaw; dropping it opens the gate.
+pub(crate) type Seal = Box<dyn std::fmt::Debug + Send>;
+
+#[derive(Debug)]
+enum Phase {
+    Running,
+    /// The freeze is under way.
+    Quiescing(Seal),
+    Quiesced(QuiesceId, Seal),
+    /// The thaw is under way. The seal stays here, whatever becomes of the
+    /// task that thaws.
+    Thawing(QuiesceId, Seal),
+    Thawed,
+    Releasing,
+}
+
+/// The thaw that was last completed: asked for again, it is answered again.
+#[derive(Debug)]
+struct LastThaw {
+    asked: Asked,
+    receipt: Receipt,
+    /// By how much the clock was moved for the release, once it was: a release
+    /// that failed after that and is asked for again does not move it twice.
+    corrected: Option<i64>,
+    released: bool,
+}
+
+impl LastThaw {
+    /// How far the clock is to be moved: by the difference that the host found
+    /// between the receipt's reading and its own clock.
+    fn correction(&self, request: &Release) -> Result<i64, ServiceError> {
+        let read = self.receipt.guest_realtime_nanos;
+        let corrected = request.corrected_realtime_nanos.unwrap_or(read);
+        let nanos = corrected.saturating_sub(read);
+        if u128::from(nanos.unsigned_abs()) > CORRECTION_LIMIT.as_nanos() {
+            return Err(ServiceError::Correction {
+                nanos,
+                limit: CORRECTION_LIMIT,
+            });
+        }
+        match self.corrected {
+            Some(before) if before != nanos => Err(wrong_state(
+                "release",
+                "the clock was corrected by another difference",
+            )),
+            _ => Ok(nanos),
+        }
+    }
+}
+
+/// What a release finds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum BegunRelease {
+    /// It was done before.
+    Done,
+    /// It is to be done now; the clock moved by so many nanoseconds first, if
+    /// it has not been yet.
+    Correct(Option<i64>),
+}
+
+/// What tells a request from another. The entropy is not kept: a word that
+/// depends on all of it, by keys that nobody outside knows, stands for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asked {
+    order: ThawOrder,
+    entropy: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    last: Option<LastThaw>,
+}
+
+/// Where the sandbox stands between Quiesce and Release.
+#[derive(Debug)]
+pub(crate) struct Lifecycle {
+    state: Mutex<State>,
+    /// The keys of [`Asked::entropy`].
+    keys: RandomState,
+}
+
+impl Lifecycle {
+    pub(crate) fn running() -> Self {
+        Self {
+            state: Mutex::new(State {
+                phase: Phase::Running,
+                last: None,
+            }),
+            keys: RandomState::new(),
+        }
+    }
+
+    /// What the request will be known by, should it be repeated.
+    pub(super) fn asked(&self, request: &Thaw) -> Asked {
+        Asked {
+            order: request.order.clone(),
+            entropy: self.keys.hash_one(request.entropy.bytes()),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses what would start a process: between Thaw and Release it would
+    /// wait in the frozen cgroup.
+    pub(in crate::service) fn require_running(
+        &self,
+        call: &'static str,
+    ) -> Result<(), ServiceError> {
+        match self.state().phase {
+            Phase::Running => Ok(()),
+            _ => Err(wrong_state(call, "the sandbox is not released")),
+        }
+    }
+
+    /// Begins a quiesce: only from Running.
+    pub(super) fn begin_quiesce(&self, seal: Seal) -> Result<(), ServiceError> {
+        let mut state = self.state();
+        match state.phase {
+            Phase::Running => {
+                state.phase = Phase::Quiescing(seal);
+                state.last = None;
+                Ok(())
+            }
+            _ => Err(wrong_state("quiesce", "the sandbox is not running")),
+        }
+    }
+
+    /// The freeze succeeded: the seal is kept with the id that ends it.
+    pub(super) fn quiesced(&self, id: QuiesceId) {
+        let mut state = self.state();
+        state.phase = match std::mem::replace(&mut state.phase, Phase::Running) {
+            Phase::Quiescing(seal) => Phase::Quiesced(id, seal),
+            other => other,
+        };
+    }
+
+    /// The freeze was undone, or the release is complete.
+    pub(super) fn set_running(&self) {
+        self.state().phase = Phase::Running;
+    }
+
+    /// Begins a thaw, or gives the receipt of the very same request again.
+    pub(super) fn begin_thaw(&self, request: &Thaw) -> Result<Option<Receipt>, ServiceError> {
+        let mut state = self.state();
+        if let Some(last) = &state.last
+            && last.asked.order == request.order
+            && last.asked == self.asked(request)
+        {
+            return Ok(Some(last.receipt.clone()));
+        }
+        let refusal = match std::mem::replace(&mut state.phase, Phase::Running) {
+            Phase::Quiesced(id, seal) if id == request.order.quiesce_id => {
+                state.phase = Phase::Thawing(id, seal);
+                return Ok(None);
+            }
+            other => {
+                let refusal = match &other {
+                    Phase::Quiesced(..) => "another quiesce id is expected",
+                    Phase::Running | Phase::Quiescing(_) => "the sandbox is not quiesced",
+                    Phase::Thawing(..) => "a thaw is under way",
+                    Phase::Thawed | Phase::Releasing => "this copy was thawed already",
+                };
+                state.phase = other;
+                refusal
+            }
+        };
+        Err(wrong_state("thaw", refusal))
+    }
+
+    /// The only place that opens the gate after a quiesce.
+    pub(super) fn thawed(&self, asked: Asked, receipt: Receipt) {
+        let mut state = self.state();
+        state.phase = Phase::Thawed;
+        state.last = Some(LastThaw {
+            asked,
+            receipt,
+            corrected: None,
+            released: false,
+        });
+    }
+
+    /// A step of the thaw failed: it may be asked for again.
+    pub(super) fn thaw_failed(&self) {
+        let mut state = self.state();
+        state.phase = match std::mem::replace(&mut state.phase, Phase::Running) {
+            Phase::Thawing(id, seal) => Phase::Quiesced(id, seal),
+            other => other,
+        };
+    }
+
+    /// Begins a release, of the generation that was thawed.
+    pub(super) fn begin_release(&self, request: &Release) -> Result<BegunRelease, ServiceError> {
+        let mut state = self.state();
+        let last = state.last.as_ref();
+        let last = last
+            .filter(|last| last.receipt.generation == request.generation)
+            .ok_or_else(|| wrong_state("release", "no such generation was thawed"))?;
+        let nanos = last.correction(request)?;
+        if last.released {
+            return Ok(BegunRelease::Done);
+        }
+        let correct = last.corrected.is_none().then_some(nanos);
+        match state.phase {
+            Phase::Thawed => {
+                state.phase = Phase::Releasing;
+                Ok(BegunRelease::Correct(correct))
+            }
+            _ => Err(wrong_state("release", "a release is under way")),
+        }
+    }
+
+    /// The clock was moved for the release.
+    pub(super) fn corrected(&self, nanos: i64) {
+        if let Some(last) = &mut self.state().last {
+            last.corrected = Some(nanos);
+        }
+    }
+
+    pub(super) fn released(&self) {
+        let mut state = self.state();
+        state.phase = Phase::Running;
+        if let Some(last) = &mut state.last {
+            last.released = true;
+        }
+    }
+
+    pub(super) fn release_failed(&self) {
+        self.state().phase = Phase::Thawed;
+    }
+}
+
+fn wrong_state(call: &'static str, reason: &str) -> ServiceError {
+    ServiceError::WrongState {
+        call,
+        reason: reason.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::network::NetworkPlan;
+    use super::super::{Identity, Receipt, Secret};
+    use super::*;
+    use crate::service::identity::Generation;
+    use std::time::Instant;
+
+    const READ: i64 = 1_700_000_000_000_000_000;
+    const GENERATION: Generation = Generation([7; 16]);
+
+    /// Thawed, and not released yet.
+    fn thawed() -> Lifecycle {
+        let lifecycle = Lifecycle::running();
+        let asked = lifecycle.asked(&request(b"entropy"));
+        let receipt = Receipt {
+            generation: GENERATION,
+            steps: Vec::new(),
+            clock_step_nanos: 0,
+            guest_realtime_nanos: READ,
+            guest_received_nanos: READ,
+            identity: identity(),
+            not_unique: Vec::new(),
+        };
+        lifecycle.thawed(asked, receipt);
+        lifecycle
+    }
+
+    fn identity() -> Identity {
+        Identity {
+            hostname: "one".into(),
+            machine_id: "0".repeat(32),
+            boot_id: String::new(),
+        }
+    }
+
+    fn request(entropy: &[u8]) -> Thaw {
+        Thaw {
+            order: ThawOrder {
+                quiesce_id: QuiesceId([1; 16]),
+                generation: GENERATION,
+                host_realtime_nanos: READ,
+                identity: identity(),
+                network: NetworkPlan::default(),
+                files: Vec::new(),
+            },
+            entropy: Secret::new(entropy.to_vec()),
+            received: Instant::now(),
+        }
+    }
+
+    #[test]
+    fn only_the_very_same_request_to_thaw_is_answered_again() {
+        let lifecycle = thawed();
+        let again = lifecycle.begin_thaw(&request(b"entropy")).unwrap();
+        assert_eq!(again.unwrap().generation, GENERATION);
+        let mut late = request(b"entropy");
+        late.order.host_realtime_nanos += 1;
+        for other in [request(b"Entropy"), request(b"entropy "), late] {
+            let error = lifecycle.begin_thaw(&other).unwrap_err();
+            assert!(matches!(error, ServiceError::WrongState { .. }), "{error}");
+        }
+    }
+
+    fn release(corrected_realtime_nanos: Option<i64>) -> Release {
+        Release {
+            generation: GENERATION,
+            hook_timeout: None,
+            corrected_realtime_nanos,
+        }
+    }
+
+    #[test]
+    fn a_release_moves_the_clock_by_what_the_receipt_was_off() {
+        for nanos in [-59_000_000_000, -1, 1, 59_000_000_000] {
+            let begun = thawed().begin_release(&release(Some(READ + nanos)));
+            assert_eq!(begun.unwrap(), BegunRelease::Correct(Some(nanos)));
+        }
+        let begun = thawed().begin_release(&release(None));
+        assert_eq!(begun.unwrap(), BegunRelease::Correct(Some(0)));
+    }
+
+    #[test]
+    fn a_release_that_is_asked_for_again_does_not_move_the_clock_again() {
+        let lifecycle = thawed();
+        let request = release(Some(READ + 5));
+        lifecycle.begin_release(&request).unwrap();
+        // The clock was moved, the workload could not be unfrozen.
+        lifecycle.corrected(5);
+        lifecycle.release_failed();
+        let again = lifecycle.begin_release(&request).unwrap();
+        assert_eq!(again, BegunRelease::Correct(None));
+        lifecycle.released();
+        let done = lifecycle.begin_release(&request).unwrap();
+        assert_eq!(done, BegunRelease::Done);
+        let other = lifecycle.begin_release(&release(Some(READ + 6)));
+        assert!(matches!(other, Err(ServiceError::WrongState { .. })));
+    }
+
+    #[test]
+    fn a_clock_that_could_not_be_moved_is_moved_the_next_time() {
+        let lifecycle = thawed();
+        lifecycle.begin_release(&release(Some(READ + 5))).unwrap();
+        lifecycle.release_failed();
+        let again = lifecycle.begin_release(&release(Some(READ + 6))).unwrap();
+        assert_eq!(again, BegunRelease::Correct(Some(6)));
+    }
+
+    #[test]
+    fn a_correction_beyond_all_reason_is_refused_and_nothing_is_begun() {
+        let lifecycle = thawed();
+        for corrected in [1, READ - 61_000_000_000, READ + 61_000_000_000, i64::MAX] {
+            let error = lifecycle
+                .begin_release(&release(Some(corrected)))
+                .unwrap_err();
+            assert!(matches!(error, ServiceError::Correction { .. }), "{error}");
+        }
+        assert!(lifecycle.begin_release(&release(None)).is_ok());
+    }
+}
