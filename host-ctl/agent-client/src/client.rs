@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use protocols::wire::agent_ttrpc::{AgentServiceClient, HealthClient};
 use protocols::wire::lifecycle_ttrpc::LifecycleClient;
-use protocols::{Link, port};
+use protocols::{Link, Opening, Stream, port};
 
 use crate::call::link_error;
 use crate::error::ClientError;
+
+/// How errors name the opening of the RPC port.
+const CONNECT: &str = "connect";
 
 /// Speaks to one agent. A cheap clone speaks on the same connection; calls of
 /// all clones run side by side. When an error says that the connection is
@@ -32,21 +35,59 @@ impl AgentClient {
         let stream = link
             .open(port::RPC, deadline)
             .await
-            .map_err(|error| link_error("connect", error))?;
+            .map_err(|error| link_error(CONNECT, error))?;
+        Ok(Self::over(link, stream))
+    }
+
+    /// Opens the RPC port without waiting for it to be granted: calls can be
+    /// made at once and go out together with the question, in one piece. Those
+    /// of a client whose port is refused fail as dead; why, says the
+    /// [`Connecting`]. Must be called inside a runtime.
+    ///
+    /// # Errors
+    /// The link is dead.
+    pub async fn connect_early(
+        link: &Link,
+        deadline: Duration,
+    ) -> Result<(Self, Connecting), ClientError> {
+        let (stream, opening) = link
+            .open_early(port::RPC, deadline)
+            .await
+            .map_err(|error| link_error(CONNECT, error))?;
+        Ok((Self::over(link, stream), Connecting(opening)))
+    }
+
+    fn over(link: &Link, stream: Stream) -> Self {
         let socket = ttrpc::r#async::transport::Socket::new(stream);
         let client = ttrpc::r#async::Client::new(socket);
-        Ok(Self {
+        Self {
             link: link.clone(),
             agent: AgentServiceClient::new(client.clone()),
             health: HealthClient::new(client.clone()),
             lifecycle: LifecycleClient::new(client),
-        })
+        }
     }
 
     /// The link this client speaks over.
     #[must_use]
     pub fn link(&self) -> &Link {
         &self.link
+    }
+}
+
+/// Whether the port of a client that is used already was granted.
+#[derive(Debug)]
+pub struct Connecting(Opening);
+
+impl Connecting {
+    /// Waits for the agent's word.
+    ///
+    /// # Errors
+    /// The port was refused or not granted within `deadline`, or the link is
+    /// dead.
+    pub async fn granted(self, deadline: Duration) -> Result<(), ClientError> {
+        let granted = self.0.granted(deadline).await;
+        granted.map_err(|error| link_error(CONNECT, error))
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod call;
 mod client;
+mod clock;
 mod container;
 mod error;
 mod exec;
@@ -19,7 +20,8 @@ mod process;
 mod reply;
 mod sandbox;
 
-pub use client::AgentClient;
+pub use client::{AgentClient, Connecting};
+pub use clock::{Exchange, Moment, Offset};
 pub use container::{ContainerConfig, DEFAULT_CAPABILITIES, Rootfs, User};
 pub use error::{ClientError, StatusCode};
 pub use exec::{ExecConfig, ExecEvent, ExecInput, ExecOutput, ExecStream, ExecTicket};

@@ -1,14 +1,14 @@
 //! Quiesce, Thaw and Release: what makes a copy of a VM unique.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use protobuf::MessageField;
 use protocols::wire::lifecycle as wire;
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::call::call;
 use crate::client::AgentClient;
+use crate::clock::{Exchange, Moment};
 use crate::error::ClientError;
 use crate::id::{Generation, QuiesceId, random};
 use crate::network::Network;
@@ -99,7 +99,7 @@ pub struct ThawOrder {
 
 /// The agent's word that a copy is itself, with what the host knows about its
 /// clock. The agent's word only: nothing that protects the host rests on it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Receipt {
     /// As ordered; a receipt for another one is refused.
     pub generation: Generation,
@@ -107,14 +107,8 @@ pub struct Receipt {
     pub steps: Vec<Step>,
     /// How far CLOCK_REALTIME was moved, nanoseconds, forwards positive.
     pub clock_step_nanos: i64,
-    /// Guest clock minus host clock, nanoseconds, as NTP estimates it
-    /// (RFC 5905, section 8).
-    pub clock_offset_nanos: i64,
-    /// The guest's clock is off by no more than this, nanoseconds: the offset
-    /// and half the time the bytes were under way.
-    pub clock_bound_nanos: u64,
-    /// From the request to the receipt by the host's clock, nanoseconds.
-    pub round_trip_nanos: u64,
+    /// When it was asked for and given, by both sides' clocks.
+    pub exchange: Exchange,
     /// What the guest now answers to.
     pub identity: Identity,
     /// What a thaw cannot make unique, by name.
@@ -206,30 +200,32 @@ impl AgentClient {
         fresh.fill(0);
         std::hint::black_box(&fresh);
 
-        let sent_at = realtime_nanos();
-        request.0.host_realtime_nanos = sent_at;
-        let begun = Instant::now();
+        let begun = Moment::now();
+        request.0.host_realtime_nanos = begun.realtime_nanos();
         let answer = call(CALL, deadline, |context| {
             self.lifecycle.thaw(context, &request.0)
         })
         .await?;
-        let round_trip = begun.elapsed();
+        let answered = Moment::now();
         drop(request);
-        receipt(order, sent_at, round_trip, answer)
+        receipt(order, begun, answered, answer)
     }
 
-    /// Lets the workload run.
+    /// Lets the workload run, its clock moved first: to where it would be if
+    /// it had shown `corrected_realtime_nanos` at the writing of the receipt.
     ///
     /// # Errors
     /// Any [`ClientError`].
     pub async fn release(
         &self,
         generation: Generation,
+        corrected_realtime_nanos: Option<i64>,
         deadline: Duration,
     ) -> Result<Released, ClientError> {
         const CALL: &str = "Release";
         let request = wire::ReleaseRequest {
             generation: generation.as_bytes().to_vec(),
+            corrected_realtime_nanos: corrected_realtime_nanos.unwrap_or_default(),
             ..Default::default()
         };
         let answer = call(CALL, deadline, |context| {
@@ -281,14 +277,6 @@ fn thaw_request(order: &ThawOrder) -> wire::ThawRequest {
     }
 }
 
-/// CLOCK_REALTIME, nanoseconds since 1970.
-fn realtime_nanos() -> i64 {
-    let now = clock_gettime(ClockId::Realtime);
-    now.tv_sec
-        .saturating_mul(1_000_000_000)
-        .saturating_add(now.tv_nsec)
-}
-
 fn steps(call: &'static str, steps: Vec<wire::Step>) -> Result<Vec<Step>, ClientError> {
     reply::list(call, steps)?
         .into_iter()
@@ -303,8 +291,8 @@ fn steps(call: &'static str, steps: Vec<wire::Step>) -> Result<Vec<Step>, Client
 
 fn receipt(
     order: &ThawOrder,
-    sent_at: i64,
-    round_trip: Duration,
+    begun: Moment,
+    answered: Moment,
     answer: wire::ThawResponse,
 ) -> Result<Receipt, ClientError> {
     const CALL: &str = "Thaw";
@@ -314,22 +302,19 @@ fn receipt(
             "the receipt is of another generation",
         ));
     }
-    let round_trip_nanos = u64::try_from(round_trip.as_nanos()).unwrap_or(u64::MAX);
-    let clock = clock_error(
-        sent_at,
-        round_trip_nanos,
-        answer.guest_realtime_nanos,
-        answer.elapsed_nanos,
-    )
-    .ok_or_else(|| reply::malformed(CALL, "the receipt's times cannot be"))?;
+    let exchange = Exchange {
+        begun,
+        answered,
+        guest_received: answer.guest_received_nanos,
+        guest_answered: answer.guest_realtime_nanos,
+    };
+    exchange.offset()?;
     let identity = answer.identity.unwrap_or_default();
     Ok(Receipt {
         generation: order.generation,
         steps: steps(CALL, answer.steps)?,
         clock_step_nanos: answer.clock_step_nanos,
-        clock_offset_nanos: clock.offset,
-        clock_bound_nanos: clock.bound,
-        round_trip_nanos,
+        exchange,
         identity: Identity {
             hostname: reply::text(CALL, &identity.hostname, MAX_NAME)?,
             machine_id: reply::text(CALL, &identity.machine_id, MAX_NAME)?,
@@ -337,67 +322,4 @@ fn receipt(
         },
         not_unique: reply::texts(CALL, answer.not_unique, MAX_SENTENCE)?,
     })
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct ClockError {
-    offset: i64,
-    bound: u64,
-}
-
-/// NTP's estimate from one exchange (RFC 5905, section 8). The guest gives
-/// only when it answered and how long it had the request; all nanoseconds.
-/// None when the guest claims more time than the exchange took.
-fn clock_error(
-    sent_at: i64,
-    round_trip: u64,
-    guest_answered_at: i64,
-    guest_elapsed: u64,
-) -> Option<ClockError> {
-    let delay = round_trip.checked_sub(guest_elapsed)?;
-    // At equal delays both ways the answer was written half a delay before it
-    // came, by the host's clock.
-    let host_then = i128::from(sent_at) + i128::from(round_trip) - i128::from(delay / 2);
-    let offset = i64::try_from(i128::from(guest_answered_at) - host_then).ok()?;
-    Some(ClockError {
-        offset,
-        bound: offset.unsigned_abs().checked_add(delay.div_ceil(2))?,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::clock_error;
-    use proptest::prelude::*;
-
-    #[test]
-    fn an_equal_clock_and_equal_ways_give_no_offset() {
-        let found = clock_error(1_000, 300, 1_200, 100).unwrap();
-        assert_eq!((found.offset, found.bound), (0, 100));
-    }
-
-    #[test]
-    fn a_guest_that_claims_more_time_than_passed_is_refused() {
-        assert_eq!(clock_error(0, 10, 0, 11), None);
-    }
-
-    proptest! {
-        #[test]
-        fn the_true_offset_lies_within_the_bound(
-            sent_at in 0_i64..1 << 60, there in 0_u64..1 << 40, back in 0_u64..1 << 40,
-            elapsed in 0_u64..1 << 40, offset in -(1_i64 << 50)..1 << 50,
-        ) {
-            let answered = sent_at + i64::try_from(there + elapsed).unwrap() + offset;
-            let found = clock_error(sent_at, there + elapsed + back, answered, elapsed).unwrap();
-            prop_assert!(offset.unsigned_abs() <= found.bound);
-            prop_assert!(found.offset.abs_diff(offset) <= (there + back).div_ceil(2));
-        }
-
-        #[test]
-        fn any_times_of_a_guest_are_taken_or_refused_without_panic(
-            sent_at: i64, round_trip: u64, answered: i64, elapsed: u64,
-        ) {
-            let _ = clock_error(sent_at, round_trip, answered, elapsed);
-        }
-    }
 }

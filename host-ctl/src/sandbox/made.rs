@@ -38,9 +38,11 @@ pub struct Made {
     pub identity: Option<Identity>,
     /// The name of this life; a boot draws its own and does not tell.
     pub generation: Option<Generation>,
-    /// How far the guest's clock was from the host's at the receipt, at most.
+    /// How far the guest's clock was from the host's when it was set right, at
+    /// most.
     pub clock_error_nanos: Option<u64>,
-    /// From the thaw's request to its receipt by the host's clock.
+    /// From the thaw's request, or the resume if that was later, to its receipt
+    /// by the host's clock.
     pub round_trip_nanos: Option<u64>,
     /// What a thaw cannot make unique, as the agent names it.
     pub not_unique: Vec<String>,

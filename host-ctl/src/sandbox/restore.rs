@@ -10,13 +10,18 @@ use super::identity::{Uuid, draw_identity};
 use super::made::{Made, Making, Moments, dial, note_call};
 use crate::host::RunDirectory;
 use crate::timeline::{Timeline, now, step};
-use agent_client::{AgentClient, ClientError, Generation, Network, QuiesceId, Receipt, ThawOrder};
+use agent_client::{
+    AgentClient, ClientError, Connecting, Generation, Moment, Network, Offset, QuiesceId, Receipt,
+    ThawOrder,
+};
 use hypervisor::{AgentDevice, Backing, Hypervisor, Rebind, VmSpec};
 use protocols::Link;
 use rustix::io::Errno;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
 
 /// How long a resumed guest may take to answer its first dial.
 const DIAL_DEADLINE: Duration = Duration::from_secs(30);
@@ -58,6 +63,9 @@ pub enum RestoreError {
         #[source]
         source: ClientError,
     },
+    /// The task that carried the request to thaw has panicked.
+    #[error("thaw")]
+    Lost(#[from] JoinError),
     /// The guest answers to another identity than it was given.
     #[error("the receipt of the thaw names another identity")]
     Identity,
@@ -102,12 +110,16 @@ struct Restored {
     own: ThawOrder,
 }
 
-/// A VM whose agent answers; the workload is frozen.
+/// A VM whose vCPUs run, and which finds the request to thaw where it reads
+/// first; the workload is frozen.
 struct Resumed {
     making: Making,
     link: Link,
     client: AgentClient,
-    own: ThawOrder,
+    connecting: Connecting,
+    exchange: AbortOnDropHandle<Result<Receipt, RestoreError>>,
+    /// Nothing of the guest ran before.
+    resumed: Moment,
 }
 
 /// A VM that is unique; the workload is frozen.
@@ -116,6 +128,8 @@ struct Thawed {
     link: Link,
     client: AgentClient,
     receipt: Receipt,
+    /// How far its clock is off, to be corrected.
+    offset: Offset,
 }
 
 /// Makes a clone of a verified template in `directory`.
@@ -218,22 +232,33 @@ impl Prepared {
 }
 
 impl Restored {
+    /// Asks for the port and the thaw first and resumes then: the guest finds
+    /// all of it at once, and nothing goes to and fro before it has thawed.
     async fn resume(self) -> Result<Resumed, RestoreError> {
         let mut making = self.making;
+        step("clone: meet the agent");
+        let (client, connecting) = match AgentClient::connect_early(&self.link, DIAL_DEADLINE).await
+        {
+            Ok(early) => early,
+            Err(error) => return Err(down(making, agent_failed("dial the agent")(error)).await),
+        };
+        step("clone: agent call Thaw");
+        let exchange = tokio::spawn(thaw(client.clone(), self.own));
+        let exchange = AbortOnDropHandle::new(exchange);
+        let before = Moment::now();
         let resumed = making.step("clone: resume", making.vm.resume()).await;
         making.moments.vcpu = now();
         making.note_verb();
-        if let Err(error) = resumed {
-            return Err(down(making, vm_failed("resume")(error)).await);
-        }
-        match meet(&making.timeline, &self.link).await {
-            Ok(client) => Ok(Resumed {
+        match resumed {
+            Ok(()) => Ok(Resumed {
                 making,
                 link: self.link,
                 client,
-                own: self.own,
+                connecting,
+                exchange,
+                resumed: before,
             }),
-            Err(error) => Err(down(making, agent_failed("dial the agent")(error)).await),
+            Err(error) => Err(down(making, vm_failed("resume")(error)).await),
         }
     }
 }
@@ -241,35 +266,57 @@ impl Restored {
 impl Resumed {
     async fn thaw(self) -> Result<Thawed, RestoreError> {
         let mut making = self.making;
-        let exchange = making
-            .step("clone: agent call Thaw", async {
-                let begun = now();
-                let receipt = thaw(&self.client, &self.own).await?;
-                note_call(&making.timeline, begun, &receipt.steps);
-                Ok(receipt)
-            })
-            .await;
+        let begun = now();
+        let session = async {
+            let _ = self.link.established(DIAL_DEADLINE).await;
+            now()
+        };
+        let granted = self.connecting.granted(DIAL_DEADLINE);
+        let (answered, granted, receipt) = tokio::join!(session, granted, self.exchange);
         making.moments.agent = now();
-        match exchange {
-            Ok(receipt) => Ok(Thawed {
-                making,
-                link: self.link,
-                client: self.client,
-                receipt,
-            }),
+        making
+            .timeline
+            .record("guest wakes, answers the serial session", begun, answered);
+        // A port that was refused is why its call failed, not the other way.
+        let receipt = granted
+            .map_err(agent_failed("dial the agent"))
+            .and_then(|()| receipt?);
+        let found = receipt.and_then(|mut receipt| {
+            receipt.exchange.not_before(self.resumed);
+            let offset = receipt.exchange.offset().map_err(agent_failed("thaw"))?;
+            Ok((receipt, offset))
+        });
+        match found {
+            Ok((receipt, offset)) => {
+                note_call(&making.timeline, answered, &receipt.steps);
+                Ok(Thawed {
+                    making,
+                    link: self.link,
+                    client: self.client,
+                    receipt,
+                    offset,
+                })
+            }
             Err(error) => Err(down(making, error).await),
         }
     }
 }
 
 impl Thawed {
+    /// Lets the workload run, by a clock that is right: what the receipt told
+    /// of it is corrected in the same step.
     async fn release(self) -> Result<Made, RestoreError> {
         let mut making = self.making;
+        let exchange = &self.receipt.exchange;
+        let corrected = exchange.corrected_nanos(&self.offset);
         let generation = self.receipt.generation;
         let released = making
             .step("clone: agent call Release", async {
                 let begun = now();
-                let released = self.client.release(generation, RELEASE_DEADLINE).await?;
+                let released = self
+                    .client
+                    .release(generation, Some(corrected), RELEASE_DEADLINE)
+                    .await?;
                 note_call(&making.timeline, begun, &released.steps);
                 Ok(())
             })
@@ -278,6 +325,7 @@ impl Thawed {
         if let Err(error) = released {
             return Err(down(making, agent_failed("release")(error)).await);
         }
+        let round_trip = exchange.round_trip();
         Ok(Made {
             vm: making.vm,
             link: self.link,
@@ -285,36 +333,19 @@ impl Thawed {
             // without.
             console: None,
             identity: Some(self.receipt.identity),
-            generation: Some(self.receipt.generation),
-            clock_error_nanos: Some(self.receipt.clock_bound_nanos),
-            round_trip_nanos: Some(self.receipt.round_trip_nanos),
+            generation: Some(generation),
+            clock_error_nanos: Some(self.offset.error_nanos),
+            round_trip_nanos: Some(u64::try_from(round_trip.as_nanos()).unwrap_or(u64::MAX)),
             not_unique: self.receipt.not_unique,
             moments: making.moments,
         })
     }
 }
 
-/// Waits for the guest's first words. The port is asked for together with the
-/// session: one way there and back less.
-async fn meet(timeline: &Timeline, link: &Link) -> Result<AgentClient, ClientError> {
-    step("clone: meet the agent");
-    let begun = now();
-    let session = async {
-        let _ = link.established(DIAL_DEADLINE).await;
-        now()
-    };
-    // Whatever keeps the session from being answered keeps the port too.
-    let (answered, client) = tokio::join!(session, AgentClient::connect(link, DIAL_DEADLINE));
-    let connected = now();
-    timeline.record("guest wakes, answers the serial session", begun, answered);
-    timeline.record("guest accepts port 1024", answered, connected);
-    client
-}
-
 /// Thaws and checks the receipt: the client has refused another generation's.
-async fn thaw(client: &AgentClient, own: &ThawOrder) -> Result<Receipt, RestoreError> {
+async fn thaw(client: AgentClient, own: ThawOrder) -> Result<Receipt, RestoreError> {
     let receipt = client
-        .thaw(own, THAW_DEADLINE)
+        .thaw(&own, THAW_DEADLINE)
         .await
         .map_err(agent_failed("thaw"))?;
     if receipt.identity == own.identity {

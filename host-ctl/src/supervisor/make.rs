@@ -41,9 +41,9 @@ pub const CLONE_STEPS: [&str; 12] = [
     "clone: write the record",
     "clone: draw its identity",
     "clone: restore",
-    "clone: resume",
     "clone: meet the agent",
     "clone: agent call Thaw",
+    "clone: resume",
     "clone: agent call Release",
     "hand over: write the record",
 ];

@@ -84,7 +84,8 @@ pub struct Handover {
     /// How far the guest's clock is from the host's, at most; none for a cold
     /// boot, whose clock is the VMM's.
     pub clock_error_nanos: Option<u64>,
-    /// From the thaw's request to its receipt by the host's clock.
+    /// From the thaw's request, or the resume if that was later, to its receipt
+    /// by the host's clock.
     pub round_trip_nanos: Option<u64>,
     /// What a thaw cannot make unique, as the agent names it.
     pub not_unique: Vec<String>,

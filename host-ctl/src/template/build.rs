@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use agent_client::{AgentClient, Purpose, QuiesceId};
 use hypervisor::{Hypervisor, Vm};
-use protocols::Link;
+use protocols::{AgentAddress, Link};
 
 use super::BuildError;
 use super::requirements::{Images, requirements};
@@ -263,17 +263,19 @@ impl Job<'_> {
             .map_err(BuildError::agent("ask for the agent's version"))?;
         warm_up(self.warm_up, self.spec, &client, timeline).await?;
         let quiesce_id = quiesce(&client, timeline).await?;
-        {
+        let rest = {
             let _span = timeline.step("build: close the link");
             drop(console);
             drop(client);
             close(link, workshop).await?;
-        }
+            begin_anew(workshop).await?
+        };
         let _span = timeline.step("build: pause and save");
         vm.pause().await.map_err(BuildError::vm("pause the VM"))?;
         note_verb(vm, timeline);
         let saved = vm.save(workshop.staging.path()).await;
         note_verb(vm, timeline);
+        drop(rest);
         let saved = saved.map_err(BuildError::vm("save the VM"))?;
         Ok(Frozen {
             quiesce_id,
@@ -299,13 +301,23 @@ async fn quiesce(client: &AgentClient, timeline: &Timeline) -> Result<QuiesceId,
     Ok(quiesced.quiesce_id)
 }
 
-/// A guest is not saved while its host is connected, perhaps in mid-sentence.
+/// A guest is not saved in mid-sentence.
 async fn close(link: Link, workshop: &Workshop) -> Result<(), BuildError> {
     let watched = link.clone();
     link.close();
     tokio::time::timeout(CLOSE_DEADLINE, watched.closed())
         .await
         .map_err(|_| BuildError::StillConnected(workshop.directory.paths().serial()))
+}
+
+/// Begins a session in which nothing is said. That the guest answers it shows
+/// that it is done with the one before: what remained of that, every clone would
+/// have to clear away before it can listen.
+async fn begin_anew(workshop: &Workshop) -> Result<Link, BuildError> {
+    let socket = workshop.directory.paths().serial();
+    Link::connect(&AgentAddress::Serial { socket }, CALL_DEADLINE)
+        .await
+        .map_err(BuildError::Session)
 }
 
 /// Notes the spans of a VM's last verb.

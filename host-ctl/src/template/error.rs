@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use protocols::LinkError;
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -71,6 +72,9 @@ pub enum BuildError {
     /// The link to the agent did not end when asked to.
     #[error("the link over {0} did not close")]
     StillConnected(PathBuf),
+    /// The agent did not answer the session that the template is saved in.
+    #[error("begin the session to be saved in")]
+    Session(#[source] LinkError),
     /// Its VM could not be killed; a sweep will.
     #[error("kill the VM{}", because(first.as_deref()))]
     Lingers {

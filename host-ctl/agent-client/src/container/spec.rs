@@ -60,8 +60,12 @@ const MOUNTS: [(&str, &str, &str, &[&str]); 7] = [
     ),
 ];
 
-/// Of its own; the network is the sandbox's.
-const NAMESPACES: [&str; 5] = ["pid", "mount", "ipc", "uts", "cgroup"];
+/// Of its own; the network is the sandbox's, and so is the hostname of a
+/// container that asks for none.
+const NAMESPACES: [&str; 4] = ["pid", "mount", "ipc", "cgroup"];
+
+/// The namespace of a hostname.
+const UTS: &str = "uts";
 
 /// Hidden from containers (moby, oci/defaults.go).
 const MASKED: [&str; 11] = [
@@ -103,9 +107,10 @@ pub(super) fn build(config: &ContainerConfig, root: String) -> Spec {
             Resources: MessageField::some(resources(config)),
             CgroupsPath: format!("/{}", config.id),
             Namespaces: NAMESPACES
-                .iter()
+                .into_iter()
+                .chain(config.hostname.as_ref().map(|_| UTS))
                 .map(|kind| LinuxNamespace {
-                    Type: (*kind).to_owned(),
+                    Type: kind.to_owned(),
                     ..Default::default()
                 })
                 .collect(),
@@ -185,6 +190,18 @@ mod tests {
             let is_parent = |outer: &&&String| inner.starts_with(&format!("{outer}/"));
             assert!(!destinations[place..].iter().any(|outer| is_parent(&outer)));
         }
+    }
+
+    #[test]
+    fn only_a_hostname_of_its_own_takes_a_container_out_of_the_sandbox_s() {
+        let has_uts = |config: &ContainerConfig| {
+            let spec = build(config, "/r".to_owned());
+            spec.Linux.Namespaces.iter().any(|one| one.Type == UTS)
+        };
+        let mut config = config();
+        assert!(!has_uts(&config));
+        config.hostname = Some("web".to_owned());
+        assert!(has_uts(&config));
     }
 
     #[test]

@@ -21,6 +21,7 @@ const TOKEN: &[u8] = b"sixteen bytes!!!";
 #[derive(Default)]
 struct Asked {
     thaws: Vec<lifecycle::ThawRequest>,
+    releases: Vec<lifecycle::ReleaseRequest>,
     exec: Option<lifecycle::ExecRequest>,
 }
 
@@ -90,12 +91,22 @@ impl lifecycle_ttrpc::Lifecycle for Agent {
         let response = lifecycle::ThawResponse {
             generation: request.generation.clone(),
             guest_realtime_nanos: request.host_realtime_nanos,
+            guest_received_nanos: request.host_realtime_nanos,
             identity: request.identity.clone(),
             not_unique: vec!["tcp-secret".to_owned(), "phrase ".repeat(36)],
             ..Default::default()
         };
         self.0.lock().unwrap().thaws.push(request);
         Ok(response)
+    }
+
+    async fn release(
+        &self,
+        _: &TtrpcContext,
+        request: lifecycle::ReleaseRequest,
+    ) -> ttrpc::Result<lifecycle::ReleaseResponse> {
+        self.0.lock().unwrap().releases.push(request);
+        Ok(lifecycle::ReleaseResponse::new())
     }
 
     async fn exec(
@@ -234,6 +245,44 @@ async fn a_dead_connection_fails_waiting_and_later_calls_at_once() {
 }
 
 #[tokio::test]
+async fn a_call_made_before_the_port_is_granted_is_answered_or_says_why_not() {
+    let (link, listener) = pair().await;
+    let (client, connecting) = AgentClient::connect_early(&link, SOON).await.unwrap();
+    let served = serve(listener, Agent::default());
+    let calls = async { tokio::join!(client.check(SOON), connecting.granted(SOON)) };
+    tokio::select! {
+        (checked, granted) = calls => {
+            checked.unwrap();
+            granted.unwrap();
+        }
+        () = served => panic!("the agent ended"),
+    }
+
+    let (host, guest) = std::os::unix::net::UnixStream::pair().unwrap();
+    host.set_nonblocking(true).unwrap();
+    let _guest = Listener::over_serial(guest.into(), &[port::STREAM]).unwrap();
+    let host = tokio::net::UnixStream::from_std(host).unwrap();
+    let link = protocols::Link::over_serial(host).unwrap();
+    let (client, connecting) = AgentClient::connect_early(&link, SOON).await.unwrap();
+    let (checked, granted) = tokio::join!(client.check(SOON), connecting.granted(SOON));
+    assert!(checked.unwrap_err().is_dead());
+    let refused = granted.unwrap_err();
+    assert!(
+        matches!(
+            &refused,
+            ClientError::Open {
+                source: protocols::LinkError::Refused {
+                    port: port::RPC,
+                    ..
+                },
+                ..
+            }
+        ),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_thaw_brings_fresh_entropy_and_the_time_of_its_sending() {
     let (client, agent, _) = client().await;
     let quiesced = client.quiesce(Purpose::Template, SOON).await.unwrap();
@@ -246,7 +295,15 @@ async fn a_thaw_brings_fresh_entropy_and_the_time_of_its_sending() {
         assert_eq!(receipt.identity, order.identity);
         assert_eq!(receipt.not_unique, ["tcp-secret", &"phrase ".repeat(36)]);
         // The agent played here has this machine's clock.
-        assert!(receipt.clock_bound_nanos <= receipt.round_trip_nanos + 1);
+        let offset = receipt.exchange.offset().unwrap();
+        let round_trip = receipt.exchange.round_trip();
+        let bound = Duration::from_nanos(offset.bound_nanos());
+        assert!(bound <= round_trip + Duration::from_millis(1), "{offset:?}");
+        let corrected = receipt.exchange.corrected_nanos(&offset);
+        client
+            .release(order.generation, Some(corrected), SOON)
+            .await
+            .unwrap();
     }
     let asked = agent.0.lock().unwrap();
     let [one, two] = asked.thaws.as_slice() else {
@@ -258,6 +315,9 @@ async fn a_thaw_brings_fresh_entropy_and_the_time_of_its_sending() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let sent = Duration::from_nanos(one.host_realtime_nanos.unsigned_abs());
     assert!(now.abs_diff(sent) < SOON);
+    // The host's own clock, and so corrected to a moment of this test.
+    let corrected = asked.releases[0].corrected_realtime_nanos;
+    assert!((one.host_realtime_nanos..two.host_realtime_nanos).contains(&corrected));
 }
 
 #[tokio::test]

@@ -267,7 +267,7 @@ async fn a_receipt_of_another_generation_or_of_impossible_times_is_malformed() {
     };
     let slow = lifecycle::ThawResponse {
         generation: generation.as_bytes().to_vec(),
-        elapsed_nanos: u64::MAX,
+        guest_received_nanos: i64::MAX,
         guest_realtime_nanos: i64::MIN,
         ..Default::default()
     };
