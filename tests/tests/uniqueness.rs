@@ -90,26 +90,23 @@ fn no_draw_after_the_new_generation_repeats_in_another_clone() {
     arguments.extend(command);
     home.text(arguments);
 
-    // One after the other: on two cores eight busy emulated machines would keep
-    // each other from being thawed, and say nothing about a clone's clock.
-    let mut clones = Vec::new();
+    // All at once: eight busy machines that keep each other waiting on the few
+    // cores there are, while each is thawed.
+    let before = host_nanos();
+    let clones = home.clone_template("probe", CLONES);
+    let after = host_nanos();
     let mut records = Vec::new();
-    let mut moments = Vec::new();
-    for _ in 0..CLONES {
-        let before = host_nanos();
-        let clone = home.clone_template("probe", 1).remove(0);
-        moments.push((before, host_nanos()));
+    for clone in &clones {
         let generation = clone["generation"].as_str().unwrap();
-        records.push(record(&home, sandbox(&clone), generation));
-        see_identity(&home, &clone);
-        home.text(["rm", sandbox(&clone)]);
-        clones.push(clone);
+        records.push(record(&home, sandbox(clone), generation));
+        see_identity(&home, clone);
+        see_clock(&home, clone);
     }
 
     let mut randoms = HashSet::new();
     let mut uuids = HashSet::new();
     let mut in_flight = Vec::new();
-    for ((clone, record), (before, after)) in clones.iter().zip(&records).zip(&moments) {
+    for (clone, record) in clones.iter().zip(&records) {
         let generation = clone["generation"].as_str().unwrap();
         let fresh: Vec<&Draw> = record
             .iter()
@@ -165,6 +162,26 @@ fn no_draw_after_the_new_generation_repeats_in_another_clone() {
     for name in ["hostname", "machine_id", "boot_id"] {
         distinct(field(name), name, CLONES);
     }
+}
+
+/// The clock a container sees is the host's, within what the clone was said to
+/// be off by at most and the steps of what prints it.
+fn see_clock(home: &Home, clone: &Value) {
+    const MICROSECOND: i128 = 1_000;
+    let before = host_nanos();
+    let shown = home.text(["exec", sandbox(clone), "--", "adjtimex"]);
+    let after = host_nanos();
+    let field = |name: &str| -> i128 {
+        let mut lines = shown.lines();
+        let value = lines.find_map(|line| line.trim().strip_prefix(name));
+        value.unwrap().trim().parse().unwrap()
+    };
+    let now = field("time.tv_sec:") * 1_000_000_000 + field("time.tv_usec:") * MICROSECOND;
+    let bound = i128::from(clone["clock_error_nanos"].as_u64().unwrap()) + MICROSECOND;
+    assert!(
+        (before - bound..=after + bound).contains(&now),
+        "the clock shows {now}, the host was at {before} to {after}, off by at most {bound}"
+    );
 }
 
 /// What the receipt says is what a container sees.
