@@ -152,7 +152,7 @@ mod qemu {
             };
             let receipt = copy.agent.thaw(&order, DEADLINE).await.unwrap();
             copy.agent
-                .release(order.generation, DEADLINE)
+                .release(order.generation, None, DEADLINE)
                 .await
                 .unwrap();
             receipts.push(receipt);
