@@ -46,7 +46,14 @@ impl Street {
         home.build_template("shell", &images::busybox(), &["sleep", "100000"]);
         let clones = home.clone_template("shell", 1);
         let neighbour = sandbox(&clones[0]).to_owned();
-        home.text(["gc"]);
+        // A clone is handed over before its console is first read: its log is
+        // the last of its files to appear.
+        let deadline = Instant::now() + GONE;
+        let is_console = |file: &PathBuf| file.ends_with(format!("{neighbour}/console.log"));
+        while !tree(home.path()).iter().any(is_console) {
+            assert!(Instant::now() < deadline, "the neighbour has no console");
+            home.text(["gc"]);
+        }
         Self {
             processes: pids(home.path()),
             files: tree(home.path()),
