@@ -2,11 +2,13 @@
 
 use std::io;
 
-const NANOS_A_SECOND: i64 = 1_000_000_000;
+const NANOS_A_MICRO: i64 = 1_000;
+const MICROS_A_SECOND: i64 = 1_000_000;
 
-/// Moves `CLOCK_REALTIME` by `nanos`, forwards positive, in one step: unlike a
-/// time that is read, changed and set again it loses nothing, however long the
-/// caller is kept from running meanwhile. `CLOCK_MONOTONIC` is not touched.
+/// Moves `CLOCK_REALTIME` by `nanos`, rounded to microseconds, forwards
+/// positive, in one step: unlike a time that is read, changed and set again it
+/// loses nothing, however long the caller is kept from running meanwhile.
+/// `CLOCK_MONOTONIC` is not touched.
 ///
 /// # Errors
 /// Those of clock_adjtime(2): `EPERM` without CAP_SYS_TIME, `EINVAL` for a time
@@ -14,11 +16,14 @@ const NANOS_A_SECOND: i64 = 1_000_000_000;
 pub fn offset_realtime(nanos: i64) -> io::Result<()> {
     // SAFETY: an all-zero `timex` is a valid value of its integer fields.
     let mut change: libc::timex = unsafe { std::mem::zeroed() };
-    // With ADJ_NANO the second part is in nanoseconds; it is never negative
-    // (clock_adjtime(2), ADJ_SETOFFSET).
-    change.modes = libc::ADJ_SETOFFSET | libc::ADJ_NANO;
-    change.time.tv_sec = nanos.div_euclid(NANOS_A_SECOND);
-    change.time.tv_usec = nanos.rem_euclid(NANOS_A_SECOND);
+    // Not with ADJ_NANO: the kernel would keep to that unit in what it tells
+    // others (STA_NANO), who ask in microseconds.
+    change.modes = libc::ADJ_SETOFFSET;
+    let half = NANOS_A_MICRO / 2;
+    let micros = nanos.saturating_add(half).div_euclid(NANOS_A_MICRO);
+    // The second part is never negative (clock_adjtime(2), ADJ_SETOFFSET).
+    change.time.tv_sec = micros.div_euclid(MICROS_A_SECOND);
+    change.time.tv_usec = micros.rem_euclid(MICROS_A_SECOND);
     // SAFETY: the call reads and writes the one `timex` it is given, which
     // lives throughout.
     let state = unsafe { libc::clock_adjtime(libc::CLOCK_REALTIME, &raw mut change) };

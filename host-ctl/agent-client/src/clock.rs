@@ -11,8 +11,9 @@ use crate::reply;
 /// How far two clocks may drift apart in an exchange, parts in a million: what
 /// adjtimex(2) lets a clock be slewed by.
 const DRIFT_PPM: u64 = 500;
-/// What a reading in the guest may be off by: its clock goes in steps of its
-/// source, the longest a third of this (acpi_pm, 3.58 MHz).
+/// What a reading in the guest may be off by, and a correction of its clock: it
+/// goes in steps of its source, the longest a third of this (acpi_pm, 3.58 MHz),
+/// and is corrected in microseconds.
 const GUEST_READING_NANOS: u64 = 1_000;
 
 /// A moment, by both clocks of the host.
