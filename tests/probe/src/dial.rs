@@ -5,6 +5,7 @@
 //! else, and the error by name, is a refusal.
 
 use std::io::{self, Read, Write};
+use std::thread;
 use std::time::Duration;
 use vsock::VsockStream;
 
@@ -14,15 +15,28 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// no flags: ttrpc's PROTOCOL.md), then the request's service and method.
 const HEALTH: &[u8] = b"\0\0\0\x14\0\0\0\x01\x01\0\x0a\x0bgrpc.Health\x12\x05Check";
 
-/// Dials each of `addresses`.
+/// Dials all of `addresses` at once: nobody there is a wait of two seconds,
+/// vsock(7).
 ///
 /// # Errors
 /// When one is no address, or standard output is closed. A refusal is none.
 pub(crate) fn run(addresses: &[String]) -> io::Result<()> {
+    let parsed = addresses.iter().map(|address| parse(address));
+    let parsed: Vec<(u32, u32)> = parsed.collect::<io::Result<_>>()?;
+    let outcomes: Vec<io::Result<String>> = thread::scope(|scope| {
+        let calls: Vec<_> = parsed
+            .into_iter()
+            .map(|(cid, port)| scope.spawn(move || ask(cid, port)))
+            .collect();
+        let lost = || Err(io::Error::other("the call was lost"));
+        calls
+            .into_iter()
+            .map(|call| call.join().unwrap_or_else(|_| lost()))
+            .collect()
+    });
     let mut out = io::stdout().lock();
-    for address in addresses {
-        let (cid, port) = parse(address)?;
-        let outcome = ask(cid, port).unwrap_or_else(|error| format!("refused: {error}"));
+    for (address, outcome) in addresses.iter().zip(outcomes) {
+        let outcome = outcome.unwrap_or_else(|error| format!("refused: {error}"));
         writeln!(out, "{address} {outcome}")?;
     }
     out.flush()
