@@ -1,11 +1,16 @@
 //! Links and their addresses.
 
+use super::message::{Message, address, bytes_of, number};
 use super::{HardwareAddress, IpPrefix, Network, NetworkError, failed};
-use futures::TryStreamExt;
-use rtnetlink::LinkUnspec;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use libc::{
+    IFA_ADDRESS, IFA_BROADCAST, IFA_LOCAL, IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, RTM_GETADDR,
+    RTM_GETLINK, RTM_NEWADDR, RTM_SETLINK,
+};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::AddressHeader;
+use netlink_packet_route::link::{LinkFlags, LinkHeader};
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// `IFNAMSIZ` - 1, linux/if.h: the longest name, in bytes.
 const NAME_MAX: usize = 15;
@@ -36,25 +41,43 @@ struct Link {
 }
 
 impl Link {
-    fn from_message(message: &LinkMessage) -> Self {
+    fn from_message(message: &Message) -> Option<Self> {
+        let (header, attributes) = message.parts(LinkHeader::parse)?;
         let mut link = Self {
-            index: message.header.index,
+            index: header.index,
             name: String::new(),
             hardware_address: None,
             mtu: None,
-            no_arp: message.header.flags.contains(LinkFlags::Noarp),
+            no_arp: header.flags.contains(LinkFlags::Noarp),
         };
-        for attribute in &message.attributes {
-            match attribute {
-                LinkAttribute::IfName(name) => link.name.clone_from(name),
-                LinkAttribute::Mtu(mtu) => link.mtu = Some(*mtu),
-                LinkAttribute::Address(bytes) => {
-                    link.hardware_address = Some(HardwareAddress::from_bytes(bytes));
-                }
+        for (kind, value) in attributes {
+            match kind {
+                IFLA_IFNAME => link.name = text(value),
+                IFLA_MTU => link.mtu = number(value),
+                IFLA_ADDRESS => link.hardware_address = Some(HardwareAddress::from_bytes(value)),
                 _ => {}
             }
         }
-        link
+        Some(link)
+    }
+
+    /// A request to change it: the flags of `mask` become those of `flags`.
+    fn request(&self, mask: LinkFlags, flags: LinkFlags) -> Message {
+        let header = LinkHeader {
+            index: self.index,
+            flags,
+            change_mask: mask,
+            ..LinkHeader::default()
+        };
+        Message::new(RTM_SETLINK, &header)
+    }
+
+    fn up(&self) -> Message {
+        self.request(LinkFlags::Up, LinkFlags::Up)
+    }
+
+    fn down(&self) -> Message {
+        self.request(LinkFlags::Up, LinkFlags::empty())
     }
 }
 
@@ -73,29 +96,32 @@ impl Network {
             .find(|other| other.name == spec.name && other.index != link.index);
         let renamed = !spec.name.is_empty() && spec.name != link.name;
         // A name and an address are changed while the link is down.
-        self.change(link, LinkUnspec::new_with_index(link.index).down())
-            .await?;
+        self.change(link, link.down()).await?;
         if let Some(other) = in_the_way.filter(|_| renamed) {
             self.swap_names(link, other).await?;
         }
-        let mut request = LinkUnspec::new_with_index(link.index).arp(!spec.no_arp);
+        let no_arp = if spec.no_arp {
+            LinkFlags::Noarp
+        } else {
+            LinkFlags::empty()
+        };
+        let mut request = link.request(LinkFlags::Noarp, no_arp);
         if renamed {
-            request = request.name(&spec.name);
+            request = named(request, &spec.name);
         }
         if let Some(mtu) = spec.mtu {
-            request = request.mtu(mtu);
+            request = request.with(IFLA_MTU, &mtu.to_ne_bytes());
         }
         if let Some(address) = &spec.hardware_address
             && link.hardware_address.as_ref() != Some(address)
         {
-            request = request.address(address.as_bytes().to_vec());
+            request = request.with(IFLA_ADDRESS, address.as_bytes());
         }
         self.change(link, request).await?;
         for prefix in &spec.addresses {
             self.add_address(link, *prefix).await?;
         }
-        self.change(link, LinkUnspec::new_with_index(link.index).up())
-            .await
+        self.change(link, link.up()).await
     }
 
     /// The links that are there, the loopback one too.
@@ -134,66 +160,38 @@ impl Network {
     }
 
     async fn links(&self) -> Result<Vec<Link>, NetworkError> {
-        self.handle
-            .link()
-            .get()
-            .execute()
-            .map_ok(|message| Link::from_message(&message))
-            .try_collect()
-            .await
-            .map_err(failed("list", "links"))
+        let question = Message::new(RTM_GETLINK, &LinkHeader::default());
+        let answers = self.kernel.list(question).await;
+        let answers = answers.map_err(failed("list", "links"))?;
+        Ok(answers.iter().filter_map(Link::from_message).collect())
     }
 
     async fn addresses(&self) -> Result<HashMap<u32, Vec<IpPrefix>>, NetworkError> {
-        let messages: Vec<AddressMessage> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("list", "addresses"))?;
+        let question = Message::new(RTM_GETADDR, &AddressHeader::default());
+        let answers = self.kernel.list(question).await;
+        let answers = answers.map_err(failed("list", "addresses"))?;
         let mut addresses: HashMap<u32, Vec<IpPrefix>> = HashMap::new();
-        for message in messages {
-            if let Some(prefix) = prefix_of(&message) {
-                addresses
-                    .entry(message.header.index)
-                    .or_default()
-                    .push(prefix);
-            }
+        for (index, prefix) in answers.iter().filter_map(prefix_of) {
+            addresses.entry(index).or_default().push(prefix);
         }
         Ok(addresses)
     }
 
-    async fn change(
-        &self,
-        link: &Link,
-        request: rtnetlink::LinkMessageBuilder<LinkUnspec>,
-    ) -> Result<(), NetworkError> {
-        self.handle
-            .link()
-            .change(request.build())
-            .execute()
-            .await
-            .map_err(failed("change link", &link.name))
+    async fn change(&self, link: &Link, request: Message) -> Result<(), NetworkError> {
+        let changed = self.kernel.change(request).await;
+        changed.map_err(failed("change link", &link.name))
     }
 
     async fn add_address(&self, link: &Link, prefix: IpPrefix) -> Result<(), NetworkError> {
-        self.handle
-            .address()
-            .add(link.index, prefix.address(), prefix.length())
-            .replace()
-            .execute()
-            .await
-            .map_err(failed("add address", format!("{prefix} to {}", link.name)))
+        let added = self.kernel.replace(new_address(link.index, prefix)).await;
+        added.map_err(failed("add address", format!("{prefix} to {}", link.name)))
     }
 
     /// Gives `other` the name of `link`, whose own is then free to be changed.
     async fn swap_names(&self, link: &Link, other: &Link) -> Result<(), NetworkError> {
-        let rename =
-            |one: &Link, name: &str| LinkUnspec::new_with_index(one.index).name(name).build();
-        let down = LinkUnspec::new_with_index(other.index).down();
-        self.change(other, down).await?;
+        let none = LinkFlags::empty();
+        let rename = |one: &Link, name: &str| named(one.request(none, none), name);
+        self.change(other, other.down()).await?;
         let room = NAME_MAX - "_tmp".len();
         let stem: String = link.name.chars().take(room).collect();
         let between = format!("{stem}_tmp");
@@ -204,15 +202,10 @@ impl Network {
             (other, rename(other, &link.name)),
         ];
         for (one, request) in requests {
-            self.handle
-                .link()
-                .change(request)
-                .execute()
-                .await
-                .map_err(failed("rename link", &one.name))?;
+            let renamed = self.kernel.change(request).await;
+            renamed.map_err(failed("rename link", &one.name))?;
         }
-        let up = LinkUnspec::new_with_index(other.index).up();
-        self.change(other, up).await
+        self.change(other, other.up()).await
     }
 }
 
@@ -235,17 +228,56 @@ fn not_found(wanted: &str) -> NetworkError {
     }
 }
 
-/// A point-to-point link's own address is the local one.
-fn prefix_of(message: &AddressMessage) -> Option<IpPrefix> {
-    let local = message.attributes.iter().find_map(|one| match one {
-        AddressAttribute::Local(address) => Some(*address),
-        _ => None,
-    });
-    let address = local.or_else(|| {
-        message.attributes.iter().find_map(|one| match one {
-            AddressAttribute::Address(address) => Some(*address),
-            _ => None,
-        })
-    })?;
-    IpPrefix::new(address, message.header.prefix_len).ok()
+/// A request that also names the link; the kernel wants the name to end in 0.
+fn named(request: Message, name: &str) -> Message {
+    let name: Vec<u8> = name.bytes().chain([0]).collect();
+    request.with(IFLA_IFNAME, &name)
+}
+
+/// Text up to the 0 that ends it.
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0);
+    String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
+}
+
+/// A request for an address; one of IPv4 gets the broadcast address of its
+/// network, if that has one.
+fn new_address(index: u32, prefix: IpPrefix) -> Message {
+    let (own, length) = (prefix.address(), prefix.length());
+    let header = AddressHeader {
+        family: match own {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        },
+        prefix_len: length,
+        index,
+        ..AddressHeader::default()
+    };
+    let bytes = bytes_of(own);
+    let message = Message::new(RTM_NEWADDR, &header)
+        .with(IFA_ADDRESS, &bytes)
+        .with(IFA_LOCAL, &bytes);
+    match own {
+        IpAddr::V4(own) if length < 31 => {
+            let broadcast = Ipv4Addr::from_bits(own.to_bits() | (u32::MAX >> length));
+            message.with(IFA_BROADCAST, &broadcast.octets())
+        }
+        _ => message,
+    }
+}
+
+/// The address in a message, and the index of its link. A point-to-point link's
+/// own address is the local one.
+fn prefix_of(message: &Message) -> Option<(u32, IpPrefix)> {
+    let (header, attributes) = message.parts(AddressHeader::parse)?;
+    let (mut local, mut other) = (None, None);
+    for (kind, value) in attributes {
+        match kind {
+            IFA_LOCAL => local = address(value),
+            IFA_ADDRESS => other = address(value),
+            _ => {}
+        }
+    }
+    let prefix = IpPrefix::new(local.or(other)?, header.prefix_len).ok()?;
+    Some((header.index, prefix))
 }

@@ -2,6 +2,7 @@
 
 mod address;
 mod link;
+mod message;
 mod neighbor;
 mod route;
 
@@ -10,8 +11,7 @@ pub use link::InterfaceSpec;
 pub use neighbor::NeighborSpec;
 pub use route::{RouteSource, RouteSpec};
 
-use rtnetlink::Handle;
-use rtnetlink::packet_core::ErrorMessage;
+use message::Kernel;
 use std::io;
 
 /// What a thaw makes of the network.
@@ -65,7 +65,7 @@ pub enum NetworkError {
 /// The network of the namespace it was made in. Clones share one socket.
 #[derive(Debug, Clone)]
 pub struct Network {
-    handle: Handle,
+    kernel: Kernel,
 }
 
 impl Network {
@@ -74,10 +74,9 @@ impl Network {
     /// # Errors
     /// Those of socket(2).
     pub fn new() -> Result<Self, NetworkError> {
-        let (connection, handle, _messages) =
-            rtnetlink::new_connection().map_err(NetworkError::Open)?;
-        tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self {
+            kernel: Kernel::open()?,
+        })
     }
 
     /// Does all of `plan`: links, then routes, then neighbors.
@@ -98,20 +97,13 @@ impl Network {
 fn failed(
     call: &'static str,
     subject: impl Into<String>,
-) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
+) -> impl FnOnce(io::Error) -> NetworkError {
     let subject = subject.into();
-    move |error| NetworkError::Netlink {
+    move |source| NetworkError::Netlink {
         call,
         subject,
-        source: match error {
-            rtnetlink::Error::NetlinkError(message) => to_io(&message),
-            other => io::Error::other(other),
-        },
+        source,
     }
-}
-
-fn to_io(message: &ErrorMessage) -> io::Error {
-    message.to_io()
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! Neighbors: who has which address on a link, known beforehand.
 
+use super::message::{Message, bytes_of};
 use super::{HardwareAddress, Network, NetworkError, failed};
-use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use libc::{NDA_DST, NDA_LLADDR, RTM_NEWNEIGH};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourHeader, NeighbourState};
 use std::net::IpAddr;
 
 /// A neighbor to add.
@@ -19,6 +22,29 @@ pub struct NeighborSpec {
     pub flags: u8,
 }
 
+impl NeighborSpec {
+    fn to_message(&self, index: u32) -> Message {
+        let header = NeighbourHeader {
+            family: match self.address {
+                IpAddr::V4(_) => AddressFamily::Inet,
+                IpAddr::V6(_) => AddressFamily::Inet6,
+            },
+            ifindex: index,
+            state: match self.state {
+                0 => NeighbourState::Permanent,
+                state => state.into(),
+            },
+            flags: NeighbourFlags::from_bits_retain(self.flags),
+            ..NeighbourHeader::default()
+        };
+        let message = Message::new(RTM_NEWNEIGH, &header).with(NDA_DST, &bytes_of(self.address));
+        match &self.hardware_address {
+            Some(address) => message.with(NDA_LLADDR, address.as_bytes()),
+            None => message,
+        }
+    }
+}
+
 impl Network {
     /// Adds neighbors, replacing equal ones.
     ///
@@ -28,23 +54,10 @@ impl Network {
     pub async fn add_neighbors(&self, neighbors: &[NeighborSpec]) -> Result<(), NetworkError> {
         for neighbor in neighbors {
             let index = self.index_of(&neighbor.device).await?;
-            let mut request = self
-                .handle
-                .neighbours()
-                .add(index, neighbor.address)
-                .flags(NeighbourFlags::from_bits_retain(neighbor.flags))
-                .replace();
-            if neighbor.state != 0 {
-                request = request.state(NeighbourState::from(neighbor.state));
-            }
-            if let Some(address) = &neighbor.hardware_address {
-                request = request.link_layer_address(address.as_bytes());
-            }
+            let request = neighbor.to_message(index);
             let subject = format!("{} dev {}", neighbor.address, neighbor.device);
-            request
-                .execute()
-                .await
-                .map_err(failed("add neighbor", subject))?;
+            let added = self.kernel.replace(request).await;
+            added.map_err(failed("add neighbor", subject))?;
         }
         Ok(())
     }

@@ -1,19 +1,21 @@
 //! Routes of the main table.
 
 use super::address::bits_of;
+use super::message::{Message, address, attributes_of, bytes_of, number};
 use super::{InvalidAddress, IpPrefix, Network, NetworkError, failed};
-use futures::TryStreamExt;
-use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteScope, RouteType,
+use libc::{
+    RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTA_PREFSRC, RTA_SRC, RTA_TABLE,
+    RTM_GETROUTE, RTM_NEWROUTE,
 };
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::route::{RouteFlags, RouteHeader, RouteProtocol, RouteScope, RouteType};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-/// `RT_TABLE_MAIN`, linux/rtnetlink.h.
-const MAIN_TABLE: u32 = 254;
+/// The metric that is the MTU, linux/rtnetlink.h.
+const RTAX_MTU: u16 = 2;
 
 /// A route: what it is to be, or is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -96,32 +98,47 @@ impl RouteSpec {
         }
     }
 
-    fn to_message(&self, index: u32) -> Result<RouteMessage, NetworkError> {
-        let mixed = |_| NetworkError::MixedFamilies(self.to_string());
-        let mut builder = RouteMessageBuilder::<IpAddr>::new()
-            .output_interface(index)
-            .table_id(MAIN_TABLE)
-            .scope(RouteScope::from(self.scope));
-        builder.get_mut().header.address_family = self.family();
+    fn to_message(&self, index: u32) -> Result<Message, NetworkError> {
+        let family = self.family();
+        let checked = |address: IpAddr| {
+            if address.is_ipv6() == (family == AddressFamily::Inet6) {
+                Ok(bytes_of(address))
+            } else {
+                Err(NetworkError::MixedFamilies(self.to_string()))
+            }
+        };
+        let source = match self.source {
+            Some(RouteSource::Prefix(prefix)) => prefix.length(),
+            _ => 0,
+        };
+        let header = RouteHeader {
+            address_family: family,
+            destination_prefix_length: self.destination.map_or(0, |prefix| prefix.length()),
+            source_prefix_length: source,
+            table: RT_TABLE_MAIN,
+            protocol: RouteProtocol::Static,
+            scope: RouteScope::from(self.scope),
+            kind: RouteType::Unicast,
+            flags: RouteFlags::from_bits_retain(self.flags),
+            ..RouteHeader::default()
+        };
+        let mut message = Message::new(RTM_NEWROUTE, &header).with(RTA_OIF, &index.to_ne_bytes());
         if let Some(destination) = self.destination {
-            let (address, length) = (destination.address(), destination.length());
-            builder = builder.destination_prefix(address, length).map_err(mixed)?;
+            message = message.with(RTA_DST, &checked(destination.address())?);
         }
         if let Some(gateway) = self.gateway {
-            builder = builder.gateway(gateway).map_err(mixed)?;
+            message = message.with(RTA_GATEWAY, &checked(gateway)?);
         }
-        builder = match self.source {
-            Some(RouteSource::Prefix(prefix)) => builder
-                .source_prefix(prefix.address(), prefix.length())
-                .map_err(mixed)?,
-            Some(RouteSource::Preferred(address)) => builder.pref_source(address).map_err(mixed)?,
-            None => builder,
+        message = match self.source {
+            Some(RouteSource::Prefix(prefix)) => message.with(RTA_SRC, &checked(prefix.address())?),
+            Some(RouteSource::Preferred(own)) => message.with(RTA_PREFSRC, &checked(own)?),
+            None => message,
         };
-        let mut message = builder.build();
-        message.header.flags = RouteFlags::from_bits_retain(self.flags);
         if let Some(mtu) = self.mtu {
-            let metrics = vec![RouteMetric::Mtu(mtu)];
-            message.attributes.push(RouteAttribute::Metrics(metrics));
+            let metric = DefaultNla::new(RTAX_MTU, mtu.to_ne_bytes().to_vec());
+            let mut metrics = vec![0; metric.buffer_len()];
+            metric.emit(&mut metrics);
+            message = message.with(RTA_METRICS | NLA_F_NESTED, &metrics);
         }
         Ok(message)
     }
@@ -139,13 +156,8 @@ impl Network {
             routes.iter().partition(|route| route.gateway.is_none());
         for route in direct.into_iter().chain(through) {
             let index = self.index_of(&route.device).await?;
-            self.handle
-                .route()
-                .add(route.to_message(index)?)
-                .replace()
-                .execute()
-                .await
-                .map_err(failed("add route", route.to_string()))?;
+            let added = self.kernel.replace(route.to_message(index)?).await;
+            added.map_err(failed("add route", route.to_string()))?;
         }
         Ok(())
     }
@@ -158,67 +170,51 @@ impl Network {
         let names = self.names().await?;
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut question = RouteMessage::default();
-            question.header.address_family = family;
-            let messages: Vec<RouteMessage> = self
-                .handle
-                .route()
-                .get(question)
-                .execute()
-                .try_collect()
-                .await
-                .map_err(failed("list", "routes"))?;
-            let named = |index: &u32| names.get(index).cloned().unwrap_or_default();
-            routes.extend(
-                messages
-                    .iter()
-                    .filter(|message| is_main_unicast(message))
-                    .map(|message| from_message(message, named)),
-            );
+            let header = RouteHeader {
+                address_family: family,
+                ..RouteHeader::default()
+            };
+            let answers = self.kernel.list(Message::new(RTM_GETROUTE, &header)).await;
+            let answers = answers.map_err(failed("list", "routes"))?;
+            let named = |index: u32| names.get(&index).cloned().unwrap_or_default();
+            let found = answers.iter();
+            routes.extend(found.filter_map(|message| from_message(message, named)));
         }
         Ok(routes)
     }
 }
 
-fn is_main_unicast(message: &RouteMessage) -> bool {
-    let table = message.attributes.iter().find_map(|one| match one {
-        RouteAttribute::Table(table) => Some(*table),
-        _ => None,
-    });
-    let table = table.unwrap_or_else(|| message.header.table.into());
-    table == MAIN_TABLE && message.header.kind == RouteType::Unicast
-}
-
-fn from_message(message: &RouteMessage, named: impl Fn(&u32) -> String) -> RouteSpec {
-    let header = &message.header;
+/// The route in a message; none if it is not a unicast one of the main table.
+fn from_message(message: &Message, named: impl Fn(u32) -> String) -> Option<RouteSpec> {
+    let (header, attributes) = message.parts(RouteHeader::parse)?;
+    let mut table = header.table.into();
     let mut route = RouteSpec {
         scope: header.scope.into(),
         flags: header.flags.bits(),
         is_ipv6: header.address_family == AddressFamily::Inet6,
         ..RouteSpec::default()
     };
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(address) => {
-                route.destination = prefix(address, header.destination_prefix_length);
-            }
-            RouteAttribute::Gateway(address) => route.gateway = ip(address),
-            RouteAttribute::PrefSource(address) => {
-                route.source = ip(address).map(RouteSource::Preferred);
-            }
-            RouteAttribute::Source(address) => {
-                let from = prefix(address, header.source_prefix_length);
+    for (kind, value) in attributes {
+        match kind {
+            RTA_TABLE => table = number(value)?,
+            RTA_DST => route.destination = prefix(value, header.destination_prefix_length),
+            RTA_GATEWAY => route.gateway = address(value),
+            RTA_PREFSRC => route.source = address(value).map(RouteSource::Preferred),
+            RTA_SRC => {
+                let from = prefix(value, header.source_prefix_length);
                 route.source = from.map(RouteSource::Prefix);
             }
-            RouteAttribute::Oif(index) => route.device = named(index),
-            RouteAttribute::Metrics(metrics) => {
-                route.mtu = metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu) => Some(*mtu),
-                    _ => None,
-                });
+            RTA_OIF => route.device = number(value).map(&named).unwrap_or_default(),
+            RTA_METRICS => {
+                let mut metrics = attributes_of(value);
+                let mtu = metrics.find(|(metric, _)| *metric == RTAX_MTU);
+                route.mtu = mtu.and_then(|(_, value)| number(value));
             }
             _ => {}
         }
+    }
+    if table != u32::from(RT_TABLE_MAIN) || header.kind != RouteType::Unicast {
+        return None;
     }
     // With a gateway, "everywhere" is told as an address, so that clients that
     // drop routes without a destination keep it.
@@ -230,18 +226,10 @@ fn from_message(message: &RouteMessage, named: impl Fn(&u32) -> String) -> Route
         };
         route.destination = IpPrefix::new(anywhere, 0).ok();
     }
-    route
+    Some(route)
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some((*address).into()),
-        RouteAddress::Inet6(address) => Some((*address).into()),
-        _ => None,
-    }
-}
-
-fn prefix(address: &RouteAddress, length: u8) -> Option<IpPrefix> {
-    let address = ip(address)?;
+fn prefix(bytes: &[u8], length: u8) -> Option<IpPrefix> {
+    let address = address(bytes)?;
     IpPrefix::new(address, length.min(bits_of(address))).ok()
 }

@@ -27,11 +27,18 @@ fn in_own_network<F: Future<Output = ()>>(test: impl FnOnce(Network) -> F + Send
     });
 }
 
+/// A second socket, of a library that knows what we do not ask for.
+fn handle() -> rtnetlink::Handle {
+    let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+    tokio::spawn(connection);
+    handle
+}
+
 /// A link that goes nowhere; false, loudly, where the kernel has none.
-async fn add_dummy(network: &Network, name: &str, address: &str) -> bool {
+async fn add_dummy(name: &str, address: &str) -> bool {
     let bytes = address.parse::<HardwareAddress>().unwrap();
     let link = LinkDummy::new(name).address(bytes.as_bytes().to_vec());
-    match network.handle.link().add(link.build()).execute().await {
+    match handle().link().add(link.build()).execute().await {
         Ok(()) => true,
         Err(error) => {
             eprintln!("skipped: the kernel has no dummy links: {error}");
@@ -77,7 +84,7 @@ fn a_link_that_is_not_there_is_told_in_the_words_clients_retry_on() {
 #[test]
 fn an_interface_is_found_by_its_address_renamed_and_set_up() {
     in_own_network(|network| async move {
-        if !add_dummy(&network, "dummy7", "02:00:00:00:00:01").await {
+        if !add_dummy("dummy7", "02:00:00:00:00:01").await {
             return;
         }
         let spec = interface("eth0", "02:00:00:00:00:01", &["10.1.2.3/24", "fd00::3/64"]);
@@ -98,7 +105,7 @@ fn an_interface_is_found_by_its_address_renamed_and_set_up() {
 #[test]
 fn an_interface_without_its_address_is_found_by_name_and_gets_it() {
     in_own_network(|network| async move {
-        if !add_dummy(&network, "eth0", "02:00:00:00:00:01").await {
+        if !add_dummy("eth0", "02:00:00:00:00:01").await {
             return;
         }
         let spec = interface("eth0", "02:00:00:00:00:99", &["10.1.2.3/24"]);
@@ -111,8 +118,8 @@ fn an_interface_without_its_address_is_found_by_name_and_gets_it() {
 #[test]
 fn two_links_swap_names() {
     in_own_network(|network| async move {
-        if !add_dummy(&network, "eth0", "02:00:00:00:00:01").await
-            || !add_dummy(&network, "eth1", "02:00:00:00:00:02").await
+        if !add_dummy("eth0", "02:00:00:00:00:01").await
+            || !add_dummy("eth1", "02:00:00:00:00:02").await
         {
             return;
         }
@@ -131,7 +138,7 @@ fn two_links_swap_names() {
 #[test]
 fn routes_are_added_whatever_their_order_and_listed() {
     in_own_network(|network| async move {
-        if !add_dummy(&network, "eth0", "02:00:00:00:00:01").await {
+        if !add_dummy("eth0", "02:00:00:00:00:01").await {
             return;
         }
         let spec = interface("eth0", "02:00:00:00:00:01", &["10.1.2.3/32"]);
@@ -180,11 +187,11 @@ fn a_route_of_two_families_is_refused() {
 #[test]
 fn neighbors_are_permanent_and_replaced() {
     in_own_network(|network| async move {
-        if !add_dummy(&network, "eth0", "02:00:00:00:00:01").await {
+        if !add_dummy("eth0", "02:00:00:00:00:01").await {
             return;
         }
         let up = LinkUnspec::new_with_name("eth0").up().build();
-        network.handle.link().change(up).execute().await.unwrap();
+        handle().link().change(up).execute().await.unwrap();
         let neighbor = |hardware: &str| NeighborSpec {
             address: "10.9.0.1".parse().unwrap(),
             hardware_address: Some(hardware.parse().unwrap()),
@@ -195,7 +202,7 @@ fn neighbors_are_permanent_and_replaced() {
         let first = neighbor("02:00:00:00:00:aa");
         let second = neighbor("02:00:00:00:00:bb");
         network.add_neighbors(&[first, second]).await.unwrap();
-        let entries = network.handle.neighbours().get().execute();
+        let entries = handle().neighbours().get().execute();
         let entries: Vec<_> = entries.try_collect().await.unwrap();
         let entry = entries
             .iter()
