@@ -71,6 +71,43 @@ pub fn spec(directory: &Path, memory_mib: u32, rootfs: Option<&Path>) -> VmSpec 
     }
 }
 
+/// What a copy of a saved VM is to be: its sockets and its log in `directory`,
+/// its RAM a private view of the saved one.
+///
+/// # Errors
+/// When the VM's agent is not reached by a serial port.
+pub fn copy_of(saved: &VmSpec, memory: &Path, directory: &Path) -> Result<VmSpec, Failure> {
+    let AgentDevice::Serial { port_name, .. } = &saved.agent else {
+        return Err("the saved VM has no serial port".into());
+    };
+    let agent = AgentDevice::Serial {
+        socket: directory.join("serial.sock"),
+        port_name: port_name.clone(),
+    };
+    copy_with(saved, memory, directory, agent)
+}
+
+/// [`copy_of`], whose agent is reached in a way of its own.
+fn copy_with(
+    saved: &VmSpec,
+    memory: &Path,
+    directory: &Path,
+    agent: AgentDevice,
+) -> Result<VmSpec, Failure> {
+    let rebind = Rebind {
+        monitor: Some(directory.join("qmp.sock")),
+        console: Some(directory.join("console.sock")),
+        log: Some(directory.join("vmm.log")),
+        agent: Some(agent),
+        memory: Some(Backing::FileBacked {
+            path: memory.to_owned(),
+            shared: false,
+        }),
+        ..Rebind::default()
+    };
+    Ok(saved.rebound(&rebind)?)
+}
+
 /// A running VM whose agent answers.
 pub struct Machine {
     /// The VM.
@@ -131,20 +168,10 @@ impl Machine {
         let Backing::FileBacked { path, .. } = &saved.memory.backing else {
             return Err("the saved memory is in no file".into());
         };
-        let rebind = Rebind {
-            monitor: Some(directory.join("qmp.sock")),
-            console: Some(directory.join("console.sock")),
-            log: Some(directory.join("vmm.log")),
-            agent: Some(agent),
-            memory: Some(Backing::FileBacked {
-                path: path.clone(),
-                shared: false,
-            }),
-            ..Rebind::default()
-        };
-        let vm = qemu.restore(state, saved, &rebind).await?;
+        let copy = copy_with(saved, path, directory, agent)?;
+        let vm = qemu.restore(state, &copy, &Rebind::default()).await?;
         vm.resume().await?;
-        Self::reach(vm, &saved.rebound(&rebind)?).await
+        Self::reach(vm, &copy).await
     }
 
     async fn reach(vm: Box<dyn Vm>, spec: &VmSpec) -> Result<Self, Failure> {

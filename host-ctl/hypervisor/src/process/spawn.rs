@@ -1,23 +1,36 @@
 //! Starting a VMM: an own session, no environment, no descriptor and no
 //! privilege beyond what was listed. And following it: the code of this package
 //! that needs unsafe is all here.
+//!
+//! The child borrows our memory until its execve, as vfork(2)'s does: a copy of
+//! the page tables, and then of each page either side writes to, would be made
+//! only to be thrown away.
 #![expect(
     unsafe_code,
-    reason = "what a child does between fork and exec, and registering a pidfd, has no safe interface"
+    reason = "what a child does before its exec, and registering a pidfd, has no safe interface"
 )]
 
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::ptr;
 
-use rustix::io::{Errno, FdFlags, fcntl_setfd};
-use rustix::process::{Pid, Resource, Rlimit, geteuid, setrlimit, setsid};
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::process::{Pid, Resource, Rlimit, chdir, geteuid, setrlimit, setsid};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set, set_no_new_privs};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// The stack a child has until its execve, in units of 16 bytes, which is how a
+/// stack is aligned.
+const STACK: usize = (256 << 10) / size_of::<u128>();
+/// The lowest descriptor that is no standard one.
+const FIRST_OWN: RawFd = 3;
+/// The highest signal, signal(7).
+const LAST_SIGNAL: libc::c_int = 64;
 
 /// A VMM to start.
 pub(crate) struct Launch<'a> {
@@ -41,44 +54,188 @@ pub(crate) struct Launch<'a> {
 /// # Errors
 /// What fork(2), execve(2) or a step between them said.
 pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
+    let text = |bytes: &[u8]| CString::new(bytes).map_err(|_| io::ErrorKind::InvalidInput);
+    let program = text(launch.program.as_os_str().as_bytes())?;
+    let arguments = launch
+        .arguments
+        .iter()
+        .map(|argument| text(argument.as_bytes()))
+        .collect::<Result<Vec<_>, _>>()?;
+    // Above the standard ones, in whose place they are to be put.
+    let above = |file: &File| fcntl_dupfd_cloexec(file, FIRST_OWN);
+    let (null, log) = (above(&File::open("/dev/null")?)?, above(launch.log)?);
     let inherited: Vec<RawFd> = launch.inherited.iter().map(AsRawFd::as_raw_fd).collect();
+    let argv: Vec<*const libc::c_char> = std::iter::once(&program)
+        .chain(&arguments)
+        .map(|argument| argument.as_ptr())
+        .chain([ptr::null()])
+        .collect();
     let kept = if launch.may_override_modes {
         CapabilitySet::DAC_OVERRIDE
     } else {
         CapabilitySet::empty()
     };
-    let is_root = geteuid().is_root();
-    let mut command = Command::new(launch.program);
-    command
-        .args(launch.arguments)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(launch.log.try_clone()?)
-        .stderr(launch.log.try_clone()?);
-    // SAFETY: between fork and exec only system calls are made and memory that
-    // was allocated before is read: nothing allocates or takes a lock.
-    unsafe {
-        command.pre_exec(move || {
-            setsid()?;
-            set_no_new_privs(true)?;
-            // A core file would be a copy of the guest's memory.
-            let none = Rlimit {
-                current: Some(0),
-                maximum: Some(0),
-            };
-            setrlimit(Resource::Core, none)?;
-            if is_root {
-                drop_capabilities(kept)?;
-            }
-            close_all_but(&inherited)
-        });
+    let mut child = Child {
+        program: &program,
+        argv: &argv,
+        null: null.as_fd(),
+        log: log.as_fd(),
+        inherited: &inherited,
+        kept: geteuid().is_root().then_some(kept),
+        failure: None,
+    };
+    let pid = child.start()?;
+    match child.failure {
+        None => Ok(pid),
+        Some(failure) => {
+            // It has ended without an execve. What matters is why.
+            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+            Err(failure.into())
+        }
     }
-    let child = command.spawn()?;
-    i32::try_from(child.id())
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// A child between its clone(2) and its execve(2), and what it needs: all made
+/// before, for it must not allocate.
+struct Child<'a> {
+    program: &'a CStr,
+    /// Pointers into strings that the caller keeps, and a null one.
+    argv: &'a [*const libc::c_char],
+    null: BorrowedFd<'a>,
+    log: BorrowedFd<'a>,
+    inherited: &'a [RawFd],
+    /// The capabilities that are kept, if any are to be dropped.
+    kept: Option<CapabilitySet>,
+    /// Why there was no execve.
+    failure: Option<Errno>,
+}
+
+impl Child<'_> {
+    /// Starts it and returns once it has called execve, or has failed and says
+    /// why in `failure`.
+    fn start(&mut self) -> io::Result<Pid> {
+        let mut stack = vec![0_u128; STACK];
+        let top = stack.as_mut_ptr_range().end;
+        let blocked = BlockedSignals::all()?;
+        // SAFETY: CLONE_VFORK has this thread wait until the child has its own
+        // memory or has ended, so all that `run` gets at, this frame and the
+        // stack above all, outlives the child's use of it, and nobody else
+        // changes it meanwhile. The child has signal handlers and descriptors
+        // of its own (no CLONE_SIGHAND, no CLONE_FILES), and no signal's
+        // handler runs in our memory: all are blocked until it has reset them.
+        let pid = unsafe {
+            libc::clone(
+                run,
+                top.cast(),
+                libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
+                ptr::from_mut(self).cast(),
+            )
+        };
+        let error = io::Error::last_os_error();
+        drop(blocked);
+        drop(stack);
+        Pid::from_raw(pid).filter(|_| pid > 0).ok_or(error)
+    }
+
+    /// The child's way to its new program; returns only if that fails.
+    fn become_program(&self) -> Result<(), Errno> {
+        reset_handlers();
+        setsid()?;
+        chdir(c"/")?;
+        set_no_new_privs(true)?;
+        // A core file would be a copy of the guest's memory.
+        let none = Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        };
+        setrlimit(Resource::Core, none)?;
+        if let Some(kept) = self.kept {
+            drop_capabilities(kept)?;
+        }
+        rustix::stdio::dup2_stdin(self.null)?;
+        rustix::stdio::dup2_stdout(self.log)?;
+        rustix::stdio::dup2_stderr(self.log)?;
+        close_all_but(self.inherited)?;
+        let no_environment: [*const libc::c_char; 1] = [ptr::null()];
+        // SAFETY: `program` and what `argv` points to are strings that end in
+        // 0, both lists end in a null pointer, and all of it outlives the call.
+        // An empty set is made by filling it in.
+        unsafe {
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+            libc::execve(
+                self.program.as_ptr(),
+                self.argv.as_ptr(),
+                no_environment.as_ptr(),
+            );
+        }
+        Err(last_errno())
+    }
+}
+
+/// What the child runs. It must not return into the caller's frames, which are
+/// on another stack, and does not: clone(2) ends it with what this returns.
+extern "C" fn run(child: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: `start` passes its own `Child` and does not touch it before this
+    // process is gone from its memory.
+    let child = unsafe { &mut *child.cast::<Child<'_>>() };
+    child.failure = child.become_program().err();
+    127
+}
+
+fn last_errno() -> Errno {
+    let code = io::Error::last_os_error().raw_os_error();
+    code.map_or(Errno::INVAL, Errno::from_raw_os_error)
+}
+
+/// Gives every signal that has a handler of ours, and SIGPIPE, which Rust's
+/// start ignores, its default again. A handler is a function in our memory.
+fn reset_handlers() {
+    for signal in 1..=LAST_SIGNAL {
+        // SAFETY: sigaction(2) reads and writes the structures it is given,
+        // whose fields may all be 0. It refuses signals that cannot be handled,
+        // which is as good.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            let known = libc::sigaction(signal, ptr::null(), &raw mut action) == 0;
+            let ignored = action.sa_sigaction == libc::SIG_IGN && signal != libc::SIGPIPE;
+            if known && action.sa_sigaction != libc::SIG_DFL && !ignored {
+                let default: libc::sigaction = std::mem::zeroed();
+                libc::sigaction(signal, &raw const default, ptr::null_mut());
+            }
+        }
+    }
+}
+
+/// No signal reaches this thread until this is dropped.
+struct BlockedSignals(libc::sigset_t);
+
+impl BlockedSignals {
+    fn all() -> io::Result<Self> {
+        // SAFETY: both sets are filled in by the calls before they are read,
+        // and outlive them.
+        let (code, before) = unsafe {
+            let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigfillset(&raw mut all);
+            let code = libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+            (code, before)
+        };
+        match code {
+            0 => Ok(Self(before)),
+            code => Err(io::Error::from_raw_os_error(code)),
+        }
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: the set is the one that pthread_sigmask(3) has given.
+        // It fails only for an operation it does not know.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut());
+        }
+    }
 }
 
 /// Has the runtime tell when a pidfd becomes readable.
@@ -95,39 +252,104 @@ pub(super) fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 /// Empties the bounding set, from which root's capabilities are made at execve
 /// (capabilities(7)). Without CAP_SETPCAP that is refused, and there is little
 /// to drop.
-fn drop_capabilities(kept: CapabilitySet) -> io::Result<()> {
+fn drop_capabilities(kept: CapabilitySet) -> Result<(), Errno> {
     // Dropping CAP_SETPCAP only counts from execve on, so the order is free.
     for capability in CapabilitySet::all().difference(kept).iter() {
         match remove_capability_from_bounding_set(capability) {
             // Unknown to this kernel.
             Ok(()) | Err(Errno::INVAL) => {}
             Err(Errno::PERM) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
+            Err(errno) => return Err(errno),
         }
     }
     Ok(())
 }
 
 /// Marks every descriptor but the standard and the listed ones to be closed by
-/// execve; closing them here would close the one the parent waits on.
-fn close_all_but(inherited: &[RawFd]) -> io::Result<()> {
+/// execve.
+fn close_all_but(inherited: &[RawFd]) -> Result<(), Errno> {
     // SAFETY: close_range(2) takes three numbers and touches no memory of ours.
     let closed = unsafe {
         libc::syscall(
             libc::SYS_close_range,
-            3,
+            FIRST_OWN,
             libc::c_uint::MAX,
             libc::CLOSE_RANGE_CLOEXEC,
         )
     };
     if closed != 0 {
-        return Err(io::Error::last_os_error());
+        return Err(last_errno());
     }
     for &descriptor in inherited {
-        // SAFETY: the parent owns these descriptors, and its memory, which this
-        // is a copy of, keeps them open until spawn has returned.
+        // SAFETY: the parent owns these descriptors, and does not go on, to
+        // close them, before the child is done.
         let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
         fcntl_setfd(descriptor, FdFlags::empty())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{WaitOptions, waitpid};
+    use std::fs::read_to_string;
+
+    fn start(program: &str, arguments: &[&str], log: &File) -> io::Result<Pid> {
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        spawn(&Launch {
+            program: Path::new(program),
+            arguments: &arguments,
+            inherited: &[],
+            log,
+            may_override_modes: false,
+        })
+    }
+
+    fn field<'a>(status: &'a str, name: &str) -> &'a str {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_default().trim_start_matches(':').trim()
+    }
+
+    #[test]
+    fn a_child_has_default_signals_and_ours_are_as_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let log = File::create(&path).unwrap();
+        let ours = || {
+            let status = read_to_string("/proc/thread-self/status").unwrap();
+            ["SigBlk", "SigIgn", "SigCgt"].map(|name| field(&status, name).to_owned())
+        };
+        let before = ours();
+        let pid = start("/bin/cat", &["/proc/self/status"], &log).unwrap();
+        assert_eq!(ours(), before);
+        let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(0));
+        let theirs = read_to_string(&path).unwrap();
+        for name in ["SigBlk", "SigCgt", "CapEff"] {
+            assert_eq!(field(&theirs, name), "0000000000000000", "{name}");
+        }
+        // What whoever started us ignores, we and it do.
+        let ignored = |text: &str| u64::from_str_radix(text, 16).unwrap();
+        let pipe = 1 << (libc::SIGPIPE - 1);
+        assert_ne!(ignored(&before[1]) & pipe, 0, "Rust ignores SIGPIPE");
+        assert_eq!(
+            ignored(field(&theirs, "SigIgn")),
+            ignored(&before[1]) & !pipe
+        );
+        assert_eq!(field(&theirs, "NoNewPrivs"), "1");
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_executed_is_told_and_leaves_no_child() {
+        let log = tempfile::tempfile().unwrap();
+        let error = start("/no/such/program", &[], &log).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        let error = start("/etc/passwd", &[], &log).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        let error = start("/bin/true", &["nul\0in it"], &log).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        let children = read_to_string("/proc/thread-self/children");
+        assert_eq!(children.unwrap_or_default(), "");
+    }
 }

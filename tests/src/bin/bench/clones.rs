@@ -7,7 +7,7 @@ use host_ctl::store::Store;
 use host_ctl::template::plan_clone;
 use host_ctl::timeline::Report;
 use hypervisor::qemu::RestoreInput;
-use hypervisor::{AgentDevice, Backing, Hypervisor, Rebind};
+use hypervisor::{Hypervisor, Rebind};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -151,24 +151,7 @@ fn restore_input(
     let store = Store::open(&Paths::below(home.path())?)?;
     let template = store.find(TEMPLATE)?;
     let plan = plan_clone(&store, template.digest(), qemu.capabilities())?;
-    let AgentDevice::Serial { port_name, .. } = &plan.vm.agent else {
-        return Err("the template has no serial port".into());
-    };
-    let rebind = Rebind {
-        monitor: Some(directory.join("qmp.sock")),
-        console: Some(directory.join("console.sock")),
-        log: Some(directory.join("vmm.log")),
-        agent: Some(AgentDevice::Serial {
-            socket: directory.join("serial.sock"),
-            port_name: port_name.clone(),
-        }),
-        memory: Some(Backing::FileBacked {
-            path: plan.template.memory(),
-            shared: false,
-        }),
-        ..Rebind::default()
-    };
-    let spec = plan.vm.rebound(&rebind)?;
+    let spec = machine::copy_of(&plan.vm, &plan.template.memory(), directory)?;
     Ok(qemu.restore_input(plan.template.directory(), &spec))
 }
 
