@@ -22,6 +22,7 @@ LAB_OUTPUT := $(TARGET)/lab
 TEST_LAB = sh tests/lab/test-lab.sh $(LAB) $(GUEST) $(LAB_TOOLS) $(LAB_OUTPUT)
 
 RUST_SOURCES := $(shell find protocols policy guest-agent host-ctl rootfs-builder kernel-config tests -name '*.rs' -o -name Cargo.toml -o -name '*.proto') Cargo.toml Cargo.lock
+STATIC := $(if $(filter /%,$(shell $(CC) -print-file-name=libc.a)),-C target-feature=+crt-static)
 export CARGO_TARGET_DIR := $(TARGET)
 export TARDIGRADE_KERNEL := $(KERNEL)
 export TARDIGRADE_INITRD := $(INITRD)
@@ -116,8 +117,10 @@ $(AGENT) $(PROBE) &: $(RUST_SOURCES) guest-agent/build-static.sh
 	@sh guest-agent/build-static.sh guest-agent uniqueness-probe
 	@touch $(AGENT) $(PROBE)
 
+# Every sandbox has a supervisor, and waits for it to start: where the C library
+# can be linked into it, nothing is left to be linked then.
 $(HOST): $(RUST_SOURCES)
-	cargo build -q --release -p host-ctl
+	cargo rustc -q --release -p host-ctl --bin host-ctl -- $(STATIC)
 	@touch $@
 
 $(FLOOR): $(RUST_SOURCES)
