@@ -5,7 +5,9 @@
 use crate::built;
 use agent_client::{AgentClient, ContainerConfig, ExecConfig, ExecEvent, Rootfs, SandboxConfig};
 use hypervisor::qemu::{Deadlines, ProbeRequest, Qemu, probe};
-use hypervisor::{AgentDevice, Backing, Disk, Hypervisor, Memory, Rebind, Saved, Vm, VmSpec};
+use hypervisor::{
+    AgentDevice, Backing, Disk, Hypervisor, Memory, Rebind, Saved, Vm, VmSpec, VmState,
+};
 use protocols::{AgentAddress, Link, port};
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,8 @@ use std::time::Duration;
 const DEADLINE: Duration = Duration::from_secs(120);
 const PORT_NAME: &str = "tardigrade.agent";
 const CONTAINER: &str = "main";
+/// Where the container's files are in the guest.
+pub const ROOTFS: &str = "/run/kata-containers/main/rootfs";
 
 /// Anything that may go wrong in a test.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -106,6 +110,18 @@ fn copy_with(
         ..Rebind::default()
     };
     Ok(saved.rebound(&rebind)?)
+}
+
+/// The one container, on an overlay over the VM's disk.
+#[must_use]
+pub fn container(command: &[&str]) -> ContainerConfig {
+    let rootfs = Rootfs::OverlayDisk {
+        device: "/dev/vda".into(),
+        fstype: "erofs".into(),
+        upper_size_mib: None,
+    };
+    let words = command.iter().map(ToString::to_string).collect();
+    ContainerConfig::new(CONTAINER, rootfs, words)
 }
 
 /// A running VM whose agent answers.
@@ -207,30 +223,29 @@ impl Machine {
     /// # Errors
     /// What the agent says.
     pub async fn start(&self, command: &[&str]) -> Result<(), Failure> {
-        self.start_with(command, &agent_client::DEFAULT_CAPABILITIES)
-            .await
+        self.start_as(container(command)).await
     }
 
-    /// The same with these capabilities.
+    /// Starts the one container, as given: see [`container`].
     ///
     /// # Errors
     /// What the agent says.
-    pub async fn start_with(&self, command: &[&str], capabilities: &[&str]) -> Result<(), Failure> {
+    pub async fn start_as(&self, container: ContainerConfig) -> Result<(), Failure> {
         let sandbox = SandboxConfig {
             hostname: "template".into(),
             ..SandboxConfig::default()
         };
         self.agent.create_sandbox(&sandbox, DEADLINE).await?;
-        let rootfs = Rootfs::OverlayDisk {
-            device: "/dev/vda".into(),
-            fstype: "erofs".into(),
-            upper_size_mib: None,
-        };
-        let words = command.iter().map(ToString::to_string).collect();
-        let mut container = ContainerConfig::new(CONTAINER, rootfs, words);
-        container.capabilities = capabilities.iter().map(ToString::to_string).collect();
+        self.add(container).await
+    }
+
+    /// Starts another container.
+    ///
+    /// # Errors
+    /// What the agent says.
+    pub async fn add(&self, container: ContainerConfig) -> Result<(), Failure> {
         self.agent.create_container(&container, DEADLINE).await?;
-        self.agent.start_container(CONTAINER, DEADLINE).await?;
+        self.agent.start_container(&container.id, DEADLINE).await?;
         Ok(())
     }
 
@@ -239,8 +254,26 @@ impl Machine {
     /// # Errors
     /// What the agent says.
     pub async fn exec(&self, command: &[&str]) -> Result<(i32, String), Failure> {
+        self.run(Some(CONTAINER), command).await
+    }
+
+    /// Runs a script of busybox in the guest itself, with the container's file:
+    /// its exit status and its stdout. Its parent is the agent.
+    ///
+    /// # Errors
+    /// What the agent says.
+    pub async fn exec_in_guest(&self, script: &str) -> Result<(i32, String), Failure> {
+        let busybox = format!("{ROOTFS}/bin/busybox");
+        self.run(None, &[&busybox, "sh", "-c", script]).await
+    }
+
+    async fn run(
+        &self,
+        container: Option<&str>,
+        command: &[&str],
+    ) -> Result<(i32, String), Failure> {
         let config = ExecConfig {
-            container_id: Some(CONTAINER.into()),
+            container_id: container.map(Into::into),
             args: command.iter().map(ToString::to_string).collect(),
             ..ExecConfig::default()
         };
@@ -258,13 +291,50 @@ impl Machine {
         }
     }
 
-    /// Pauses the VM, saves it into `directory` and kills it.
+    /// Hangs up, then sends bytes that mean nothing until the VM is paused,
+    /// which it is then: it sleeps with its port full of them.
+    ///
+    /// # Errors
+    /// What the VMM says, or connect(2).
+    pub async fn pause_with_unread_bytes(&self, serial: &Path) -> Result<(), Failure> {
+        self.link.clone().close();
+        let stream = protocols::unix::connect(serial).await?;
+        let mut sent = 0;
+        let send = async {
+            // Until nobody takes any more, or for good.
+            loop {
+                stream.writable().await?;
+                match stream.try_write(&[0x5a; 4096]) {
+                    Ok(bytes) => sent += bytes,
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err::<(), _>(error),
+                }
+            }
+        };
+        let paused = async {
+            // What the socket and QEMU hold by themselves is not in the guest.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            self.vm.pause().await
+        };
+        tokio::select! {
+            error = send => error?,
+            paused = paused => paused?,
+        }
+        if sent == 0 {
+            return Err("nobody has taken a byte".into());
+        }
+        Ok(())
+    }
+
+    /// Pauses the VM if it runs, saves it into `directory` and kills it.
     ///
     /// # Errors
     /// What the VMM says.
     pub async fn save(self, directory: &Path) -> Result<Saved, Failure> {
         self.link.close();
-        self.vm.pause().await?;
+        if self.vm.info().await?.state == VmState::Running {
+            self.vm.pause().await?;
+        }
         let saved = self.vm.save(directory).await?;
         self.vm.kill().await?;
         Ok(saved)

@@ -99,7 +99,9 @@ mod qemu {
         let spec = lab::vsock_spec(&directory, MEMORY_MIB, Some(rootfs), TEMPLATE_CID);
         let machine = Machine::boot(driver, &spec).await?;
         let command = ["sleep", "100000"];
-        machine.start_with(&command, capabilities).await?;
+        let mut container = machine::container(&command);
+        container.capabilities = capabilities.iter().map(ToString::to_string).collect();
+        machine.start_as(container).await?;
         Ok(Guest {
             machine,
             spec,

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use protobuf::MessageField;
 use protocols::wire::agent;
 
 use crate::call::call;
 use crate::client::AgentClient;
+use crate::container::PATH;
 use crate::error::ClientError;
 use crate::reply;
 
@@ -52,6 +54,38 @@ enum Output {
 }
 
 impl AgentClient {
+    /// Adds a process to a container: root in `/`, with a common PATH and no
+    /// capability. Its streams are read and written by the calls here.
+    ///
+    /// # Errors
+    /// Any [`ClientError`]; a command that cannot be executed is one.
+    pub async fn exec_process(
+        &self,
+        process: ProcessName<'_>,
+        args: &[&str],
+        deadline: Duration,
+    ) -> Result<(), ClientError> {
+        let (container_id, exec_id) = process.ids();
+        let added = agent::Process {
+            Args: args.iter().map(ToString::to_string).collect(),
+            Env: vec![PATH.to_owned()],
+            Cwd: "/".to_owned(),
+            User: MessageField::some(agent::User::default()),
+            ..Default::default()
+        };
+        let request = agent::ExecProcessRequest {
+            container_id,
+            exec_id,
+            process: MessageField::some(added),
+            ..Default::default()
+        };
+        call("ExecProcess", deadline, |context| {
+            self.agent.exec_process(context, &request)
+        })
+        .await?;
+        Ok(())
+    }
+
     /// Waits for the end of a process; gives its exit status as a shell counts
     /// it, 128 + signal for a death by signal. May be asked again.
     ///

@@ -31,6 +31,9 @@ pub const DEFAULT_CAPABILITIES: [&str; 14] = [
     "CAP_AUDIT_WRITE",
 ];
 
+/// Where a process looks for programs unless it is told.
+pub(crate) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// The files a container starts from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rootfs {
@@ -98,9 +101,7 @@ impl ContainerConfig {
             id: id.into(),
             rootfs,
             args,
-            env: vec![
-                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
-            ],
+            env: vec![PATH.to_owned()],
             cwd: "/".to_owned(),
             user: User::default(),
             hostname: None,
