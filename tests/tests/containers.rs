@@ -226,7 +226,7 @@ async fn each_clone_runs_its_after_thaw_hooks_once_and_one_that_hangs_is_told() 
             }
         };
         let release = async {
-            let released = clone.agent.release(order.generation, DEADLINE).await;
+            let released = clone.agent.release(order.generation, None, DEADLINE).await;
             (released.unwrap(), Instant::now())
         };
         let ((released, ended), ran) = tokio::join!(release, first_ran);
