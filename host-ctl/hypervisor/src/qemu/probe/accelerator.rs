@@ -21,10 +21,13 @@ use crate::vm::Accelerator;
 const DEVICE: &str = "/dev/kvm";
 /// How long the firmware may take to be heard, the start of QEMU included: half
 /// a second, but two on a busy machine that is itself emulated.
-const FIRST_SOUND: Duration = Duration::from_secs(5);
-/// How long firmware and kernel may then be silent: the kernel unpacks itself
-/// meanwhile, within a second even on an emulated machine.
+const FIRST_SOUND: Duration = Duration::from_secs(6);
+/// How long firmware and kernel may then be silent, at least; the firmware
+/// copies the kernel meanwhile, which unpacks itself.
 const SILENCE: Duration = Duration::from_secs(2);
+/// The same as a multiple of what the first sound took: what is slow at first
+/// stays slow. On every machine that was tried it is less than one.
+const SILENCE_FACTOR: u32 = 5;
 /// How long all of it may take before the kernel speaks, whatever is heard.
 const LONGEST: Duration = Duration::from_secs(20);
 /// How long a kernel that speaks is listened to.
@@ -135,7 +138,7 @@ async fn run(
 
     let mut progress = Progress {
         begun: Instant::now(),
-        sound: false,
+        first_sound: None,
         first_words: None,
         last_words: false,
     };
@@ -159,7 +162,7 @@ async fn run(
     } else {
         Err(format!(
             "kvm does not run the kernel: {}",
-            if progress.sound {
+            if progress.first_sound.is_some() {
                 "the firmware is heard, the kernel is not"
             } else {
                 "nothing is heard"
@@ -170,8 +173,8 @@ async fn run(
 
 struct Progress {
     begun: Instant,
-    /// Something was heard, perhaps the firmware.
-    sound: bool,
+    /// How long it took until something was heard, perhaps the firmware.
+    first_sound: Option<Duration>,
     /// When the kernel's first words were heard.
     first_words: Option<Instant>,
     last_words: bool,
@@ -181,10 +184,10 @@ impl Progress {
     /// How much longer to listen for the next sound.
     fn patience(&self) -> Duration {
         let left = LONGEST.saturating_sub(self.begun.elapsed());
-        match self.first_words {
-            Some(heard) => DEADLINE.saturating_sub(heard.elapsed()),
-            None if self.sound => SILENCE.min(left),
-            None => FIRST_SOUND.min(left),
+        match (self.first_words, self.first_sound) {
+            (Some(heard), _) => DEADLINE.saturating_sub(heard.elapsed()),
+            (None, Some(took)) => SILENCE.max(took * SILENCE_FACTOR).min(left),
+            (None, None) => FIRST_SOUND.min(left),
         }
     }
 }
@@ -215,7 +218,9 @@ async fn listen(console: &UnixStream, progress: &mut Progress) -> Listening {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(_) => return Listening::Ended,
         }
-        progress.sound = true;
+        if progress.first_sound.is_none() {
+            progress.first_sound = Some(progress.begun.elapsed());
+        }
         let has = |words: &[u8]| heard.windows(words.len()).any(|window| window == words);
         if progress.first_words.is_none() && has(FIRST_WORDS) {
             progress.first_words = Some(Instant::now());
