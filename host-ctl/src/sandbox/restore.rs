@@ -23,10 +23,10 @@ use std::time::Duration;
 use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 
-/// How long a resumed guest may take to answer its first dial.
-const DIAL_DEADLINE: Duration = Duration::from_secs(30);
-/// How long a thaw may take.
-const THAW_DEADLINE: Duration = Duration::from_secs(30);
+/// How long it may take to put the question for the port on its way.
+const DIAL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a thaw may take, the guest's waking up included.
+const THAW_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a release may take, its hooks included.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -268,10 +268,10 @@ impl Resumed {
         let mut making = self.making;
         let begun = now();
         let session = async {
-            let _ = self.link.established(DIAL_DEADLINE).await;
+            let _ = self.link.established(THAW_DEADLINE).await;
             now()
         };
-        let granted = self.connecting.granted(DIAL_DEADLINE);
+        let granted = self.connecting.granted(THAW_DEADLINE);
         let (answered, granted, receipt) = tokio::join!(session, granted, self.exchange);
         making.moments.agent = now();
         making
