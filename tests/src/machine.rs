@@ -299,31 +299,28 @@ impl Machine {
     pub async fn pause_with_unread_bytes(&self, serial: &Path) -> Result<(), Failure> {
         self.link.clone().close();
         let stream = protocols::unix::connect(serial).await?;
-        let mut sent = 0;
+        let full = tokio::sync::Notify::new();
         let send = async {
-            // Until nobody takes any more, or for good.
             loop {
                 stream.writable().await?;
                 match stream.try_write(&[0x5a; 4096]) {
-                    Ok(bytes) => sent += bytes,
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Ok(_) => {}
+                    // The guest is behind with what it was sent.
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        full.notify_one();
+                    }
                     Err(error) => return Err::<(), _>(error),
                 }
             }
         };
-        let paused = async {
-            // What the socket and QEMU hold by themselves is not in the guest.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            self.vm.pause().await
+        let pause = async {
+            tokio::time::timeout(DEADLINE, full.notified()).await?;
+            Ok::<_, Failure>(self.vm.pause().await?)
         };
         tokio::select! {
-            error = send => error?,
-            paused = paused => paused?,
+            error = send => Ok(error?),
+            paused = pause => paused,
         }
-        if sent == 0 {
-            return Err("nobody has taken a byte".into());
-        }
-        Ok(())
     }
 
     /// Pauses the VM if it runs, saves it into `directory` and kills it.

@@ -24,8 +24,8 @@ use tardigrade_tests::{Home, images, processes, sandbox};
 
 /// For what takes seconds: an emulated guest is waited for on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// For a process that was killed to be gone.
-const GONE: Duration = Duration::from_secs(10);
+/// For a process that was killed to be gone, on a busy machine.
+const GONE: Duration = Duration::from_secs(60);
 /// The variable by which a debug build of `host-ctl` is told where to die.
 const KILL_AT: &str = "TARDIGRADE_KILL_AT";
 /// Its last step: the template is published, whole, and has no name yet.

@@ -7,6 +7,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tardigrade_tests::{Home, images, processes, sandbox};
 
+/// Every wait here is for emulated guests on a shared machine.
+const DEADLINE: Duration = Duration::from_secs(120);
+/// Below every deadline of host-ctl's, which are 30 s and more, and above what a
+/// busy machine makes of some milliseconds.
+const AT_ONCE: Duration = Duration::from_secs(20);
+
 fn template(home: &Home) {
     let rootfs = images::busybox();
     home.build_template("shell", &rootfs, &["sleep", "100000"]);
@@ -34,7 +40,7 @@ fn exec_passes_on_exit_code_streams_and_stdin() {
     let started = Instant::now();
     let output = home.run(["exec", id, "--", "no-such-command"]);
     assert_eq!(output.status.code(), Some(127));
-    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(started.elapsed() < AT_ONCE);
     let output = home.run(["exec", id, "--", "/etc/passwd"]);
     assert_eq!(output.status.code(), Some(126));
 
@@ -104,7 +110,7 @@ fn a_killed_vmm_is_a_stopped_sandbox() {
     for machine in processes::machines(home.path()) {
         kill_process(machine, Signal::KILL).unwrap();
     }
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + DEADLINE;
     while home.json(["inspect", id])["state"] != "stopped" {
         assert!(
             Instant::now() < deadline,
@@ -114,7 +120,7 @@ fn a_killed_vmm_is_a_stopped_sandbox() {
     let started = Instant::now();
     let error = home.failure(["exec", id, "--", "true"]);
     assert!(error.contains("stopped"), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < AT_ONCE);
 }
 
 #[test]

@@ -111,7 +111,8 @@ async fn a_host_that_vanishes_is_noticed_by_the_guest_at_once() {
     link.close();
     let mut rest = Vec::new();
     soon(stream.read_to_end(&mut rest)).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    // No timer of the link's own is that short.
+    assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]

@@ -53,8 +53,9 @@ async fn a_peer_that_says_nothing_or_rubbish_is_an_error_in_time() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("agent.sock");
     let socket = unix::bind(&path).unwrap();
-    let connect = async || Link::connect(&address(&path), Duration::from_millis(100)).await;
-    assert!(matches!(connect().await, Err(LinkError::Deadline { .. })));
+    let connect = async |deadline| Link::connect(&address(&path), deadline).await;
+    let silent = connect(Duration::from_millis(100)).await;
+    assert!(matches!(silent, Err(LinkError::Deadline { .. })));
     let rubbish = std::thread::spawn(move || {
         use std::io::Write;
         // The first client in the queue is the one that gave up.
@@ -62,7 +63,7 @@ async fn a_peer_that_says_nothing_or_rubbish_is_an_error_in_time() {
         let (mut client, _) = socket.accept().unwrap();
         let _ = client.write_all(&[b'x'; 100_000]);
     });
-    assert!(matches!(connect().await, Err(LinkError::Open { .. })));
+    assert!(matches!(connect(SOON).await, Err(LinkError::Open { .. })));
     rubbish.join().unwrap();
 }
 
@@ -110,8 +111,7 @@ const DIALLED: &str = "TARDIGRADE_TEST_DIAL";
 async fn another_user_is_refused_unread() {
     use std::os::unix::process::CommandExt;
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: becoming another user needs root");
-        return;
+        return rig::skip("becoming another user needs root");
     }
     let directory = tempfile::tempdir().unwrap();
     let name = format!("@tardigrade{}", directory.path().display()).replace('/', "-");
@@ -126,8 +126,7 @@ async fn another_user_is_refused_unread() {
     let dialler = match tokio::task::spawn_blocking(dial).await.unwrap() {
         Ok(output) => output,
         Err(error) => {
-            eprintln!("skipped: another user cannot run this binary: {error}");
-            return;
+            return rig::skip(&format!("another user cannot run this binary: {error}"));
         }
     };
     let shown = String::from_utf8_lossy(&dialler.stdout).into_owned();

@@ -6,7 +6,7 @@ use protocols::{Link, Listener, port};
 use tokio::net::UnixStream;
 
 /// What must come, comes within this time.
-pub(crate) const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// A deadline that passes in a test.
 pub(crate) const BRIEF: Duration = Duration::from_millis(300);

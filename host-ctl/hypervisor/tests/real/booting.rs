@@ -166,7 +166,7 @@ async fn the_agents_port_tells_when_it_is_opened() {
     let vm = lab.driver.boot(&spec).await.unwrap();
     vm.agent_port_opened(PATIENCE).await.unwrap();
     // Open already: told at once.
-    vm.agent_port_opened(Duration::from_secs(1)).await.unwrap();
+    vm.agent_port_opened(Duration::from_secs(10)).await.unwrap();
     vm.pause().await.unwrap();
     vm.save(lab.directory.path()).await.unwrap();
     vm.kill().await.unwrap();

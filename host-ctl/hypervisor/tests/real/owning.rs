@@ -44,8 +44,9 @@ async fn a_vmm_killed_from_outside_is_noticed_at_once_by_everyone_who_waits() {
         std::time::Instant::now()
     };
     let both = async { tokio::join!(vm.wait(), vm.wait(), killed) };
-    let (first, second, at) = timeout(Duration::from_secs(10), both).await.unwrap();
-    assert!(at.elapsed() < Duration::from_secs(1), "{:?}", at.elapsed());
+    let (first, second, at) = timeout(PATIENCE, both).await.unwrap();
+    // Before anything that is asked from time to time could have told.
+    assert!(at.elapsed() < Duration::from_secs(5), "{:?}", at.elapsed());
     assert_eq!(
         (first.unwrap(), second.unwrap()),
         (VmExit::Signalled(9), VmExit::Signalled(9))
@@ -190,7 +191,7 @@ async fn a_probe_is_bounded_says_why_and_is_repeated_only_when_something_changed
         found.accelerator.accelerator, found.accelerator.reason
     );
     let kept = serde_json::from_str(&serde_json::to_string(&found).unwrap()).unwrap();
-    let again = timeout(Duration::from_millis(500), probe(&request, Some(&kept)))
+    let again = timeout(Duration::from_secs(2), probe(&request, Some(&kept)))
         .await
         .unwrap();
     assert_eq!(again.unwrap(), found);
