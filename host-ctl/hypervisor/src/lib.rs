@@ -11,8 +11,10 @@
 //! the verbs of a VM leave it running or paused, which [`Vm::info`] tells.
 
 mod error;
+mod log;
 mod process;
 pub mod qemu;
+mod rest;
 mod socket;
 mod span;
 mod spec;
