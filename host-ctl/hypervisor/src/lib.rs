@@ -10,9 +10,11 @@
 //! its documentation says: `boot` and `restore` leave no process and no socket,
 //! the verbs of a VM leave it running or paused, which [`Vm::info`] tells.
 
+pub mod cloud_hypervisor;
 mod error;
 mod log;
 mod process;
+mod program;
 pub mod qemu;
 mod rest;
 mod socket;

@@ -1,13 +1,23 @@
-//! What a VMM wrote on its standard error: its last words, for an error.
+//! What a VMM writes on its standard error, and its last words, for an error.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use crate::error::quote;
+use crate::error::{Error, quote};
 
 /// How much of a log's end is looked at for the last line.
 const LOG_TAIL: u64 = 2 << 10;
+
+/// Opens a log to append to, and makes it where there is none.
+pub(crate) fn open_log(path: &Path) -> Result<File, Error> {
+    let opened = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path);
+    opened.map_err(Error::path("open", path))
+}
 
 /// The last line of what a VMM wrote on its standard error; empty when there is
 /// none.

@@ -2,6 +2,7 @@
 //! waited for or killed in its place, and its end is seen at once.
 
 mod identity;
+mod kernel;
 mod spawn;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,6 +21,7 @@ use crate::error::Error;
 use crate::vm::VmExit;
 
 pub(crate) use identity::Identity;
+pub(crate) use kernel::{landlock_version, open_taps};
 use spawn::watch;
 pub(crate) use spawn::{Launch, spawn};
 

@@ -13,8 +13,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::fs::Mode;
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
-use rustix::process::{Pid, Resource, Rlimit, geteuid, setrlimit, setsid};
+use rustix::process::{Pid, Resource, Rlimit, geteuid, setrlimit, setsid, umask};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set, set_no_new_privs};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -71,6 +72,8 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
             if is_root {
                 drop_capabilities(kept)?;
             }
+            // What it creates is for its user alone.
+            umask(Mode::RWXG | Mode::RWXO);
             close_all_but(&inherited)
         });
     }

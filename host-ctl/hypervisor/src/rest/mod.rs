@@ -211,13 +211,22 @@ async fn read_answer(stream: &mut UnixStream, path: &'static str) -> Result<Valu
         return Err(MonitorError::Refused {
             command: path,
             class: format!("status {}", head.status),
-            reason: quote(&String::from_utf8_lossy(body)),
+            reason: words(body),
         });
     }
     if body.is_empty() {
         return Ok(Value::Null);
     }
     serde_json::from_slice(body).map_err(|_| garbage(body))
+}
+
+/// The VMM's words in an answer that refuses: one VMM gives a list, from the
+/// request to the cause.
+fn words(body: &[u8]) -> String {
+    match serde_json::from_slice::<Vec<String>>(body) {
+        Ok(chain) => quote(&chain.join(": ")),
+        Err(_) => quote(&String::from_utf8_lossy(body)),
+    }
 }
 
 async fn read_more(stream: &mut UnixStream, bytes: &mut Vec<u8>) -> Result<(), MonitorError> {
