@@ -2,6 +2,7 @@
 //! variable is read here. [`super`] resolves and acts.
 
 use crate::config::{SandboxId, TemplateName};
+use crate::sandbox::vmm::Vmm;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -24,6 +25,15 @@ pub enum Output {
     Text,
     /// One JSON document.
     Json,
+}
+
+/// What carries the link to the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AgentLink {
+    /// A virtio-serial port.
+    Serial,
+    /// Vsock: of the host's kernel with qemu, of the VMM's own with the others.
+    Vsock,
 }
 
 /// The commands.
@@ -90,6 +100,14 @@ pub struct MachineArguments {
     /// The guest's kernel and initrd.
     #[command(flatten)]
     pub guest: GuestImage,
+    /// The VMM: qemu, cloud-hypervisor or firecracker; default $TARDIGRADE_VMM,
+    /// else qemu.
+    #[arg(long, value_name = "VMM")]
+    pub vmm: Option<Vmm>,
+    /// The device between host and agent; default serial with qemu, vsock with
+    /// the others.
+    #[arg(long, value_name = "DEVICE", value_enum)]
+    pub agent_link: Option<AgentLink>,
     /// The container's root file system, an EROFS image; never written.
     #[arg(long, value_name = "FILE")]
     pub rootfs: PathBuf,
@@ -399,6 +417,8 @@ mod tests {
             "exec one --cwd relative -- ls",
             "run --rootfs r.erofs",
             "run --rootfs r.erofs --memory 1 -- ls",
+            "run --rootfs r.erofs --vmm xen -- ls",
+            "run --rootfs r.erofs --agent-link tcp -- ls",
             "run --rootfs r.erofs --env =x -- ls",
             "run --rootfs r.erofs --container ../x -- ls",
             "template build ../x --rootfs r.erofs -- ls",

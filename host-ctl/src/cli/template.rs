@@ -4,7 +4,7 @@ use super::arguments::{TemplateArgument, TemplateBuildArguments, TemplateCommand
 use super::text::{Table, bytes, escape, since};
 use super::{CliError, Context, runtime};
 use crate::config::{TemplateDigest, TemplateName};
-use crate::sandbox::driver::driver;
+use crate::sandbox::driver::{GuestKernel, driver};
 use crate::store::{CloneRefusal, Manifest, SavedWarmUp, Store, Summary};
 use crate::template::{Recipe, Workplace, build};
 use crate::timeline::{Report, Timeline};
@@ -56,16 +56,20 @@ fn build_template(
     let timeline = Timeline::new();
     let kernel = store.import(&recipe.spec.kernel)?;
     let (built, driver) = runtime()?.block_on(async {
-        let driver = driver(context.paths(), kernel.path(), kernel.sha256()).await?;
+        let kernel = GuestKernel {
+            path: kernel.path(),
+            digest: kernel.sha256(),
+        };
+        let driver = driver(context.paths(), recipe.spec.vmm, kernel).await?;
         let place = Workplace {
             paths: context.paths(),
             store,
-            hypervisor: &driver,
+            hypervisor: &*driver,
         };
         let built = build(&recipe, place, &timeline, pin!(interrupted())).await?;
         Ok::<_, CliError>((built, driver))
     })?;
-    let capabilities = hypervisor::Hypervisor::capabilities(&driver);
+    let capabilities = driver.capabilities();
     let cost = built.cost;
     let row = BuiltRow {
         name: recipe.name,

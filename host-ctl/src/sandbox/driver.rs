@@ -1,51 +1,138 @@
-//! Which VMM runs the sandboxes of this host. Finding out takes seconds (KVM is
-//! believed only once it has run the kernel), so the answer is kept and looked
-//! at again only where something it depends on has changed.
+//! From the name of a VMM to its driver on this host. Finding out what a VMM
+//! can do takes up to seconds (KVM is believed only once it has run the
+//! kernel), so the answer is kept and looked at again only where something it
+//! depends on has changed.
 
+use super::vmm::{UnknownVmm, Vmm};
 use crate::config::Paths;
 use crate::host::{read_record, write_record};
 use crate::store::Sha256;
-use hypervisor::Error;
-use hypervisor::qemu::{Deadlines, Probe, ProbeRequest, Qemu, probe};
+use hypervisor::{Error, Hypervisor, VmRecord, qemu};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
-/// The driver for guests with this kernel.
+/// Why there is no driver.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The VMM is not there, or cannot be used.
+    #[error("find {vmm}; ${} names its program", vmm.variable())]
+    Vmm {
+        /// Which.
+        vmm: Vmm,
+        /// What its probe said.
+        #[source]
+        source: Error,
+    },
+    /// A record names a driver that this program does not know.
+    #[error("driver {name:?}")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// What is known.
+        #[source]
+        source: UnknownVmm,
+    },
+    /// This build has no driver for it.
+    #[error("this build has no driver for {0}")]
+    NotBuilt(Vmm),
+}
+
+/// A guest's kernel: a VMM may have to show that it runs it.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestKernel<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// Its digest.
+    pub digest: &'a Sha256,
+}
+
+/// The driver of a VMM for guests with this kernel. What was found out is kept
+/// below `paths`.
 ///
 /// # Errors
-/// When there is no VMM that can be used.
-pub async fn driver(paths: &Paths, kernel: &Path, digest: &Sha256) -> Result<Qemu, Error> {
-    let kept = kept_probe(paths, digest);
-    let known = read_record::<Probe>(&kept).ok();
-    let request = ProbeRequest {
-        program: None,
-        kernel: Some(kernel),
-        kernel_digest: digest.as_str(),
-    };
-    let found = probe(&request, known.as_ref()).await?;
-    if known.as_ref() != Some(&found) {
-        // What could not be kept costs time the next time, nothing else.
-        let _ = write_record(&kept, &found);
+/// When the VMM cannot be used.
+pub async fn driver(
+    paths: &Paths,
+    vmm: Vmm,
+    kernel: GuestKernel<'_>,
+) -> Result<Box<dyn Hypervisor>, DriverError> {
+    let kept = |name: String| Kept(paths.store.join(name));
+    match vmm {
+        Vmm::Qemu => {
+            qemu_driver(Some(kernel), &kept(format!("probe-{}.json", kernel.digest))).await
+        }
+        Vmm::CloudHypervisor | Vmm::Firecracker => return Err(DriverError::NotBuilt(vmm)),
     }
-    Ok(Qemu::new(&found, Deadlines::default()))
+    .map_err(|source| DriverError::Vmm { vmm, source })
 }
 
-/// The driver a recorded VM is adopted with: any, for what differs between
-/// kernels does not matter to a VM that runs.
+/// The driver of a VMM as it is found now, whatever was kept.
 ///
 /// # Errors
-/// When there is no VMM that can be used.
-pub async fn adopting_driver() -> Result<Qemu, Error> {
-    let request = ProbeRequest {
-        program: None,
-        kernel: None,
-        kernel_digest: "",
-    };
-    Ok(Qemu::new(
-        &probe(&request, None).await?,
-        Deadlines::default(),
-    ))
+/// When the VMM cannot be used.
+pub async fn fresh_driver(
+    vmm: Vmm,
+    kernel: Option<GuestKernel<'_>>,
+) -> Result<Box<dyn Hypervisor>, DriverError> {
+    match vmm {
+        Vmm::Qemu => qemu_driver(kernel, &Kept::nowhere()).await,
+        Vmm::CloudHypervisor | Vmm::Firecracker => return Err(DriverError::NotBuilt(vmm)),
+    }
+    .map_err(|source| DriverError::Vmm { vmm, source })
 }
 
-fn kept_probe(paths: &Paths, kernel: &Sha256) -> PathBuf {
-    paths.store.join(format!("probe-{kernel}.json"))
+/// The driver a recorded VM is adopted with: what differs between kernels does
+/// not matter to a VM that runs.
+///
+/// # Errors
+/// When the record's driver is unknown, or its VMM cannot be used.
+pub async fn adopting_driver(record: &VmRecord) -> Result<Box<dyn Hypervisor>, DriverError> {
+    let vmm = record
+        .driver
+        .parse()
+        .map_err(|source| DriverError::Unknown {
+            name: record.driver.clone(),
+            source,
+        })?;
+    fresh_driver(vmm, None).await
+}
+
+async fn qemu_driver(
+    kernel: Option<GuestKernel<'_>>,
+    kept: &Kept,
+) -> Result<Box<dyn Hypervisor>, Error> {
+    let request = qemu::ProbeRequest {
+        program: None,
+        kernel: kernel.map(|kernel| kernel.path),
+        kernel_digest: kernel.map_or("", |kernel| kernel.digest.as_str()),
+    };
+    let known = kept.read();
+    let found = qemu::probe(&request, known.as_ref()).await?;
+    kept.update(known.as_ref(), &found);
+    Ok(Box::new(qemu::Qemu::new(
+        &found,
+        qemu::Deadlines::default(),
+    )))
+}
+
+/// A probe's answer on disk.
+struct Kept(PathBuf);
+
+impl Kept {
+    /// No answer, and none is kept.
+    fn nowhere() -> Self {
+        Self(PathBuf::new())
+    }
+
+    fn read<T: DeserializeOwned>(&self) -> Option<T> {
+        read_record(&self.0).ok()
+    }
+
+    fn update<T: Serialize + PartialEq>(&self, known: Option<&T>, found: &T) {
+        if known != Some(found) && !self.0.as_os_str().is_empty() {
+            // What could not be kept costs time the next time, nothing else.
+            let _ = write_record(&self.0, found);
+        }
+    }
 }

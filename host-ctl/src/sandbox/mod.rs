@@ -18,9 +18,10 @@
 //! out and never runs again on those files. *stopped*: no VM, final.
 //!
 //! [`state`] is that drawing as a pure function, [`record`] what is kept on
-//! disk of it, [`link`](mod@link) the one connection to the agent, [`console`]
-//! what the guest says.
+//! disk of it, [`agent`] how an agent is reached at all, [`link`](mod@link) the
+//! one connection to it, [`console`] what the guest says.
 
+pub mod agent;
 pub mod boot;
 pub mod console;
 pub mod driver;
@@ -33,5 +34,6 @@ pub mod spec;
 #[cfg(test)]
 pub(crate) mod stand_in;
 pub mod state;
+pub mod vmm;
 
 pub use made::{Made, Moments};

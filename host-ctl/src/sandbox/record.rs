@@ -136,10 +136,13 @@ fn process_identity(vm: &VmRecord) -> ProcessIdentity {
 
 #[cfg(test)]
 mod tests {
+    use super::super::vmm::{Carrier, Vmm};
     use super::*;
 
     fn record() -> SandboxRecord {
         let spec = SandboxSpec {
+            vmm: Vmm::Qemu,
+            carrier: Carrier::Serial,
             vcpus: 1,
             memory_mib: 64,
             kernel: "/k".into(),

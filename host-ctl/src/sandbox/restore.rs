@@ -6,16 +6,20 @@
 //! fails leaves nothing, and nothing half made is handed over. The workload is
 //! frozen until the last step, whatever the vCPUs do.
 
+use super::agent::{
+    CID_ATTEMPTS, Unreached, address, begin, draw_cid, is_cid_taken, reach, rebound,
+};
 use super::identity::{Uuid, draw_identity};
-use super::made::{Made, Making, Moments, dial, note_call};
+use super::made::{Made, Making, Moments, note_call};
+use super::spec::VmFiles;
 use crate::host::RunDirectory;
 use crate::timeline::{Timeline, now, step};
 use agent_client::{
     AgentClient, ClientError, Connecting, Generation, Moment, Network, Offset, QuiesceId, Receipt,
     ThawOrder,
 };
-use hypervisor::{AgentDevice, Backing, Hypervisor, Rebind, VmSpec};
-use protocols::Link;
+use hypervisor::{Backing, Hypervisor, MemoryMode, Rebind, Vm, VmSpec};
+use protocols::{AgentAddress, Link};
 use rustix::io::Errno;
 use std::io;
 use std::path::PathBuf;
@@ -45,15 +49,18 @@ pub enum RestoreError {
         #[source]
         source: hypervisor::Error,
     },
-    /// The agent's port could not be dialled.
-    #[error("connect to {socket}")]
+    /// The VMM's socket for the agent could not be connected to.
+    #[error("connect to {address}")]
     Connect {
-        /// The VMM's socket.
-        socket: PathBuf,
+        /// The agent's address.
+        address: AgentAddress,
         /// What connect(2) said.
         #[source]
         source: io::Error,
     },
+    /// The agent did not answer.
+    #[error("reach the agent")]
+    Reach(#[from] Unreached),
     /// The agent refused, failed or did not answer.
     #[error("{step}")]
     Agent {
@@ -89,6 +96,8 @@ pub struct Verified {
     pub saved: VmSpec,
     /// The guest's RAM.
     pub memory: PathBuf,
+    /// How the RAM gets into the clone; none is the driver's own way.
+    pub memory_mode: Option<MemoryMode>,
     /// The name of the freeze that this clone's thaw ends.
     pub quiesce_id: QuiesceId,
 }
@@ -97,26 +106,27 @@ pub struct Verified {
 struct Prepared {
     verified: Verified,
     rebind: Rebind,
-    serial: PathBuf,
+    files: VmFiles,
     own: ThawOrder,
     timeline: Timeline,
 }
 
-/// A VM with its vCPUs stopped, and the host's first words to its agent waiting
-/// in the serial port.
+/// A VM with its vCPUs stopped; where the agent's device can hold them, the
+/// host's first words are waiting there.
 struct Restored {
     making: Making,
-    link: Link,
+    agent: AgentAddress,
+    link: Option<Link>,
     own: ThawOrder,
 }
 
-/// A VM whose vCPUs run, and which finds the request to thaw where it reads
-/// first; the workload is frozen.
+/// A VM whose vCPUs run, and which was asked to thaw; the workload is frozen.
 struct Resumed {
     making: Making,
     link: Link,
     client: AgentClient,
-    connecting: Connecting,
+    /// None where the port was granted before it was asked to.
+    connecting: Option<Connecting>,
     exchange: AbortOnDropHandle<Result<Receipt, RestoreError>>,
     /// Nothing of the guest ran before.
     resumed: Moment,
@@ -159,17 +169,6 @@ impl Verified {
     ) -> Result<Prepared, RestoreError> {
         let _span = timeline.step("clone: draw its identity");
         let paths = directory.paths();
-        let agent = match &self.saved.agent {
-            AgentDevice::Serial { port_name, .. } => Some(AgentDevice::Serial {
-                socket: paths.serial(),
-                port_name: port_name.clone(),
-            }),
-            AgentDevice::HybridVsock { cid, .. } => Some(AgentDevice::HybridVsock {
-                socket: paths.serial(),
-                cid: *cid,
-            }),
-            AgentDevice::Vsock { .. } => None,
-        };
         Ok(Prepared {
             rebind: Rebind {
                 name: Some(directory.id().vm_name()),
@@ -177,14 +176,14 @@ impl Verified {
                 monitor: Some(paths.monitor()),
                 console: Some(paths.console()),
                 log: Some(paths.vmm_log()),
-                agent,
                 memory: Some(Backing::FileBacked {
                     path: self.memory.clone(),
                     shared: false,
                 }),
+                memory_mode: self.memory_mode,
                 ..Rebind::default()
             },
-            serial: paths.serial(),
+            files: VmFiles::below(paths.directory()),
             own: ThawOrder {
                 quiesce_id: self.quiesce_id,
                 generation: Generation::random().map_err(agent_failed("draw a generation"))?,
@@ -200,16 +199,14 @@ impl Verified {
 }
 
 impl Prepared {
-    async fn restore(self, hypervisor: &dyn Hypervisor) -> Result<Restored, RestoreError> {
-        let verified = &self.verified;
+    async fn restore(mut self, hypervisor: &dyn Hypervisor) -> Result<Restored, RestoreError> {
         let restored = {
             let _span = self.timeline.step("clone: restore");
-            hypervisor
-                .restore(&verified.state, &verified.saved, &self.rebind)
-                .await
+            self.restore_vm(hypervisor).await
         };
+        let (vm, agent) = restored?;
         let making = Making {
-            vm: restored.map_err(vm_failed("restore"))?,
+            vm,
             moments: Moments {
                 vmm: now(),
                 ..Moments::default()
@@ -217,50 +214,128 @@ impl Prepared {
             timeline: self.timeline,
         };
         making.note_verb();
-        match dial(&self.serial).await {
+        match begin(&agent).await {
             Ok(link) => Ok(Restored {
                 making,
+                agent,
                 link,
                 own: self.own,
             }),
             Err(source) => {
-                let socket = self.serial;
-                Err(down(making, RestoreError::Connect { socket, source }).await)
+                let address = agent;
+                Err(down(making, RestoreError::Connect { address, source }).await)
+            }
+        }
+    }
+
+    /// Restores the VM, with another context id where the one drawn is taken.
+    /// Gives it with the address of its agent.
+    async fn restore_vm(
+        &mut self,
+        hypervisor: &dyn Hypervisor,
+    ) -> Result<(Box<dyn Vm>, AgentAddress), RestoreError> {
+        let verified = &self.verified;
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let device = rebound(&verified.saved.agent, &self.files, draw_cid()?);
+            let agent = address(&device);
+            self.rebind.agent = Some(device);
+            let restored = hypervisor.restore(&verified.state, &verified.saved, &self.rebind);
+            match restored.await {
+                Ok(vm) => return Ok((vm, agent)),
+                Err(error) if is_cid_taken(&error) && attempts < CID_ATTEMPTS => {}
+                Err(error) => return Err(vm_failed("restore")(error)),
             }
         }
     }
 }
 
 impl Restored {
-    /// Asks for the port and the thaw first and resumes then: the guest finds
-    /// all of it at once, and nothing goes to and fro before it has thawed.
     async fn resume(self) -> Result<Resumed, RestoreError> {
-        let mut making = self.making;
-        step("clone: meet the agent");
-        let (client, connecting) = match AgentClient::connect_early(&self.link, DIAL_DEADLINE).await
-        {
-            Ok(early) => early,
-            Err(error) => return Err(down(making, agent_failed("dial the agent")(error)).await),
-        };
-        step("clone: agent call Thaw");
-        let exchange = tokio::spawn(thaw(client.clone(), self.own));
-        let exchange = AbortOnDropHandle::new(exchange);
-        let before = Moment::now();
-        let resumed = making.step("clone: resume", making.vm.resume()).await;
-        making.moments.vcpu = now();
-        making.note_verb();
-        match resumed {
-            Ok(()) => Ok(Resumed {
-                making,
-                link: self.link,
-                client,
-                connecting,
-                exchange,
-                resumed: before,
-            }),
-            Err(error) => Err(down(making, vm_failed("resume")(error)).await),
+        let Self {
+            making,
+            agent,
+            link,
+            own,
+        } = self;
+        match link {
+            Some(link) => resume_into_words(making, link, own).await,
+            None => resume_and_dial(making, &agent, own).await,
         }
     }
+}
+
+/// Asks for the port and the thaw first and resumes then: the guest finds all
+/// of it at once, and nothing goes to and fro before it has thawed.
+async fn resume_into_words(
+    mut making: Making,
+    link: Link,
+    own: ThawOrder,
+) -> Result<Resumed, RestoreError> {
+    step("clone: meet the agent");
+    let (client, connecting) = match AgentClient::connect_early(&link, DIAL_DEADLINE).await {
+        Ok(early) => early,
+        Err(error) => return Err(down(making, agent_failed("dial the agent")(error)).await),
+    };
+    let exchange = ask_to_thaw(&client, own);
+    let before = Moment::now();
+    match resume_vm(&mut making).await {
+        Ok(()) => Ok(Resumed {
+            making,
+            link,
+            client,
+            connecting: Some(connecting),
+            exchange,
+            resumed: before,
+        }),
+        Err(error) => Err(down(making, error).await),
+    }
+}
+
+/// Resumes, and asks for the thaw when the guest has answered a dial: before,
+/// the device takes no words.
+async fn resume_and_dial(
+    mut making: Making,
+    agent: &AgentAddress,
+    own: ThawOrder,
+) -> Result<Resumed, RestoreError> {
+    let before = Moment::now();
+    if let Err(error) = resume_vm(&mut making).await {
+        return Err(down(making, error).await);
+    }
+    step("clone: meet the agent");
+    let begun = now();
+    let reached = reach(agent, &*making.vm, DIAL_DEADLINE).await;
+    let timeline = &making.timeline;
+    timeline.record("guest wakes, answers on port 1024", begun, now());
+    match reached {
+        Ok((link, client)) => Ok(Resumed {
+            making,
+            link,
+            exchange: ask_to_thaw(&client, own),
+            client,
+            connecting: None,
+            resumed: before,
+        }),
+        Err(error) => Err(down(making, error.into()).await),
+    }
+}
+
+async fn resume_vm(making: &mut Making) -> Result<(), RestoreError> {
+    let resumed = making.step("clone: resume", making.vm.resume()).await;
+    making.moments.vcpu = now();
+    making.note_verb();
+    resumed.map_err(vm_failed("resume"))
+}
+
+/// Sends the request, in a task of its own.
+fn ask_to_thaw(
+    client: &AgentClient,
+    own: ThawOrder,
+) -> AbortOnDropHandle<Result<Receipt, RestoreError>> {
+    step("clone: agent call Thaw");
+    AbortOnDropHandle::new(tokio::spawn(thaw(client.clone(), own)))
 }
 
 impl Resumed {
@@ -271,12 +346,19 @@ impl Resumed {
             let _ = self.link.established(DIAL_DEADLINE).await;
             now()
         };
-        let granted = self.connecting.granted(DIAL_DEADLINE);
+        let waits = self.connecting.is_some();
+        let granted = async {
+            match self.connecting {
+                Some(connecting) => connecting.granted(DIAL_DEADLINE).await,
+                None => Ok(()),
+            }
+        };
         let (answered, granted, receipt) = tokio::join!(session, granted, self.exchange);
         making.moments.agent = now();
-        making
-            .timeline
-            .record("guest wakes, answers the serial session", begun, answered);
+        if waits {
+            let timeline = &making.timeline;
+            timeline.record("guest wakes, answers the serial session", begun, answered);
+        }
         // A port that was refused is why its call failed, not the other way.
         let receipt = granted
             .map_err(agent_failed("dial the agent"))

@@ -10,7 +10,7 @@ use super::{Sha256, StoreError};
 use crate::config::TemplateDigest;
 
 /// The only format this program reads and writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Everything that must be the same for a template to serve a wish; its digest
 /// is the template's name on disk.
@@ -93,7 +93,10 @@ pub enum SavedAgentDevice {
         port_name: String,
     },
     /// A vsock device; each clone has a context id of its own.
-    Vsock,
+    Vsock {
+        /// Whether the agent takes none but the host's privileged processes.
+        privileged: bool,
+    },
     /// A vsock device of the VMM's own; each clone has a socket of its own.
     HybridVsock {
         /// The guest's context id.

@@ -237,10 +237,12 @@ fn a_manifest_half_written_of_another_format_or_another_template_is_refused() {
         home.store.load(template.digest()).unwrap_err()
     };
     assert!(matches!(refusal(&text[..100]), CloneRefusal::Manifest(_)));
-    let later = text.replace("\"format\": 1", "\"format\": 2, \"more\": true");
+    let next = FORMAT + 1;
+    let own = format!("\"format\": {FORMAT}");
+    let later = text.replace(&own, &format!("\"format\": {next}, \"more\": true"));
     assert!(matches!(
         refusal(&later),
-        CloneRefusal::Format { found: 2, .. }
+        CloneRefusal::Format { found, .. } if found == next
     ));
     let foreign = fs::read_to_string(other.directory().join("manifest.json")).unwrap();
     assert!(matches!(refusal(&foreign), CloneRefusal::Misplaced(_)));

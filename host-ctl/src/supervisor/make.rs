@@ -9,8 +9,9 @@ use crate::host::{
     ProcessError, ProcessIdentity, RecordError, RunDirectory, RunDirectoryError, explain,
 };
 use crate::sandbox::Made;
+use crate::sandbox::agent::address;
 use crate::sandbox::boot::{BootError, Interruption, boot};
-use crate::sandbox::driver::driver;
+use crate::sandbox::driver::{DriverError, GuestKernel, driver};
 use crate::sandbox::identity::Uuid;
 use crate::sandbox::link::AgentLink;
 use crate::sandbox::record::SandboxRecord;
@@ -21,9 +22,7 @@ use crate::store::{CloneRefusal, SavedWarmUp, Sha256, Store, StoreError};
 use crate::template::{ClonePlan, WarmUpError, cold_spec, plan_clone, warm_up};
 use crate::timeline::{Timeline, now};
 use agent_client::{AgentClient, ClientError};
-use hypervisor::qemu::Qemu;
 use hypervisor::{Accelerator, Backing, Hypervisor};
-use protocols::AgentAddress;
 use rustix::io::Errno;
 use std::time::Duration;
 
@@ -55,8 +54,8 @@ enum MakeError {
     Store(#[from] StoreError),
     #[error("there is nothing to boot either")]
     NoSpec(#[source] CloneRefusal),
-    #[error("find a vmm")]
-    Driver(#[source] hypervisor::Error),
+    #[error(transparent)]
+    Driver(#[from] DriverError),
     #[error(transparent)]
     Process(#[from] ProcessError),
     #[error("getrandom")]
@@ -101,7 +100,7 @@ pub(super) struct Ready {
 /// What is to be made: a clone if a plan for one could be made, else a boot,
 /// with the reason if it was to be a clone.
 struct Plan {
-    driver: Qemu,
+    driver: Box<dyn Hypervisor>,
     spec: SandboxSpec,
     template: Option<TemplateDigest>,
     /// What a boot in place of a clone still lacks.
@@ -142,9 +141,7 @@ async fn plan_of_boot(
 ) -> Result<Plan, MakeError> {
     let _span = timeline.span("boot: probe the vmm");
     Ok(Plan {
-        driver: driver(paths, &spec.kernel, kernel)
-            .await
-            .map_err(MakeError::Driver)?,
+        driver: driver_for(paths, &spec, kernel).await?,
         spec,
         template: None,
         warm_up: SavedWarmUp::default(),
@@ -168,9 +165,7 @@ async fn plan_of_clone(
     };
     let driver = {
         let _span = timeline.step("clone: probe the vmm");
-        driver(paths, &spec.kernel, &kernel)
-            .await
-            .map_err(MakeError::Driver)?
+        driver_for(paths, &spec, &kernel).await?
     };
     let clone = {
         let _span = timeline.step("clone: check the files");
@@ -183,6 +178,19 @@ async fn plan_of_clone(
         warm_up,
         clone: clone.map_err(|refusal| Some(refusal.reason())),
     })
+}
+
+/// The driver of the VMM that a sandbox is to run on.
+async fn driver_for(
+    paths: &Paths,
+    spec: &SandboxSpec,
+    kernel: &Sha256,
+) -> Result<Box<dyn Hypervisor>, DriverError> {
+    let kernel = GuestKernel {
+        path: &spec.kernel,
+        digest: kernel,
+    };
+    driver(paths, spec.vmm, kernel).await
 }
 
 /// Does it, in a run directory that is there before anything is started.
@@ -229,7 +237,7 @@ async fn bring_to_life(
     let reason = match plan.clone {
         Err(reason) => reason,
         Ok(clone) => {
-            match restore(verified(clone), directory, uuid, &plan.driver, timeline).await {
+            match restore(verified(clone), directory, uuid, &*plan.driver, timeline).await {
                 Ok(made) => return Ok((made, None)),
                 Err(error) => Some(explain(&error)),
             }
@@ -240,7 +248,7 @@ async fn bring_to_life(
         directory,
         uuid,
         Backing::Anonymous,
-        &plan.driver,
+        &*plan.driver,
         timeline,
         interruption.as_mut(),
     );
@@ -294,6 +302,7 @@ fn verified(plan: ClonePlan) -> Verified {
         state: plan.template.directory().to_owned(),
         memory: plan.template.memory(),
         saved: plan.vm,
+        memory_mode: None,
         quiesce_id: plan.quiesce_id.into(),
     }
 }
@@ -340,11 +349,11 @@ async fn commit(
         moments: made.moments,
         timeline: timeline.report(),
     });
-    let socket = directory.paths().serial();
+    let agent = address(&made.vm.record().agent);
     Ok(Ready {
         supervised: Supervised {
             vm: made.vm,
-            link: AgentLink::keep(AgentAddress::Serial { socket }, Some(made.link)),
+            link: AgentLink::keep(agent, Some(made.link)),
             console: made.console,
             directory,
             record,

@@ -7,12 +7,12 @@ use super::order::{Order, Outcome};
 use super::server::{ServeError, Sockets, Supervised};
 use crate::config::{ConfigError, Paths, SandboxId};
 use crate::host::{LockError, ProcessIdentity, RunDirectory, RunDirectoryError, Stage, explain};
+use crate::sandbox::agent::address;
 use crate::sandbox::driver::adopting_driver;
 use crate::sandbox::link::AgentLink;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::State;
-use hypervisor::{Hypervisor, VmState};
-use protocols::AgentAddress;
+use hypervisor::VmState;
 use rustix::io::Errno;
 use std::fs::OpenOptions;
 use std::future::pending;
@@ -148,7 +148,9 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
             });
         }
     };
-    let driver = adopting_driver().await.map_err(|error| failed(&error))?;
+    let driver = adopting_driver(recorded)
+        .await
+        .map_err(|error| failed(&error))?;
     let vm = driver
         .adopt(recorded)
         .await
@@ -159,8 +161,7 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
         _ => State::Running,
     });
     record.head.supervisor = Some(ProcessIdentity::current().map_err(|error| failed(&error))?);
-    let socket = directory.paths().serial();
-    let link = AgentLink::keep(AgentAddress::Serial { socket }, None);
+    let link = AgentLink::keep(address(&vm.record().agent), None);
     // Without an agent the sandbox can still be looked at and stopped.
     let _ = link.handle().ready(REDIAL_DEADLINE).await;
     let sockets = Sockets::bind(&directory).map_err(|error| failed(&error))?;

@@ -12,6 +12,7 @@ use super::warm::warm_up;
 use super::workshop::Workshop;
 use crate::config::{Paths, TemplateName};
 use crate::sandbox::Made;
+use crate::sandbox::agent::address;
 use crate::sandbox::boot::{Interruption, boot};
 use crate::sandbox::console::Console;
 use crate::sandbox::spec::SandboxSpec;
@@ -34,7 +35,7 @@ pub const STEPS: [&str; 21] = [
     "build: make the staging directory",
     "boot: start the vm",
     "boot: guest kernel and agent, until the port is open",
-    "boot: session and port 1024 over virtio-serial",
+    "boot: session and port 1024",
     "boot: agent call CreateSandbox",
     "boot: agent call CreateContainer",
     "boot: agent call StartContainer",
@@ -87,7 +88,8 @@ pub struct Built {
 pub struct Cost {
     /// Bytes of device state.
     pub state_bytes: u64,
-    /// Time of the save verb: device state only, the RAM lies in its file.
+    /// Time of the save verb: of the device state only, where the RAM lies in
+    /// its file already.
     pub save: Duration,
     /// Bytes of RAM that were not zero.
     pub touched_bytes: u64,
@@ -175,7 +177,7 @@ impl Job<'_> {
             self.spec,
             &workshop.directory,
             workshop.uuid,
-            workshop.memory(),
+            workshop.memory(hypervisor.capabilities()),
             hypervisor,
             self.timeline,
             interruption.as_mut(),
@@ -268,7 +270,7 @@ impl Job<'_> {
             drop(console);
             drop(client);
             close(link, workshop).await?;
-            begin_anew(workshop).await?
+            begin_anew(&address(&vm.record().agent)).await?
         };
         let _span = timeline.step("build: pause and save");
         vm.pause().await.map_err(BuildError::vm("pause the VM"))?;
@@ -277,6 +279,9 @@ impl Job<'_> {
         note_verb(vm, timeline);
         drop(rest);
         let saved = saved.map_err(BuildError::vm("save the VM"))?;
+        if saved.memory_file.as_ref() != Some(&workshop.staging.memory()) {
+            return Err(BuildError::NoMemory);
+        }
         Ok(Frozen {
             quiesce_id,
             agent_version: version.agent,
@@ -307,16 +312,20 @@ async fn close(link: Link, workshop: &Workshop) -> Result<(), BuildError> {
     link.close();
     tokio::time::timeout(CLOSE_DEADLINE, watched.closed())
         .await
-        .map_err(|_| BuildError::StillConnected(workshop.directory.paths().serial()))
+        .map_err(|_| BuildError::StillConnected(workshop.directory.id().clone()))
 }
 
-/// Begins a session in which nothing is said. That the guest answers it shows
-/// that it is done with the one before: what remained of that, every clone would
-/// have to clear away before it can listen.
-async fn begin_anew(workshop: &Workshop) -> Result<Link, BuildError> {
-    let socket = workshop.directory.paths().serial();
-    Link::connect(&AgentAddress::Serial { socket }, CALL_DEADLINE)
+/// Begins a session in which nothing is said, where there are sessions. That
+/// the guest answers it shows that it is done with the one before: what
+/// remained of that, every clone would have to clear away before it can listen.
+/// Connections of vsock would only be reset in every clone.
+async fn begin_anew(agent: &AgentAddress) -> Result<Option<Link>, BuildError> {
+    if !matches!(agent, AgentAddress::Serial { .. }) {
+        return Ok(None);
+    }
+    Link::connect(agent, CALL_DEADLINE)
         .await
+        .map(Some)
         .map_err(BuildError::Session)
 }
 

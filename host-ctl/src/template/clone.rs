@@ -34,7 +34,7 @@ pub fn plan_clone(
 ) -> Result<ClonePlan, CloneRefusal> {
     let template = store.load(digest)?;
     let have = &template.manifest().requirements;
-    let spec = sandbox_spec(have, store);
+    let spec = sandbox_spec(have, store)?;
     let wanted = requirements(&spec, &Images::of(have), &have.warm_up, capabilities);
     if let Some(difference) = compare(&wanted, have).map_err(Box::new)? {
         return Err(difference.into());
@@ -57,5 +57,5 @@ pub fn plan_clone(
 /// When there is no manifest of ours to read either.
 pub fn cold_spec(store: &Store, digest: &TemplateDigest) -> Result<SandboxSpec, CloneRefusal> {
     let template = store.load(digest)?;
-    Ok(sandbox_spec(&template.manifest().requirements, store))
+    sandbox_spec(&template.manifest().requirements, store)
 }

@@ -1,13 +1,11 @@
 //! Why a template was not built.
 
-use std::path::PathBuf;
-
 use protocols::LinkError;
 use rustix::io::Errno;
 use thiserror::Error;
 
 use super::WarmUpError;
-use crate::config::NameError;
+use crate::config::{NameError, SandboxId};
 use crate::host::{ProcessError, RecordError, RunDirectoryError, explain};
 use crate::sandbox::boot::BootError;
 use crate::store::StoreError;
@@ -70,8 +68,11 @@ pub enum BuildError {
     #[error("interrupted")]
     Interrupted,
     /// The link to the agent did not end when asked to.
-    #[error("the link over {0} did not close")]
-    StillConnected(PathBuf),
+    #[error("the link to the agent of {0} did not close")]
+    StillConnected(SandboxId),
+    /// The VMM has put the RAM somewhere else than beside the state.
+    #[error("the saved VM's memory is in no file of the template")]
+    NoMemory,
     /// The agent did not answer the session that the template is saved in.
     #[error("begin the session to be saved in")]
     Session(#[source] LinkError),

@@ -6,11 +6,13 @@ use hypervisor::{AgentDevice, Backing, Capabilities, NicBackend, VmSpec};
 use policy::Policy;
 use rustix::process::geteuid;
 
+use crate::sandbox::agent::HYBRID_CID;
 use crate::sandbox::identity::Uuid;
-use crate::sandbox::spec::{ContainerPlan, SandboxSpec, VmFiles};
+use crate::sandbox::spec::{ContainerPlan, Own, SandboxSpec, VmFiles};
+use crate::sandbox::vmm::Carrier;
 use crate::store::{
-    FORMAT, Requirements, SavedAgentDevice, SavedContainer, SavedDisk, SavedMachine, SavedNic,
-    SavedVmm, SavedWarmUp, Sha256, Store,
+    CloneRefusal, FORMAT, Requirements, SavedAgentDevice, SavedContainer, SavedDisk, SavedMachine,
+    SavedNic, SavedVmm, SavedWarmUp, Sha256, Store,
 };
 
 /// The digests of a machine's files.
@@ -58,7 +60,7 @@ pub(super) fn requirements(
             machine_type: capabilities.machine.clone(),
             cpu_model: vm.cpu_model.clone().unwrap_or_else(default_model),
         },
-        machine: saved_machine(&vm, images),
+        machine: saved_machine(&vm, spec.carrier, images),
         // The one an agent has until it is given another.
         policy: Policy::AllowAll.digest().to_string(),
         containers: spec.containers.iter().map(saved_container).collect(),
@@ -70,24 +72,50 @@ pub(super) fn requirements(
 /// and a manifest holds none.
 pub(super) fn any_vm(spec: &SandboxSpec) -> VmSpec {
     let nowhere = VmFiles::below(Path::new("/nonexistent"));
-    spec.vm("template", Uuid::NIL, &nowhere, Backing::Anonymous)
+    spec.vm(Own {
+        name: "template",
+        uuid: Uuid::NIL,
+        files: &nowhere,
+        backing: Backing::Anonymous,
+        cid: HYBRID_CID,
+    })
 }
 
 /// The sandbox that a manifest describes, made of kept files.
-pub(super) fn sandbox_spec(requirements: &Requirements, store: &Store) -> SandboxSpec {
+///
+/// # Errors
+/// [`CloneRefusal::Vmm`] for a VMM that this program does not know.
+pub(super) fn sandbox_spec(
+    requirements: &Requirements,
+    store: &Store,
+) -> Result<SandboxSpec, CloneRefusal> {
+    let kind = &requirements.vmm.kind;
+    let unknown = |_| CloneRefusal::Vmm(kind.clone());
     let machine = &requirements.machine;
     let kept = |image: &Sha256| -> PathBuf { store.blob_path(image) };
-    SandboxSpec {
+    Ok(SandboxSpec {
+        vmm: kind.parse().map_err(unknown)?,
+        carrier: carrier(&machine.agent),
         vcpus: machine.vcpus,
         memory_mib: machine.memory_mib,
         kernel: kept(&machine.kernel),
         initrd: kept(&machine.initrd),
         disks: machine.disks.iter().map(|disk| kept(&disk.image)).collect(),
         containers: requirements.containers.iter().map(container).collect(),
+    })
+}
+
+fn carrier(saved: &SavedAgentDevice) -> Carrier {
+    match saved {
+        SavedAgentDevice::Serial { .. } => Carrier::Serial,
+        SavedAgentDevice::Vsock { privileged } => Carrier::Vsock {
+            privileged: *privileged,
+        },
+        SavedAgentDevice::HybridVsock { .. } => Carrier::HybridVsock,
     }
 }
 
-fn saved_machine(vm: &VmSpec, images: &Images) -> SavedMachine {
+fn saved_machine(vm: &VmSpec, carrier: Carrier, images: &Images) -> SavedMachine {
     let disks = vm.disks.iter().zip(&images.disks);
     SavedMachine {
         vcpus: vm.vcpus,
@@ -106,7 +134,9 @@ fn saved_machine(vm: &VmSpec, images: &Images) -> SavedMachine {
             AgentDevice::Serial { port_name, .. } => SavedAgentDevice::Serial {
                 port_name: port_name.clone(),
             },
-            AgentDevice::Vsock { .. } => SavedAgentDevice::Vsock,
+            AgentDevice::Vsock { .. } => SavedAgentDevice::Vsock {
+                privileged: carrier == Carrier::Vsock { privileged: true },
+            },
             AgentDevice::HybridVsock { cid, .. } => SavedAgentDevice::HybridVsock { cid: *cid },
         },
         nics: vm
@@ -149,11 +179,14 @@ fn container(saved: &SavedContainer) -> ContainerPlan {
 mod tests {
     use super::*;
     use crate::config::Paths;
+    use crate::sandbox::vmm::Vmm;
     use crate::store::compare;
     use hypervisor::{Accelerator, AgentDevices, MemoryMode};
 
     fn spec() -> SandboxSpec {
         SandboxSpec {
+            vmm: Vmm::Qemu,
+            carrier: Carrier::Serial,
             vcpus: 1,
             memory_mib: 128,
             kernel: "/k".into(),
@@ -206,12 +239,33 @@ mod tests {
         let paths = Paths::below(&root.path().join("state")).unwrap();
         let store = Store::open(&paths).unwrap();
         let have = saved(&spec(), &capabilities());
-        let back = sandbox_spec(&have, &store);
+        let back = sandbox_spec(&have, &store).unwrap();
         assert_eq!(back.containers, spec().containers);
         assert_eq!(back.disks, [store.blob_path(&Sha256::of(b"image"))]);
         // The way to the files is not part of what must match.
         let again = requirements(&back, &Images::of(&have), &have.warm_up, &capabilities());
         assert_eq!(compare(&again, &have).unwrap(), None);
+    }
+
+    #[test]
+    fn a_manifest_gives_back_the_carrier_of_the_agents_link() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::below(&root.path().join("state")).unwrap();
+        let store = Store::open(&paths).unwrap();
+        for carrier in [
+            Carrier::Serial,
+            Carrier::Vsock { privileged: true },
+            Carrier::Vsock { privileged: false },
+            Carrier::HybridVsock,
+        ] {
+            let made = SandboxSpec { carrier, ..spec() };
+            let have = saved(&made, &capabilities());
+            assert_eq!(sandbox_spec(&have, &store).unwrap().carrier, carrier);
+        }
+        let mut have = saved(&spec(), &capabilities());
+        have.vmm.kind = "xen".into();
+        let refusal = sandbox_spec(&have, &store).unwrap_err();
+        assert!(refusal.reason().contains("xen"), "{}", refusal.reason());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The place where one template is built: a run directory, so that a sweep
 //! finds what a kill leaves, and a staging directory.
 
-use hypervisor::{Backing, Vm};
+use hypervisor::{Backing, Capabilities, Vm};
 
 use super::BuildError;
 use crate::config::{Paths, SandboxId};
@@ -56,11 +56,16 @@ impl Workshop {
         }
     }
 
-    /// Where the guest's RAM is to lie.
-    pub(super) fn memory(&self) -> Backing {
-        Backing::FileBacked {
-            path: self.staging.memory(),
-            shared: true,
+    /// Where the guest's RAM is to lie: in the template's file from the boot
+    /// on, or, where a VMM cannot do that, wherever it saves it from.
+    pub(super) fn memory(&self, capabilities: &Capabilities) -> Backing {
+        if capabilities.boots_on_memory_file {
+            Backing::FileBacked {
+                path: self.staging.memory(),
+                shared: true,
+            }
+        } else {
+            Backing::Anonymous
         }
     }
 
