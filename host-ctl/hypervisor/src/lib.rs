@@ -23,6 +23,7 @@ mod spec;
 mod vm;
 
 pub use error::{Error, MonitorError};
+pub use process::create_tap;
 pub use span::Span;
 pub use spec::{AgentDevice, Backing, Disk, Memory, MemoryMode, Nic, NicBackend, Rebind, VmSpec};
 pub use vm::{

@@ -36,6 +36,15 @@ pub enum AgentLink {
     Vsock,
 }
 
+/// What a guest's interface is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Network {
+    /// It has none.
+    None,
+    /// A tap device.
+    Tap,
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -108,6 +117,11 @@ pub struct MachineArguments {
     /// the others.
     #[arg(long, value_name = "DEVICE", value_enum)]
     pub agent_link: Option<AgentLink>,
+    /// The guest's network: none, or an interface whose other end is a tap device
+    /// of this host, with addresses of its own out of $TARDIGRADE_SUBNET
+    /// (100.64.0.0/10). A template's clones have one each.
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = Network::None)]
+    pub network: Network,
     /// The container's root file system, an EROFS image; never written.
     #[arg(long, value_name = "FILE")]
     pub rootfs: PathBuf,
@@ -419,6 +433,7 @@ mod tests {
             "run --rootfs r.erofs --memory 1 -- ls",
             "run --rootfs r.erofs --vmm xen -- ls",
             "run --rootfs r.erofs --agent-link tcp -- ls",
+            "run --rootfs r.erofs --network bridge -- ls",
             "run --rootfs r.erofs --env =x -- ls",
             "run --rootfs r.erofs --container ../x -- ls",
             "template build ../x --rootfs r.erofs -- ls",

@@ -387,6 +387,7 @@ mod tests {
             booted: reason.is_some(),
             fallback: reason.map(str::to_owned),
             accelerator: hypervisor::Accelerator::Tcg,
+            addresses: None,
             clock_error_nanos: Some(1_500_000),
             round_trip_nanos: Some(1_000_000),
             not_unique: Vec::new(),

@@ -2,10 +2,12 @@
 //! are there.
 
 use super::CliError;
-use super::arguments::{AgentLink, GuestImage, MachineArguments};
+use super::arguments::{AgentLink, GuestImage, MachineArguments, Network};
 use super::text::escape;
+use crate::sandbox::network::NetworkKind;
 use crate::sandbox::spec::{ContainerPlan, SandboxSpec};
 use crate::sandbox::vmm::{Carrier, Vmm};
+use rustix::thread::CapabilitySet;
 use std::path::{Path, PathBuf};
 
 /// The variables that name the guest's files when no option does.
@@ -40,6 +42,22 @@ fn carrier(vmm: Vmm, wish: Option<AgentLink>) -> Result<Carrier, CliError> {
     }
 }
 
+/// The network, if this process may make one.
+fn network(wish: Network) -> Result<NetworkKind, CliError> {
+    let Network::Tap = wish else {
+        return Ok(NetworkKind::None);
+    };
+    let own = rustix::thread::capabilities(None);
+    if own.is_ok_and(|own| own.effective.contains(CapabilitySet::NET_ADMIN)) {
+        Ok(NetworkKind::Tap)
+    } else {
+        Err(CliError::Missing {
+            what: "--network tap needs CAP_NET_ADMIN".to_owned(),
+            hint: "run as root, or leave --network out",
+        })
+    }
+}
+
 impl GuestImage {
     /// The kernel's path, which need not exist.
     pub(super) fn kernel(&self) -> Option<PathBuf> {
@@ -69,6 +87,7 @@ impl MachineArguments {
         Ok(SandboxSpec {
             vmm,
             carrier: carrier(vmm, self.agent_link)?,
+            network: network(self.network)?,
             vcpus: self.cpus,
             memory_mib: self.memory,
             kernel: existing("kernel", &kernel)?,

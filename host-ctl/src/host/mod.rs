@@ -1,9 +1,11 @@
 //! What the host side does to the host: processes, run directories, records
 //! and locks, each with an identity that lets [`sweep`] finish what a kill
-//! began without touching anything that is not ours.
+//! began without touching anything that is not ours. [`network`] is what it
+//! does to the host's links.
 
 mod call;
 mod lock;
+pub mod network;
 mod process;
 mod record;
 mod ring;

@@ -3,13 +3,14 @@
 
 use super::agent::{CID_ATTEMPTS, Unreached, address, begin, draw_cid, is_cid_taken, reach};
 use super::console::Console;
-use super::identity::Uuid;
-use super::made::{Made, Making, Moments};
+use super::made::{Made, Making, Moments, Site};
+use super::network::Attached;
 use super::spec::{ContainerPlan, Own, SandboxSpec, VmFiles};
-use crate::host::{RunDirectory, explain};
-use crate::timeline::{Timeline, now};
+use crate::host::explain;
+use crate::host::network::NetworkError;
+use crate::timeline::now;
 use agent_client::{AgentClient, ClientError, SandboxConfig};
-use hypervisor::{Backing, Hypervisor, Vm};
+use hypervisor::{Backing, Vm};
 use protocols::{AgentAddress, Link};
 use rustix::io::Errno;
 use std::io;
@@ -49,6 +50,9 @@ pub enum BootError {
     /// The agent did not answer.
     #[error("reach the agent")]
     Reach(#[from] Unreached),
+    /// The host's end of its network could not be opened.
+    #[error("lift the fence")]
+    Network(#[from] NetworkError),
     /// The agent refused, failed or did not answer.
     #[error("{step}")]
     Agent {
@@ -110,17 +114,15 @@ pub type Interruption<'a> = Pin<&'a mut (dyn Future<Output = ()> + Send)>;
 /// then.
 pub async fn boot(
     spec: &SandboxSpec,
-    directory: &RunDirectory,
-    uuid: Uuid,
     backing: Backing,
-    hypervisor: &dyn Hypervisor,
-    timeline: &Timeline,
+    site: Site<'_>,
     mut interruption: Interruption<'_>,
 ) -> Result<Made, BootError> {
+    let timeline = site.timeline;
     let started = {
         let _span = timeline.step("boot: start the vm");
         tokio::select! {
-            started = start_vm(spec, directory, uuid, backing, hypervisor) => started,
+            started = start_vm(spec, backing, site) => started,
             () = &mut interruption => return Err(BootError::Interrupted),
         }
     };
@@ -136,10 +138,10 @@ pub async fn boot(
         timeline: timeline.clone(),
     };
     making.note_verb();
-    let files = directory.paths();
+    let files = site.directory.paths();
     let console = Console::keep(files.console(), files.console_log());
     let brought_up = tokio::select! {
-        brought_up = bring_up(&mut making, spec, directory, &agent) => brought_up,
+        brought_up = bring_up(&mut making, spec, site, &agent) => brought_up,
         () = interruption => Err(BootError::Interrupted),
     };
     match brought_up {
@@ -177,6 +179,7 @@ impl BootError {
                 source.is_dead() || matches!(source, ClientError::Deadline { .. })
             }
             Self::Random(_)
+            | Self::Network(_)
             | Self::Disk { .. }
             | Self::Silent { .. }
             | Self::Interrupted
@@ -189,23 +192,22 @@ impl BootError {
 /// it with the address of its agent.
 async fn start_vm(
     spec: &SandboxSpec,
-    directory: &RunDirectory,
-    uuid: Uuid,
     backing: Backing,
-    hypervisor: &dyn Hypervisor,
+    site: Site<'_>,
 ) -> Result<(Box<dyn Vm>, AgentAddress), BootError> {
-    let files = VmFiles::below(directory.paths().directory());
+    let files = VmFiles::below(site.directory.paths().directory());
     let mut attempts = 0;
     loop {
         attempts += 1;
         let vm = spec.vm(Own {
-            name: &directory.id().vm_name(),
-            uuid,
+            name: &site.directory.id().vm_name(),
+            uuid: site.uuid,
             files: &files,
             backing: backing.clone(),
             cid: draw_cid()?,
+            tap: site.network.map(Attached::tap),
         });
-        match hypervisor.boot(&vm).await {
+        match site.hypervisor.boot(&vm).await {
             Ok(booted) => return Ok((booted, address(&vm.agent))),
             Err(error) if is_cid_taken(&error) && attempts < CID_ATTEMPTS => {}
             Err(source) => {
@@ -259,16 +261,16 @@ async fn meet(making: &Making, address: &AgentAddress) -> Result<(Link, AgentCli
 async fn bring_up(
     making: &mut Making,
     spec: &SandboxSpec,
-    directory: &RunDirectory,
+    site: Site<'_>,
     agent: &AgentAddress,
 ) -> Result<Link, BootError> {
     let (link, client) = meet(making, agent).await?;
     making.moments.agent = now();
     let failed = |step| move |source| BootError::Agent { step, source };
     let sandbox = SandboxConfig {
-        hostname: directory.id().vm_name(),
+        hostname: site.directory.id().vm_name(),
         dns: Vec::new(),
-        sandbox_id: directory.id().to_string(),
+        sandbox_id: site.directory.id().to_string(),
     };
     making
         .step(
@@ -277,11 +279,43 @@ async fn bring_up(
         )
         .await
         .map_err(failed("create the sandbox"))?;
+    if let Some(network) = site.network {
+        connect(making, &client, network).await?;
+    }
     for container in &spec.containers {
         start(making, &client, container).await?;
     }
     making.moments.released = now();
     Ok(link)
+}
+
+/// Gives the guest its own addresses, and lifts the fence when it has them. A
+/// guest that is to be nobody stays behind it.
+async fn connect(
+    making: &Making,
+    client: &AgentClient,
+    network: &Attached,
+) -> Result<(), BootError> {
+    let Some(guest) = network.guest() else {
+        return Ok(());
+    };
+    let failed = |source| BootError::Agent {
+        step: "configure the guest's network",
+        source,
+    };
+    {
+        let _span = making.timeline.span("boot: agent calls for the network");
+        for interface in &guest.interfaces {
+            let updated = client.update_interface(interface, CALL_DEADLINE).await;
+            updated.map_err(failed)?;
+        }
+        let updated = client.update_routes(&guest.routes, CALL_DEADLINE).await;
+        updated.map_err(failed)?;
+        let added = client.add_neighbors(&guest.neighbors, CALL_DEADLINE).await;
+        added.map_err(failed)?;
+    }
+    let _span = making.timeline.span("boot: lift the fence");
+    Ok(network.lift_fence().await?)
 }
 
 async fn start(
@@ -318,10 +352,14 @@ async fn start(
 
 #[cfg(test)]
 mod tests {
+    use super::super::identity::Uuid;
+    use super::super::network::NetworkKind;
     use super::super::stand_in::StandInVmm;
     use super::super::vmm::{Carrier, Vmm};
     use super::*;
     use crate::config::{Paths, SandboxId};
+    use crate::host::RunDirectory;
+    use crate::timeline::Timeline;
     use std::future::pending;
     use std::pin::pin;
     use std::sync::atomic::Ordering;
@@ -339,6 +377,7 @@ mod tests {
         let spec = SandboxSpec {
             vmm: Vmm::Qemu,
             carrier: Carrier::Serial,
+            network: NetworkKind::None,
             vcpus: 1,
             memory_mib: 64,
             kernel: "/k".into(),
@@ -352,16 +391,14 @@ mod tests {
             let (mut console, _) = console.accept().await.unwrap();
             console.write_all(b"Kernel \x1bpanic\r\n").await.unwrap();
         };
-        let backing = Backing::Anonymous;
-        let booted = boot(
-            &spec,
-            &directory,
+        let site = Site {
+            directory: &directory,
             uuid,
-            backing,
-            vmm,
-            &timeline,
-            interruption,
-        );
+            hypervisor: vmm,
+            network: None,
+            timeline: &timeline,
+        };
+        let booted = boot(&spec, Backing::Anonymous, site, interruption);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

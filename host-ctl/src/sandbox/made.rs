@@ -2,9 +2,12 @@
 //! of its making, and the way down.
 
 use super::console::Console;
+use super::identity::Uuid;
+use super::network::Attached;
+use crate::host::RunDirectory;
 use crate::timeline::{Timeline, now};
 use agent_client::{Generation, Identity, Step};
-use hypervisor::Vm;
+use hypervisor::{Hypervisor, Vm};
 use protocols::Link;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -46,6 +49,21 @@ pub struct Made {
     pub not_unique: Vec<String>,
     /// When it got where.
     pub moments: Moments,
+}
+
+/// Where a sandbox is made, and by what.
+#[derive(Clone, Copy)]
+pub struct Site<'a> {
+    /// Its run directory.
+    pub directory: &'a RunDirectory,
+    /// The UUID of its VM.
+    pub uuid: Uuid,
+    /// What makes its VM.
+    pub hypervisor: &'a dyn Hypervisor,
+    /// What its interface is connected to, fenced; none if it has none.
+    pub network: Option<&'a Attached>,
+    /// Where the time goes.
+    pub timeline: &'a Timeline,
 }
 
 /// A VM on its way, with the clock running.

@@ -28,6 +28,7 @@ pub mod driver;
 pub mod identity;
 pub mod link;
 mod made;
+pub mod network;
 pub mod record;
 pub mod restore;
 pub mod spec;
@@ -36,4 +37,4 @@ pub(crate) mod stand_in;
 pub mod state;
 pub mod vmm;
 
-pub use made::{Made, Moments};
+pub use made::{Made, Moments, Site};

@@ -1,6 +1,7 @@
 //! A clone, from a template to a sandbox of its own. Reads as one list:
 //!
-//! `Verified -> Prepared -> Restored (paused) -> Resumed -> Thawed -> Released`
+//! `Verified -> Prepared -> Restored (paused) -> Resumed -> Thawed -> Connected ->
+//! Released`
 //!
 //! Each is a type. What has a VM has one way down, which kills it: a clone that
 //! fails leaves nothing, and nothing half made is handed over. The workload is
@@ -9,14 +10,14 @@
 use super::agent::{
     CID_ATTEMPTS, Unreached, address, begin, draw_cid, is_cid_taken, reach, rebound,
 };
-use super::identity::{Uuid, draw_identity};
-use super::made::{Made, Making, Moments, note_call};
+use super::identity::draw_identity;
+use super::made::{Made, Making, Moments, Site, note_call};
+use super::network::{Attached, NIC};
 use super::spec::VmFiles;
-use crate::host::RunDirectory;
+use crate::host::network::NetworkError;
 use crate::timeline::{Timeline, now, step};
 use agent_client::{
-    AgentClient, ClientError, Connecting, Generation, Moment, Network, Offset, QuiesceId, Receipt,
-    ThawOrder,
+    AgentClient, ClientError, Connecting, Generation, Moment, Offset, QuiesceId, Receipt, ThawOrder,
 };
 use hypervisor::{Backing, Hypervisor, MemoryMode, Rebind, Vm, VmSpec};
 use protocols::{AgentAddress, Link};
@@ -73,6 +74,9 @@ pub enum RestoreError {
     /// The task that carried the request to thaw has panicked.
     #[error("thaw")]
     Lost(#[from] JoinError),
+    /// The host's end of its network could not be opened.
+    #[error("lift the fence")]
+    Network(#[from] NetworkError),
     /// The guest answers to another identity than it was given.
     #[error("the receipt of the thaw names another identity")]
     Identity,
@@ -142,37 +146,35 @@ struct Thawed {
     offset: Offset,
 }
 
-/// Makes a clone of a verified template in `directory`.
+/// A VM that is unique, and on its network if it has one; the workload is
+/// frozen.
+struct Connected(Thawed);
+
+/// Makes a clone of a verified template.
 ///
 /// # Errors
 /// The first step that failed; no VM is left then.
-pub async fn restore(
-    verified: Verified,
-    directory: &RunDirectory,
-    uuid: Uuid,
-    hypervisor: &dyn Hypervisor,
-    timeline: &Timeline,
-) -> Result<Made, RestoreError> {
-    let prepared = verified.prepare(directory, uuid, timeline)?;
-    let restored = prepared.restore(hypervisor).await?;
+pub async fn restore(verified: Verified, site: Site<'_>) -> Result<Made, RestoreError> {
+    let prepared = verified.prepare(site)?;
+    let restored = prepared.restore(site.hypervisor).await?;
     let resumed = restored.resume().await?;
     let thawed = resumed.thaw().await?;
-    thawed.release().await
+    let connected = thawed.connect(site.network).await?;
+    connected.release().await
 }
 
 impl Verified {
-    fn prepare(
-        self,
-        directory: &RunDirectory,
-        uuid: Uuid,
-        timeline: &Timeline,
-    ) -> Result<Prepared, RestoreError> {
-        let _span = timeline.step("clone: draw its identity");
+    fn prepare(self, site: Site<'_>) -> Result<Prepared, RestoreError> {
+        let _span = site.timeline.step("clone: draw its identity");
+        let directory = site.directory;
         let paths = directory.paths();
+        let nics = site
+            .network
+            .map(|network| (NIC.to_owned(), network.backend()));
         Ok(Prepared {
             rebind: Rebind {
                 name: Some(directory.id().vm_name()),
-                uuid: Some(uuid.to_string()),
+                uuid: Some(site.uuid.to_string()),
                 monitor: Some(paths.monitor()),
                 console: Some(paths.console()),
                 log: Some(paths.vmm_log()),
@@ -181,6 +183,7 @@ impl Verified {
                     shared: false,
                 }),
                 memory_mode: self.memory_mode,
+                nics: nics.into_iter().collect(),
                 ..Rebind::default()
             },
             files: VmFiles::below(paths.directory()),
@@ -188,12 +191,12 @@ impl Verified {
                 quiesce_id: self.quiesce_id,
                 generation: Generation::random().map_err(agent_failed("draw a generation"))?,
                 identity: draw_identity(directory.id())?,
-                network: Network::default(),
+                network: site.network.and_then(Attached::guest).unwrap_or_default(),
                 dns: Vec::new(),
                 files: Vec::new(),
             },
             verified: self,
-            timeline: timeline.clone(),
+            timeline: site.timeline.clone(),
         })
     }
 }
@@ -385,18 +388,41 @@ impl Resumed {
 }
 
 impl Thawed {
+    /// Lifts the fence: the receipt says that the guest is itself. What
+    /// happens next in the guest is not taken on its word, though: the host's
+    /// end takes packets from the address it gave.
+    async fn connect(self, network: Option<&Attached>) -> Result<Connected, RestoreError> {
+        let Some(network) = network else {
+            return Ok(Connected(self));
+        };
+        let lifted = {
+            let _span = self.making.timeline.span("clone: lift the fence");
+            network.lift_fence().await
+        };
+        match lifted {
+            Ok(()) => Ok(Connected(self)),
+            Err(error) => Err(down(self.making, error.into()).await),
+        }
+    }
+}
+
+impl Connected {
     /// Lets the workload run, by a clock that is right: what the receipt told
     /// of it is corrected in the same step.
     async fn release(self) -> Result<Made, RestoreError> {
-        let mut making = self.making;
-        let exchange = &self.receipt.exchange;
-        let corrected = exchange.corrected_nanos(&self.offset);
-        let generation = self.receipt.generation;
+        let Thawed {
+            mut making,
+            link,
+            client,
+            receipt,
+            offset,
+        } = self.0;
+        let corrected = receipt.exchange.corrected_nanos(&offset);
+        let generation = receipt.generation;
         let released = making
             .step("clone: agent call Release", async {
                 let begun = now();
-                let released = self
-                    .client
+                let released = client
                     .release(generation, Some(corrected), RELEASE_DEADLINE)
                     .await?;
                 note_call(&making.timeline, begun, &released.steps);
@@ -407,18 +433,18 @@ impl Thawed {
         if let Err(error) = released {
             return Err(down(making, agent_failed("release")(error)).await);
         }
-        let round_trip = exchange.round_trip();
+        let round_trip = receipt.exchange.round_trip();
         Ok(Made {
             vm: making.vm,
-            link: self.link,
+            link,
             // Read from the hand-over on: a clone waits for nothing it can do
             // without.
             console: None,
-            identity: Some(self.receipt.identity),
+            identity: Some(receipt.identity),
             generation: Some(generation),
-            clock_error_nanos: Some(self.offset.error_nanos),
+            clock_error_nanos: Some(offset.error_nanos),
             round_trip_nanos: Some(u64::try_from(round_trip.as_nanos()).unwrap_or(u64::MAX)),
-            not_unique: self.receipt.not_unique,
+            not_unique: receipt.not_unique,
             moments: making.moments,
         })
     }

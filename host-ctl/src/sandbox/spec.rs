@@ -3,9 +3,11 @@
 //! so that a clone that cannot be restored can be booted cold.
 
 use super::identity::Uuid;
+use super::network::{NIC, NetworkKind};
 use super::vmm::{Carrier, Vmm};
+use crate::host::network::{HardwareAddress, TapRecord};
 use agent_client::{ContainerConfig, Rootfs};
-use hypervisor::{Backing, Disk, Memory, VmSpec};
+use hypervisor::{Backing, Disk, Memory, Nic, NicBackend, VmSpec};
 use protocols::VsockPeers;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -29,6 +31,8 @@ pub struct SandboxSpec {
     pub vmm: Vmm,
     /// What carries the link to its agent.
     pub carrier: Carrier,
+    /// Its network.
+    pub network: NetworkKind,
     /// CPUs of the guest.
     pub vcpus: u8,
     /// RAM of the guest in MiB.
@@ -100,6 +104,8 @@ pub struct Own<'a> {
     pub backing: Backing,
     /// Its context id, where the host's kernel tells VMs apart by it.
     pub cid: u32,
+    /// What its interface is connected to, if it has one.
+    pub tap: Option<&'a TapRecord>,
 }
 
 impl SandboxSpec {
@@ -128,10 +134,27 @@ impl SandboxSpec {
             agent: self.carrier.device(files, own.cid),
             console: files.console.clone(),
             monitor: files.monitor.clone(),
-            nics: Vec::new(),
+            nics: self.nics(own.tap),
             cpu_model: None,
             log: files.log.clone(),
         }
+    }
+
+    /// The interface, plugged before the guest boots, so that no clone has to.
+    /// Without a tap the one of a VM in no place.
+    fn nics(&self, tap: Option<&TapRecord>) -> Vec<Nic> {
+        if self.network == NetworkKind::None {
+            return Vec::new();
+        }
+        let mac = tap.map_or(HardwareAddress::TEMPLATE, |tap| tap.guest);
+        let backend = tap.map_or(NicBackend::None, |tap| NicBackend::Tap {
+            name: tap.name.clone(),
+        });
+        vec![Nic {
+            id: NIC.to_owned(),
+            mac: mac.to_string(),
+            backend,
+        }]
     }
 
     /// The guest kernel's command line, with where the agent listens, and to
@@ -190,6 +213,7 @@ mod tests {
         SandboxSpec {
             vmm: Vmm::Qemu,
             carrier: Carrier::Serial,
+            network: NetworkKind::None,
             vcpus: 2,
             memory_mib: 128,
             kernel: "/k".into(),
@@ -262,6 +286,7 @@ mod tests {
                 files: &files,
                 backing: Backing::Anonymous,
                 cid: 3,
+                tap: None,
             })
         };
         let (one, two) = (vm(), vm());

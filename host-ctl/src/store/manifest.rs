@@ -110,10 +110,8 @@ pub enum SavedAgentDevice {
 pub struct SavedNic {
     /// Device id.
     pub id: String,
-    /// Hardware address at the freeze.
+    /// Hardware address at the freeze; each clone has its own.
     pub mac: String,
-    /// What the host side was.
-    pub backend: String,
 }
 
 /// A container in the template.

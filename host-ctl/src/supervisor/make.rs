@@ -5,19 +5,21 @@ use super::order::{Handover, Making, Order};
 use super::process::log_to;
 use super::server::{ServeError, Sockets, Supervised};
 use crate::config::{Paths, SandboxId, TemplateDigest};
+use crate::host::network::NetworkError;
 use crate::host::{
     ProcessError, ProcessIdentity, RecordError, RunDirectory, RunDirectoryError, explain,
 };
-use crate::sandbox::Made;
 use crate::sandbox::agent::address;
 use crate::sandbox::boot::{BootError, Interruption, boot};
 use crate::sandbox::driver::{DriverError, GuestKernel, driver};
 use crate::sandbox::identity::Uuid;
 use crate::sandbox::link::AgentLink;
+use crate::sandbox::network::{AttachError, Attached, NetworkKind, Role, attach, detach};
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::restore::{Verified, restore};
 use crate::sandbox::spec::SandboxSpec;
 use crate::sandbox::state::{Event, Refused};
+use crate::sandbox::{Made, Site};
 use crate::store::{CloneRefusal, SavedWarmUp, Sha256, Store, StoreError};
 use crate::template::{ClonePlan, WarmUpError, cold_spec, plan_clone, warm_up};
 use crate::timeline::{Timeline, now};
@@ -88,6 +90,10 @@ enum MakeError {
     State(#[from] Refused),
     #[error(transparent)]
     Serve(#[from] ServeError),
+    #[error("connect the sandbox to its network")]
+    Attach(#[from] AttachError),
+    #[error("fence the sandbox's network again")]
+    Fence(#[from] NetworkError),
 }
 
 /// A sandbox that was made, and what is to be told about it.
@@ -211,14 +217,26 @@ async fn carry_out(
     };
     log_to(&directory.paths().supervisor_log());
     let accelerator = plan.driver.capabilities().accelerator;
-    let (made, fallback) = match bring_to_life(plan, &directory, uuid, timeline, interruption).await
-    {
+    let network = attach_if_wanted(paths, &plan.spec, &directory, &mut record, timeline).await;
+    let brought = match network {
+        Ok(network) => {
+            let site = Site {
+                directory: &directory,
+                uuid,
+                hypervisor: &*plan.driver,
+                network: network.as_ref(),
+                timeline,
+            };
+            bring_to_life(&plan, site, interruption).await
+        }
+        Err(error) => Err(error.into()),
+    };
+    let (made, fallback) = match brought {
         Ok(made) => made,
         // A VM that could not be killed keeps its directory, for a sweep.
         Err(error) if error.lingers() => return Err(error),
         Err(error) => {
-            // The first failure is what counts; what remains is a sweep's.
-            let _ = directory.remove();
+            take_back(directory, record).await;
             return Err(error);
         }
     };
@@ -226,32 +244,49 @@ async fn carry_out(
     commit(directory, record, made, accelerator, timeline).await
 }
 
+async fn attach_if_wanted(
+    paths: &Paths,
+    spec: &SandboxSpec,
+    directory: &RunDirectory,
+    record: &mut SandboxRecord,
+    timeline: &Timeline,
+) -> Result<Option<Attached>, AttachError> {
+    match spec.network {
+        NetworkKind::None => Ok(None),
+        NetworkKind::Tap => attach(paths, directory, record, Role::Sandbox, timeline)
+            .await
+            .map(Some),
+    }
+}
+
+/// The way down of a sandbox without a VM: its tap, then the directory that
+/// says whose it is. Another failure has come first and is what counts; what
+/// remains is a sweep's.
+pub(super) async fn take_back(directory: RunDirectory, mut record: SandboxRecord) {
+    if detach(&mut record.head).await.is_ok() {
+        let _ = directory.remove();
+    }
+}
+
 /// The clone, or the boot in its place with the reason.
 async fn bring_to_life(
-    plan: Plan,
-    directory: &RunDirectory,
-    uuid: Uuid,
-    timeline: &Timeline,
+    plan: &Plan,
+    site: Site<'_>,
     mut interruption: Interruption<'_>,
 ) -> Result<(Made, Option<String>), MakeError> {
-    let reason = match plan.clone {
-        Err(reason) => reason,
-        Ok(clone) => {
-            match restore(verified(clone), directory, uuid, &*plan.driver, timeline).await {
-                Ok(made) => return Ok((made, None)),
-                Err(error) => Some(explain(&error)),
-            }
-        }
+    let timeline = site.timeline;
+    let reason = match &plan.clone {
+        Err(reason) => reason.clone(),
+        Ok(clone) => match restore(verified(clone), site).await {
+            Ok(made) => return Ok((made, None)),
+            Err(error) => Some(explain(&error)),
+        },
     };
-    let booted = boot(
-        &plan.spec,
-        directory,
-        uuid,
-        Backing::Anonymous,
-        &*plan.driver,
-        timeline,
-        interruption.as_mut(),
-    );
+    if let (Some(network), Some(_)) = (site.network, &reason) {
+        // The clone may have failed after its fence was lifted.
+        network.fence().await?;
+    }
+    let booted = boot(&plan.spec, Backing::Anonymous, site, interruption.as_mut());
     match (booted.await, reason) {
         (Ok(made), None) => Ok((made, None)),
         (Ok(made), Some(refusal)) => {
@@ -297,11 +332,11 @@ async fn end(made: Made, first: MakeError) -> MakeError {
     }
 }
 
-fn verified(plan: ClonePlan) -> Verified {
+fn verified(plan: &ClonePlan) -> Verified {
     Verified {
         state: plan.template.directory().to_owned(),
         memory: plan.template.memory(),
-        saved: plan.vm,
+        saved: plan.vm.clone(),
         memory_mode: None,
         quiesce_id: plan.quiesce_id.into(),
     }
@@ -329,8 +364,7 @@ async fn commit(
         Ok(sockets) => sockets,
         Err(error) => {
             if made.vm.kill().await.is_ok() {
-                // The first failure is what counts; what remains is a sweep's.
-                let _ = directory.remove();
+                take_back(directory, record).await;
             }
             return Err(error);
         }
@@ -343,6 +377,7 @@ async fn commit(
         booted: made.generation.is_none(),
         fallback: record.fallback.clone(),
         accelerator,
+        addresses: record.head.tap.as_ref().map(|tap| tap.addresses),
         clock_error_nanos: made.clock_error_nanos,
         round_trip_nanos: made.round_trip_nanos,
         not_unique: made.not_unique,

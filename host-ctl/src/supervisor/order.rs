@@ -3,6 +3,7 @@
 //! input, the outcome on its standard output.
 
 use crate::config::{SandboxId, TemplateDigest};
+use crate::host::network::AddressPair;
 use crate::sandbox::Moments;
 use crate::sandbox::identity::Uuid;
 use crate::sandbox::spec::SandboxSpec;
@@ -81,6 +82,8 @@ pub struct Handover {
     pub fallback: Option<String>,
     /// What runs the guest's instructions.
     pub accelerator: Accelerator,
+    /// The addresses of its link, if it has a network.
+    pub addresses: Option<AddressPair>,
     /// How far the guest's clock is from the host's, at most; none for a cold
     /// boot, whose clock is the VMM's.
     pub clock_error_nanos: Option<u64>,

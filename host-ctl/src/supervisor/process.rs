@@ -2,7 +2,7 @@
 //! adoption), the report of how that went, and then its service.
 
 use super::line::{self, LineError};
-use super::make::{Ready, make};
+use super::make::{Ready, make, take_back};
 use super::order::{Order, Outcome};
 use super::server::{ServeError, Sockets, Supervised};
 use crate::config::{ConfigError, Paths, SandboxId};
@@ -10,6 +10,7 @@ use crate::host::{LockError, ProcessIdentity, RunDirectory, RunDirectoryError, S
 use crate::sandbox::agent::address;
 use crate::sandbox::driver::adopting_driver;
 use crate::sandbox::link::AgentLink;
+use crate::sandbox::network::detach;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::State;
 use hypervisor::VmState;
@@ -105,8 +106,7 @@ async fn make_and_serve(paths: &Paths) -> Result<(), SuperviseError> {
                 let _ = supervised.directory.write_record(&supervised.record);
                 if supervised.vm.kill().await.is_ok() {
                     drop(sockets);
-                    // What remains is a sweep's.
-                    let _ = supervised.directory.remove();
+                    take_back(supervised.directory, supervised.record).await;
                 }
                 Err(error)
             }
@@ -136,6 +136,8 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
     let mut record = SandboxRecord::read(paths, id).map_err(|error| failed(&error))?;
     if record.state != State::Stopped && record.present_state() == State::Stopped {
         record.set_exit("its VMM ended while nobody watched".to_owned());
+        // A tap that could not be removed stays in the record, for a sweep.
+        let _ = detach(&mut record.head).await;
         directory
             .write_record(&record)
             .map_err(|error| failed(&error))?;

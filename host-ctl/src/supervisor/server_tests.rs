@@ -3,6 +3,7 @@
 use super::*;
 use crate::config::{Paths, SandboxId};
 use crate::sandbox::identity::Uuid;
+use crate::sandbox::network::NetworkKind;
 use crate::sandbox::spec::SandboxSpec;
 use crate::sandbox::stand_in::{StandIn, StandInVm};
 use crate::sandbox::vmm::{Carrier, Vmm};
@@ -30,6 +31,7 @@ impl Scene {
         let spec = SandboxSpec {
             vmm: Vmm::Qemu,
             carrier: Carrier::Serial,
+            network: NetworkKind::None,
             vcpus: 1,
             memory_mib: 64,
             kernel: "/k".into(),

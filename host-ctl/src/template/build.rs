@@ -11,11 +11,11 @@ use super::requirements::{Images, requirements};
 use super::warm::warm_up;
 use super::workshop::Workshop;
 use crate::config::{Paths, TemplateName};
-use crate::sandbox::Made;
 use crate::sandbox::agent::address;
 use crate::sandbox::boot::{Interruption, boot};
 use crate::sandbox::console::Console;
 use crate::sandbox::spec::SandboxSpec;
+use crate::sandbox::{Made, Site};
 use crate::store::{Blob, BuildLock, Claim, Draft, SavedWarmUp, Store, Template};
 use crate::timeline::{Timeline, now};
 
@@ -137,7 +137,7 @@ pub async fn build(
             cost: None,
         },
         Claim::Build(lock) => {
-            let workshop = Workshop::open(place.paths, place.store, &spec, timeline)?;
+            let workshop = Workshop::open(place.paths, place.store, &spec, timeline).await?;
             let job = Job {
                 warm_up: &recipe.warm_up,
                 spec: &spec,
@@ -173,16 +173,18 @@ impl Job<'_> {
         mut interruption: Interruption<'_>,
     ) -> Result<Built, BuildError> {
         let hypervisor = self.place.hypervisor;
-        let booted = boot(
-            self.spec,
-            &workshop.directory,
-            workshop.uuid,
-            workshop.memory(hypervisor.capabilities()),
-            hypervisor,
-            self.timeline,
-            interruption.as_mut(),
-        );
-        let frozen = match booted.await {
+        let memory = workshop.memory(hypervisor.capabilities());
+        let booted = {
+            let site = Site {
+                directory: &workshop.directory,
+                uuid: workshop.uuid,
+                hypervisor,
+                network: workshop.network.as_ref(),
+                timeline: self.timeline,
+            };
+            boot(self.spec, memory, site, interruption.as_mut()).await
+        };
+        let frozen = match booted {
             Ok(made) => {
                 self.freeze_and_kill(&mut workshop, made, interruption)
                     .await
@@ -191,7 +193,7 @@ impl Job<'_> {
         };
         let frozen = match frozen {
             Ok(frozen) => frozen,
-            Err(error) => return Err(workshop.close(error)),
+            Err(error) => return Err(workshop.close(error).await),
         };
         let draft = Draft {
             agent_version: frozen.agent_version,
@@ -200,8 +202,8 @@ impl Job<'_> {
             memory_opened_for_writing: !hypervisor.capabilities().private_memory_is_read_only,
         };
         let store = self.place.store;
-        let published = store.publish(workshop.staging, lock, &draft, self.timeline);
-        let removed = workshop.directory.remove();
+        let (staging, removed) = workshop.finish().await;
+        let published = store.publish(staging, lock, &draft, self.timeline);
         let published = published?;
         removed?;
         Ok(Built {

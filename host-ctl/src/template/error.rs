@@ -6,8 +6,10 @@ use thiserror::Error;
 
 use super::WarmUpError;
 use crate::config::{NameError, SandboxId};
+use crate::host::network::NetworkError;
 use crate::host::{ProcessError, RecordError, RunDirectoryError, explain};
 use crate::sandbox::boot::BootError;
+use crate::sandbox::network::AttachError;
 use crate::store::StoreError;
 
 /// Why a template was not built. Nothing of it is left then, unless the last
@@ -40,6 +42,12 @@ pub enum BuildError {
     /// The kernel gave no random bytes.
     #[error("getrandom")]
     Random(#[from] Errno),
+    /// It could not be connected to its fenced network.
+    #[error("connect the VM to its network")]
+    Attach(#[from] AttachError),
+    /// Its tap could not be removed; a sweep will.
+    #[error("remove the VM's tap")]
+    Detach(#[from] NetworkError),
     /// The sandbox did not come up.
     #[error("boot the sandbox")]
     Boot(#[from] BootError),

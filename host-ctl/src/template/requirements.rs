@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use hypervisor::{AgentDevice, Backing, Capabilities, NicBackend, VmSpec};
+use hypervisor::{AgentDevice, Backing, Capabilities, VmSpec};
 use policy::Policy;
 use rustix::process::geteuid;
 
 use crate::sandbox::agent::HYBRID_CID;
 use crate::sandbox::identity::Uuid;
+use crate::sandbox::network::NetworkKind;
 use crate::sandbox::spec::{ContainerPlan, Own, SandboxSpec, VmFiles};
 use crate::sandbox::vmm::Carrier;
 use crate::store::{
@@ -78,6 +79,7 @@ pub(super) fn any_vm(spec: &SandboxSpec) -> VmSpec {
         files: &nowhere,
         backing: Backing::Anonymous,
         cid: HYBRID_CID,
+        tap: None,
     })
 }
 
@@ -96,6 +98,7 @@ pub(super) fn sandbox_spec(
     Ok(SandboxSpec {
         vmm: kind.parse().map_err(unknown)?,
         carrier: carrier(&machine.agent),
+        network: network(&machine.nics),
         vcpus: machine.vcpus,
         memory_mib: machine.memory_mib,
         kernel: kept(&machine.kernel),
@@ -112,6 +115,14 @@ fn carrier(saved: &SavedAgentDevice) -> Carrier {
             privileged: *privileged,
         },
         SavedAgentDevice::HybridVsock { .. } => Carrier::HybridVsock,
+    }
+}
+
+fn network(saved: &[SavedNic]) -> NetworkKind {
+    if saved.is_empty() {
+        NetworkKind::None
+    } else {
+        NetworkKind::Tap
     }
 }
 
@@ -145,11 +156,6 @@ fn saved_machine(vm: &VmSpec, carrier: Carrier, images: &Images) -> SavedMachine
             .map(|nic| SavedNic {
                 id: nic.id.clone(),
                 mac: nic.mac.clone(),
-                backend: match nic.backend {
-                    NicBackend::None => "none".to_owned(),
-                    NicBackend::User => "user".to_owned(),
-                    NicBackend::Tap { .. } => "tap".to_owned(),
-                },
             })
             .collect(),
     }
@@ -187,6 +193,7 @@ mod tests {
         SandboxSpec {
             vmm: Vmm::Qemu,
             carrier: Carrier::Serial,
+            network: NetworkKind::None,
             vcpus: 1,
             memory_mib: 128,
             kernel: "/k".into(),
@@ -248,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_gives_back_the_carrier_of_the_agents_link() {
+    fn a_manifest_gives_back_the_carrier_of_the_agents_link_and_the_network() {
         let root = tempfile::tempdir().unwrap();
         let paths = Paths::below(&root.path().join("state")).unwrap();
         let store = Store::open(&paths).unwrap();
@@ -261,6 +268,11 @@ mod tests {
             let made = SandboxSpec { carrier, ..spec() };
             let have = saved(&made, &capabilities());
             assert_eq!(sandbox_spec(&have, &store).unwrap().carrier, carrier);
+        }
+        for network in [NetworkKind::None, NetworkKind::Tap] {
+            let made = SandboxSpec { network, ..spec() };
+            let have = saved(&made, &capabilities());
+            assert_eq!(sandbox_spec(&have, &store).unwrap().network, network);
         }
         let mut have = saved(&spec(), &capabilities());
         have.vmm.kind = "xen".into();

@@ -4,6 +4,7 @@
 mod identity;
 mod kernel;
 mod spawn;
+mod tap;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
@@ -24,6 +25,7 @@ pub(crate) use identity::Identity;
 pub(crate) use kernel::{landlock_version, open_taps};
 use spawn::watch;
 pub(crate) use spawn::{Launch, spawn};
+pub use tap::create_tap;
 
 /// How long a killed process may take to vanish: it only has to unmap its RAM.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
