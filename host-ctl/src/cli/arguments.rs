@@ -4,6 +4,7 @@
 use crate::config::{SandboxId, TemplateName};
 use crate::sandbox::vmm::Vmm;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hypervisor::MemoryMode;
 use std::path::PathBuf;
 
 /// Boots, freezes and clones microVMs.
@@ -34,6 +35,29 @@ pub enum AgentLink {
     Serial,
     /// Vsock: of the host's kernel with qemu, of the VMM's own with the others.
     Vsock,
+}
+
+/// How memory gets into a clone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CloneMemory {
+    /// Shared with the template until it is written.
+    Cow,
+    /// Read in full first.
+    Copy,
+    /// Read page by page, when it is touched.
+    OnDemand,
+}
+
+impl CloneMemory {
+    /// The mode it names.
+    #[must_use]
+    pub fn mode(self) -> MemoryMode {
+        match self {
+            Self::Cow => MemoryMode::CopyOnWrite,
+            Self::Copy => MemoryMode::Copy,
+            Self::OnDemand => MemoryMode::OnDemand,
+        }
+    }
 }
 
 /// What a guest's interface is connected to.
@@ -177,6 +201,10 @@ pub struct CloneArguments {
     /// How many clones to wake, all at once.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub count: u16,
+    /// How the template's memory gets into each; default what the VMM does best.
+    /// What the VMM cannot do is refused.
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub memory: Option<CloneMemory>,
     /// Runs the template's readiness command in each clone until it succeeds;
     /// that moment is T_APP.
     #[arg(long)]
@@ -345,6 +373,7 @@ fn parse_guest_directory(text: &str) -> Result<PathBuf, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::vmm::memory_mode_name;
     use clap::CommandFactory;
     use clap::error::ErrorKind;
     use proptest::prelude::*;
@@ -407,6 +436,14 @@ mod tests {
     }
 
     #[test]
+    fn the_words_for_memory_are_those_of_refusals() {
+        for mode in CloneMemory::value_variants() {
+            let word = mode.to_possible_value().unwrap();
+            assert_eq!(word.get_name(), memory_mode_name(mode.mode()));
+        }
+    }
+
+    #[test]
     fn everything_after_the_dashes_belongs_to_the_command() {
         let arguments = parse("exec one --container web -t -- ls --output json -n").unwrap();
         assert_eq!(arguments.output, Output::Text);
@@ -425,6 +462,7 @@ mod tests {
             "clone",
             "clone redis -n 0",
             "clone redis -n many",
+            "clone redis --memory shared",
             "exec one",
             "exec one ls",
             "exec one --guest --container web -- ls",

@@ -1,7 +1,7 @@
 //! `clone` and `run`: sandboxes are made, each by a supervisor of its own, and
 //! reported in a row each.
 
-use super::arguments::{CloneArguments, RunArguments};
+use super::arguments::{CloneArguments, CloneMemory, RunArguments};
 use super::ready::Readiness;
 use super::text::{Table, escape};
 use super::{CliError, Context, runtime};
@@ -70,6 +70,7 @@ pub(super) fn clone(context: &Context, arguments: &CloneArguments) -> Result<Exi
     let wish = Wish {
         making: Making::Clone {
             template: digest.clone(),
+            memory: arguments.memory.map(CloneMemory::mode),
         },
         readiness: if arguments.ready {
             Some(readiness(&store, &digest)?)

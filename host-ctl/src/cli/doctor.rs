@@ -3,16 +3,16 @@
 use super::CliError;
 use super::arguments::{GuestImage, Output};
 use super::machine::{INITRD_VARIABLE, KERNEL_VARIABLE, default_vmm};
-use super::text::Table;
+use super::text::{Table, since};
 use super::{print, runtime};
 use crate::config::Paths;
 use crate::host::{explain, sandboxes};
-use crate::sandbox::driver::{GuestKernel, fresh_driver};
+use crate::sandbox::driver::{Driver, GuestKernel, fresh_driver};
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::State;
 use crate::sandbox::vmm::{Carrier, Vmm, memory_mode_name};
-use crate::store::Sha256;
-use hypervisor::{Accelerator, Capabilities};
+use crate::store::{Sha256, Store};
+use hypervisor::Accelerator;
 use serde::Serialize;
 use std::fs::File;
 use std::path::Path;
@@ -52,6 +52,7 @@ pub(super) fn doctor(guest: &GuestImage, output: Output) -> Result<ExitCode, Cli
     findings.push(state_directory());
     findings.push(agent());
     findings.extend(open_sandboxes());
+    findings.extend(unused_templates());
     print(output, &serde_json::json!({ "findings": findings }), |_| {
         describe(&findings)
     })?;
@@ -77,18 +78,18 @@ fn vmm_findings(kernel: Option<&Path>) -> Result<Vec<Finding>, CliError> {
     let mut findings = Vec::new();
     for vmm in Vmm::ALL {
         let found = runtime.block_on(fresh_driver(vmm, kernel));
-        let capabilities = found.as_ref().map(|driver| driver.capabilities());
         findings.push(Finding {
             what: vmm.name().to_owned(),
             ok: found.is_ok(),
             needed: vmm == default,
-            found: match &capabilities {
-                Ok(capabilities) => describe_vmm(capabilities),
-                Err(error) => explain(*error),
+            found: match &found {
+                Ok(driver) => describe_vmm(driver),
+                Err(error) => explain(error),
             },
             advice: "install it, or name its program by the variable",
         });
-        if let Ok(capabilities) = capabilities {
+        if let Ok(driver) = &found {
+            let capabilities = driver.capabilities();
             findings.push(Finding {
                 what: format!("kvm with {vmm}"),
                 ok: capabilities.accelerator == Accelerator::Kvm,
@@ -101,7 +102,8 @@ fn vmm_findings(kernel: Option<&Path>) -> Result<Vec<Finding>, CliError> {
     Ok(findings)
 }
 
-fn describe_vmm(capabilities: &Capabilities) -> String {
+fn describe_vmm(driver: &Driver) -> String {
+    let capabilities = driver.capabilities();
     let devices = capabilities.agent_devices;
     let devices = [
         ("virtio-serial", devices.serial),
@@ -115,12 +117,41 @@ fn describe_vmm(capabilities: &Capabilities) -> String {
     let modes = capabilities.memory_modes.iter().copied();
     let modes: Vec<_> = modes.map(memory_mode_name).collect();
     format!(
-        "{}, {}; agent by {}; memory by {}",
+        "{}, {}, {}; agent by {}; memory by {}",
+        driver.program.display(),
         capabilities.version,
         capabilities.machine,
         devices.join(" or "),
         modes.join(", "),
     )
+}
+
+/// Templates in whose place something was booted.
+fn unused_templates() -> Vec<Finding> {
+    // What cannot be opened or read is told by other commands.
+    let store = Paths::from_environment().map(|paths| Store::open(&paths));
+    let Ok(Ok(store)) = store else {
+        return Vec::new();
+    };
+    let templates = store.list().unwrap_or_default().into_iter();
+    let counted = templates.filter_map(|template| {
+        let counted = store.cold_boots(&template.digest).ok()?;
+        (counted.count > 0).then_some((template, counted))
+    });
+    counted
+        .map(|(template, counted)| Finding {
+            what: format!("template {}", template.digest.short()),
+            ok: false,
+            needed: false,
+            found: format!(
+                "{} cold boots in place of clones, the last {} because {}",
+                counted.count,
+                since(counted.last),
+                counted.reason
+            ),
+            advice: "build it again if this goes on",
+        })
+        .collect()
 }
 
 /// Sandboxes whose agent takes every process of this host.

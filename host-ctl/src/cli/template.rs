@@ -5,7 +5,7 @@ use super::text::{Table, bytes, escape, since};
 use super::{CliError, Context, runtime};
 use crate::config::{TemplateDigest, TemplateName};
 use crate::sandbox::driver::{GuestKernel, driver};
-use crate::store::{CloneRefusal, Manifest, SavedWarmUp, Store, Summary};
+use crate::store::{CloneRefusal, ColdBoots, Manifest, SavedWarmUp, Store, Summary};
 use crate::template::{Recipe, Workplace, build};
 use crate::timeline::{Report, Timeline};
 use serde::Serialize;
@@ -64,7 +64,7 @@ fn build_template(
         let place = Workplace {
             paths: context.paths(),
             store,
-            hypervisor: &*driver,
+            driver: &driver,
         };
         let built = build(&recipe, place, &timeline, pin!(interrupted())).await?;
         Ok::<_, CliError>((built, driver))
@@ -159,12 +159,15 @@ fn inspect(
     #[derive(Serialize)]
     struct Inspected<'a> {
         digest: &'a TemplateDigest,
+        /// How often something was booted in place of a clone.
+        cold_boots: ColdBoots,
         #[serde(flatten)]
         manifest: &'a Manifest,
     }
     let template = store.find(&argument.template)?;
     let inspected = Inspected {
         digest: template.digest(),
+        cold_boots: store.cold_boots(template.digest())?,
         manifest: template.manifest(),
     };
     // A manifest is for programs; people get the same, which is readable.

@@ -4,6 +4,7 @@
 //! does to the host's links.
 
 mod call;
+mod cpu;
 mod lock;
 pub mod network;
 mod process;
@@ -15,6 +16,7 @@ mod tail;
 mod tree;
 
 pub use call::{CallFailed, explain};
+pub use cpu::{cpu, tsc_khz};
 pub use lock::{Holder, Lock, LockError};
 pub use process::{ProcessError, ProcessIdentity};
 pub use record::{RECORD_LIMIT, RecordError, RecordHead, Stage, read_record, write_record};

@@ -7,7 +7,7 @@ use super::vmm::{UnknownVmm, Vmm};
 use crate::config::Paths;
 use crate::host::{read_record, write_record};
 use crate::store::Sha256;
-use hypervisor::{Error, Hypervisor, VmRecord, qemu};
+use hypervisor::{Capabilities, Error, Hypervisor, VmRecord, cloud_hypervisor, qemu};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -47,6 +47,28 @@ pub struct GuestKernel<'a> {
     pub digest: &'a Sha256,
 }
 
+/// A VMM on this host.
+pub struct Driver {
+    /// What makes VMs.
+    pub hypervisor: Box<dyn Hypervisor>,
+    /// The VMM's program.
+    pub program: PathBuf,
+}
+
+impl Driver {
+    /// What the VMM can do.
+    #[must_use]
+    pub fn capabilities(&self) -> &Capabilities {
+        self.hypervisor.capabilities()
+    }
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Driver({})", self.program.display())
+    }
+}
+
 /// The driver of a VMM for guests with this kernel. What was found out is kept
 /// below `paths`.
 ///
@@ -56,15 +78,13 @@ pub async fn driver(
     paths: &Paths,
     vmm: Vmm,
     kernel: GuestKernel<'_>,
-) -> Result<Box<dyn Hypervisor>, DriverError> {
-    let kept = |name: String| Kept(paths.store.join(name));
-    match vmm {
-        Vmm::Qemu => {
-            qemu_driver(Some(kernel), &kept(format!("probe-{}.json", kernel.digest))).await
-        }
-        Vmm::CloudHypervisor | Vmm::Firecracker => return Err(DriverError::NotBuilt(vmm)),
-    }
-    .map_err(|source| DriverError::Vmm { vmm, source })
+) -> Result<Driver, DriverError> {
+    let name = match vmm {
+        // Its answer depends on the kernel.
+        Vmm::Qemu => format!("probe-{}.json", kernel.digest),
+        Vmm::CloudHypervisor | Vmm::Firecracker => format!("probe-{vmm}.json"),
+    };
+    find(vmm, Some(kernel), &Kept(paths.store.join(name))).await
 }
 
 /// The driver of a VMM as it is found now, whatever was kept.
@@ -74,12 +94,8 @@ pub async fn driver(
 pub async fn fresh_driver(
     vmm: Vmm,
     kernel: Option<GuestKernel<'_>>,
-) -> Result<Box<dyn Hypervisor>, DriverError> {
-    match vmm {
-        Vmm::Qemu => qemu_driver(kernel, &Kept::nowhere()).await,
-        Vmm::CloudHypervisor | Vmm::Firecracker => return Err(DriverError::NotBuilt(vmm)),
-    }
-    .map_err(|source| DriverError::Vmm { vmm, source })
+) -> Result<Driver, DriverError> {
+    find(vmm, kernel, &Kept::nowhere()).await
 }
 
 /// The driver a recorded VM is adopted with: what differs between kernels does
@@ -95,13 +111,23 @@ pub async fn adopting_driver(record: &VmRecord) -> Result<Box<dyn Hypervisor>, D
             name: record.driver.clone(),
             source,
         })?;
-    fresh_driver(vmm, None).await
+    Ok(fresh_driver(vmm, None).await?.hypervisor)
 }
 
-async fn qemu_driver(
+async fn find(
+    vmm: Vmm,
     kernel: Option<GuestKernel<'_>>,
     kept: &Kept,
-) -> Result<Box<dyn Hypervisor>, Error> {
+) -> Result<Driver, DriverError> {
+    let found = match vmm {
+        Vmm::Qemu => find_qemu(kernel, kept).await,
+        Vmm::CloudHypervisor => find_cloud_hypervisor(kept).await,
+        Vmm::Firecracker => return Err(DriverError::NotBuilt(vmm)),
+    };
+    found.map_err(|source| DriverError::Vmm { vmm, source })
+}
+
+async fn find_qemu(kernel: Option<GuestKernel<'_>>, kept: &Kept) -> Result<Driver, Error> {
     let request = qemu::ProbeRequest {
         program: None,
         kernel: kernel.map(|kernel| kernel.path),
@@ -110,10 +136,21 @@ async fn qemu_driver(
     let known = kept.read();
     let found = qemu::probe(&request, known.as_ref()).await?;
     kept.update(known.as_ref(), &found);
-    Ok(Box::new(qemu::Qemu::new(
-        &found,
-        qemu::Deadlines::default(),
-    )))
+    Ok(Driver {
+        hypervisor: Box::new(qemu::Qemu::new(&found, qemu::Deadlines::default())),
+        program: found.program,
+    })
+}
+
+async fn find_cloud_hypervisor(kept: &Kept) -> Result<Driver, Error> {
+    use cloud_hypervisor::{CloudHypervisor, Deadlines, probe};
+    let known = kept.read();
+    let found = probe(None, known.as_ref()).await?;
+    kept.update(known.as_ref(), &found);
+    Ok(Driver {
+        hypervisor: Box::new(CloudHypervisor::new(&found, Deadlines::default())),
+        program: found.program,
+    })
 }
 
 /// A probe's answer on disk.

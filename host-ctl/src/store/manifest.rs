@@ -41,12 +41,19 @@ pub struct SavedVmm {
     pub kind: String,
     /// Its version, as it gives it.
     pub version: String,
+    /// Its program: two builds of a version need not save alike.
+    pub program: Sha256,
     /// What runs the guest's instructions, such as `kvm` or `tcg`.
     pub accelerator: String,
-    /// The versioned machine type.
+    /// The versioned machine type, and the firmware.
     pub machine_type: String,
     /// The CPU model the guest sees.
     pub cpu_model: String,
+    /// The host's CPU, where the guest runs on it: maker, model and flags.
+    pub cpu: Option<Sha256>,
+    /// The frequency of its time stamp counter in kHz, where the guest runs on
+    /// it and the host tells.
+    pub tsc_khz: Option<u64>,
 }
 
 /// A machine, with digests in place of paths.

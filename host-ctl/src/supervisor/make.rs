@@ -11,20 +11,21 @@ use crate::host::{
 };
 use crate::sandbox::agent::address;
 use crate::sandbox::boot::{BootError, Interruption, boot};
-use crate::sandbox::driver::{DriverError, GuestKernel, driver};
+use crate::sandbox::driver::{Driver, DriverError, GuestKernel, driver};
 use crate::sandbox::identity::Uuid;
 use crate::sandbox::link::AgentLink;
 use crate::sandbox::network::{AttachError, Attached, NetworkKind, Role, attach, detach};
 use crate::sandbox::record::SandboxRecord;
-use crate::sandbox::restore::{Verified, restore};
+use crate::sandbox::restore::{RestoreError, Verified, restore};
 use crate::sandbox::spec::SandboxSpec;
 use crate::sandbox::state::{Event, Refused};
+use crate::sandbox::vmm::{Vmm, memory_mode_name};
 use crate::sandbox::{Made, Site};
 use crate::store::{CloneRefusal, SavedWarmUp, Sha256, Store, StoreError};
 use crate::template::{ClonePlan, WarmUpError, cold_spec, plan_clone, warm_up};
 use crate::timeline::{Timeline, now};
 use agent_client::{AgentClient, ClientError};
-use hypervisor::{Accelerator, Backing, Hypervisor};
+use hypervisor::{Accelerator, Backing, MemoryMode};
 use rustix::io::Errno;
 use std::time::Duration;
 
@@ -60,6 +61,10 @@ enum MakeError {
     Driver(#[from] DriverError),
     #[error(transparent)]
     Process(#[from] ProcessError),
+    #[error("{vmm} has no way {mode} of memory into a clone here")]
+    Memory { vmm: Vmm, mode: &'static str },
+    #[error("the clone's memory as asked for")]
+    Unsupported(#[source] hypervisor::Error),
     #[error("getrandom")]
     Random(#[from] Errno),
     #[error(transparent)]
@@ -106,7 +111,9 @@ pub(super) struct Ready {
 /// What is to be made: a clone if a plan for one could be made, else a boot,
 /// with the reason if it was to be a clone.
 struct Plan {
-    driver: Box<dyn Hypervisor>,
+    driver: Driver,
+    /// How the RAM gets into a clone, if that was asked for.
+    memory: Option<MemoryMode>,
     spec: SandboxSpec,
     template: Option<TemplateDigest>,
     /// What a boot in place of a clone still lacks.
@@ -130,7 +137,9 @@ pub(super) async fn make(
     );
     let made = match order.making {
         Making::Boot { spec, kernel } => plan_of_boot(paths, spec, &kernel, &timeline).await,
-        Making::Clone { template } => plan_of_clone(paths, template, &timeline).await,
+        Making::Clone { template, memory } => {
+            plan_of_clone(paths, template, memory, &timeline).await
+        }
     };
     let made = match made {
         Ok(plan) => carry_out(paths, &order.sandbox, plan, &timeline, interruption).await,
@@ -148,6 +157,7 @@ async fn plan_of_boot(
     let _span = timeline.span("boot: probe the vmm");
     Ok(Plan {
         driver: driver_for(paths, &spec, kernel).await?,
+        memory: None,
         spec,
         template: None,
         warm_up: SavedWarmUp::default(),
@@ -158,6 +168,7 @@ async fn plan_of_boot(
 async fn plan_of_clone(
     paths: &Paths,
     digest: TemplateDigest,
+    memory: Option<MemoryMode>,
     timeline: &Timeline,
 ) -> Result<Plan, MakeError> {
     let (store, spec, kernel, warm_up) = {
@@ -173,12 +184,21 @@ async fn plan_of_clone(
         let _span = timeline.step("clone: probe the vmm");
         driver_for(paths, &spec, &kernel).await?
     };
+    if let Some(mode) = memory
+        && !driver.capabilities().memory_modes.contains(&mode)
+    {
+        return Err(MakeError::Memory {
+            vmm: spec.vmm,
+            mode: memory_mode_name(mode),
+        });
+    }
     let clone = {
         let _span = timeline.step("clone: check the files");
-        plan_clone(&store, &digest, driver.capabilities())
+        plan_clone(&store, &digest, &driver)
     };
     Ok(Plan {
         driver,
+        memory,
         spec,
         template: Some(digest),
         warm_up,
@@ -191,7 +211,7 @@ async fn driver_for(
     paths: &Paths,
     spec: &SandboxSpec,
     kernel: &Sha256,
-) -> Result<Box<dyn Hypervisor>, DriverError> {
+) -> Result<Driver, DriverError> {
     let kernel = GuestKernel {
         path: &spec.kernel,
         digest: kernel,
@@ -223,7 +243,7 @@ async fn carry_out(
             let site = Site {
                 directory: &directory,
                 uuid,
-                hypervisor: &*plan.driver,
+                hypervisor: &*plan.driver.hypervisor,
                 network: network.as_ref(),
                 timeline,
             };
@@ -240,6 +260,10 @@ async fn carry_out(
             return Err(error);
         }
     };
+    if let (Some(digest), Some(reason)) = (&record.template, &fallback) {
+        // A count that is lost costs nobody a sandbox.
+        let _ = Store::open(paths).and_then(|store| store.count_cold_boot(digest, reason));
+    }
     record.fallback = fallback;
     commit(directory, record, made, accelerator, timeline).await
 }
@@ -277,8 +301,13 @@ async fn bring_to_life(
     let timeline = site.timeline;
     let reason = match &plan.clone {
         Err(reason) => reason.clone(),
-        Ok(clone) => match restore(verified(clone), site).await {
+        Ok(clone) => match restore(verified(clone, plan.memory), site).await {
             Ok(made) => return Ok((made, None)),
+            // What was asked for by name is not replaced by something else.
+            Err(RestoreError::Vm {
+                source: source @ hypervisor::Error::Unsupported(_),
+                ..
+            }) if plan.memory.is_some() => return Err(MakeError::Unsupported(source)),
             Err(error) => Some(explain(&error)),
         },
     };
@@ -332,12 +361,12 @@ async fn end(made: Made, first: MakeError) -> MakeError {
     }
 }
 
-fn verified(plan: &ClonePlan) -> Verified {
+fn verified(plan: &ClonePlan, memory_mode: Option<MemoryMode>) -> Verified {
     Verified {
         state: plan.template.directory().to_owned(),
         memory: plan.template.memory(),
         saved: plan.vm.clone(),
-        memory_mode: None,
+        memory_mode,
         quiesce_id: plan.quiesce_id.into(),
     }
 }

@@ -10,7 +10,7 @@ use crate::sandbox::spec::SandboxSpec;
 use crate::store::Sha256;
 use crate::timeline::Report;
 use agent_client::{Generation, Identity};
-use hypervisor::Accelerator;
+use hypervisor::{Accelerator, MemoryMode};
 use serde::{Deserialize, Serialize};
 
 /// An order: which sandbox, and how to make it.
@@ -40,6 +40,8 @@ pub enum Making {
     Clone {
         /// The template.
         template: TemplateDigest,
+        /// How its RAM gets there; none is the VMM's own way.
+        memory: Option<MemoryMode>,
     },
 }
 
@@ -109,6 +111,7 @@ mod tests {
             given: 7,
             making: Making::Clone {
                 template: "a".repeat(64).parse().unwrap(),
+                memory: Some(MemoryMode::OnDemand),
             },
         };
         let text = serde_json::to_string(&order).unwrap();

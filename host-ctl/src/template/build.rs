@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use agent_client::{AgentClient, Purpose, QuiesceId};
-use hypervisor::{Hypervisor, Vm};
+use hypervisor::Vm;
 use protocols::{AgentAddress, Link};
 
 use super::BuildError;
-use super::requirements::{Images, requirements};
+use super::requirements::{Images, Platform, requirements};
 use super::warm::warm_up;
 use super::workshop::Workshop;
 use crate::config::{Paths, TemplateName};
 use crate::sandbox::agent::address;
 use crate::sandbox::boot::{Interruption, boot};
 use crate::sandbox::console::Console;
+use crate::sandbox::driver::Driver;
 use crate::sandbox::spec::SandboxSpec;
 use crate::sandbox::{Made, Site};
 use crate::store::{Blob, BuildLock, Claim, Draft, SavedWarmUp, Store, Template};
@@ -71,7 +72,7 @@ pub struct Workplace<'a> {
     /// Where it is kept.
     pub store: &'a Store,
     /// What runs it.
-    pub hypervisor: &'a dyn Hypervisor,
+    pub driver: &'a Driver,
 }
 
 /// A template that is there now.
@@ -125,8 +126,10 @@ pub async fn build(
         Kept::import(&recipe.spec, place.store)?
     };
     let spec = kept.applied_to(&recipe.spec);
-    let capabilities = place.hypervisor.capabilities();
-    let wanted = requirements(&spec, &kept.images(), &recipe.warm_up, capabilities);
+    let capabilities = place.driver.capabilities();
+    let platform = Platform::of(place.store, place.driver)?;
+    let images = kept.images();
+    let wanted = requirements(&spec, &images, &recipe.warm_up, capabilities, &platform);
     let claim = {
         let _span = timeline.step("build: claim the template");
         place.store.claim(&wanted, CLAIM_DEADLINE)?
@@ -172,7 +175,7 @@ impl Job<'_> {
         kept: &Kept,
         mut interruption: Interruption<'_>,
     ) -> Result<Built, BuildError> {
-        let hypervisor = self.place.hypervisor;
+        let hypervisor = &*self.place.driver.hypervisor;
         let memory = workshop.memory(hypervisor.capabilities());
         let booted = {
             let site = Site {

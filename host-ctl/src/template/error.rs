@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::WarmUpError;
 use crate::config::{NameError, SandboxId};
 use crate::host::network::NetworkError;
-use crate::host::{ProcessError, RecordError, RunDirectoryError, explain};
+use crate::host::{CallFailed, ProcessError, RecordError, RunDirectoryError, explain};
 use crate::sandbox::boot::BootError;
 use crate::sandbox::network::AttachError;
 use crate::store::StoreError;
@@ -27,6 +27,9 @@ pub enum BuildError {
     /// The store did not take it.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The VMM or this host cannot be told from another.
+    #[error(transparent)]
+    Call(#[from] CallFailed),
     /// No run directory.
     #[error(transparent)]
     Directory(#[from] RunDirectoryError),

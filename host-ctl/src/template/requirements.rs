@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use hypervisor::{AgentDevice, Backing, Capabilities, VmSpec};
+use hypervisor::{Accelerator, AgentDevice, Backing, Capabilities, VmSpec};
 use policy::Policy;
 use rustix::process::geteuid;
 
+use crate::host::{CallFailed, cpu, tsc_khz};
 use crate::sandbox::agent::HYBRID_CID;
+use crate::sandbox::driver::Driver;
 use crate::sandbox::identity::Uuid;
 use crate::sandbox::network::NetworkKind;
 use crate::sandbox::spec::{ContainerPlan, Own, SandboxSpec, VmFiles};
@@ -41,6 +43,28 @@ impl Images {
     }
 }
 
+/// What a saved state depends on beside what the VMM says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Platform {
+    program: Sha256,
+    cpu: Option<Sha256>,
+    tsc_khz: Option<u64>,
+}
+
+impl Platform {
+    /// That of this host, for guests of this driver. An emulated CPU is the
+    /// VMM's own, whatever the host's is.
+    pub(super) fn of(store: &Store, driver: &Driver) -> Result<Platform, CallFailed> {
+        let on_the_cpu = driver.capabilities().accelerator == Accelerator::Kvm;
+        let cpu = on_the_cpu.then(|| cpu().map(|text| Sha256::of(text.as_bytes())));
+        Ok(Platform {
+            program: store.digest_of(&driver.program)?,
+            cpu: cpu.transpose()?,
+            tsc_khz: tsc_khz().filter(|_| on_the_cpu),
+        })
+    }
+}
+
 /// What must match for a template of this sandbox, built or wanted on this
 /// host by this program, driver and VMM.
 pub(super) fn requirements(
@@ -48,6 +72,7 @@ pub(super) fn requirements(
     images: &Images,
     warm_up: &SavedWarmUp,
     capabilities: &Capabilities,
+    platform: &Platform,
 ) -> Requirements {
     let vm = any_vm(spec);
     let default_model = || capabilities.default_cpu_model.clone();
@@ -57,9 +82,12 @@ pub(super) fn requirements(
         vmm: SavedVmm {
             kind: capabilities.vmm.clone(),
             version: capabilities.version.clone(),
+            program: platform.program.clone(),
             accelerator: capabilities.accelerator.to_string(),
             machine_type: capabilities.machine.clone(),
             cpu_model: vm.cpu_model.clone().unwrap_or_else(default_model),
+            cpu: platform.cpu.clone(),
+            tsc_khz: platform.tsc_khz,
         },
         machine: saved_machine(&vm, spec.carrier, images),
         // The one an agent has until it is given another.
@@ -187,7 +215,7 @@ mod tests {
     use crate::config::Paths;
     use crate::sandbox::vmm::Vmm;
     use crate::store::compare;
-    use hypervisor::{Accelerator, AgentDevices, MemoryMode};
+    use hypervisor::{AgentDevices, MemoryMode};
 
     fn spec() -> SandboxSpec {
         SandboxSpec {
@@ -230,6 +258,14 @@ mod tests {
         }
     }
 
+    fn platform() -> Platform {
+        Platform {
+            program: Sha256::of(b"qemu"),
+            cpu: None,
+            tsc_khz: None,
+        }
+    }
+
     fn saved(spec: &SandboxSpec, capabilities: &Capabilities) -> Requirements {
         let image = Sha256::of(b"image");
         let images = Images {
@@ -237,7 +273,8 @@ mod tests {
             initrd: image.clone(),
             disks: vec![image],
         };
-        requirements(spec, &images, &SavedWarmUp::default(), capabilities)
+        let warm_up = SavedWarmUp::default();
+        requirements(spec, &images, &warm_up, capabilities, &platform())
     }
 
     #[test]
@@ -250,7 +287,8 @@ mod tests {
         assert_eq!(back.containers, spec().containers);
         assert_eq!(back.disks, [store.blob_path(&Sha256::of(b"image"))]);
         // The way to the files is not part of what must match.
-        let again = requirements(&back, &Images::of(&have), &have.warm_up, &capabilities());
+        let images = Images::of(&have);
+        let again = requirements(&back, &images, &have.warm_up, &capabilities(), &platform());
         assert_eq!(compare(&again, &have).unwrap(), None);
     }
 
@@ -302,5 +340,34 @@ mod tests {
         };
         let difference = compare(&saved(&spec(), &newer), &have).unwrap().unwrap();
         assert_eq!(difference.field, "vmm.version");
+        let changes: [(&str, Platform); 3] = [
+            (
+                "vmm.program",
+                Platform {
+                    program: Sha256::of(b"rebuilt"),
+                    ..platform()
+                },
+            ),
+            (
+                "vmm.cpu",
+                Platform {
+                    cpu: Some(Sha256::of(b"cpu")),
+                    ..platform()
+                },
+            ),
+            (
+                "vmm.tsc_khz",
+                Platform {
+                    tsc_khz: Some(1),
+                    ..platform()
+                },
+            ),
+        ];
+        for (field, changed) in changes {
+            let images = Images::of(&have);
+            let wanted = requirements(&spec(), &images, &have.warm_up, &capabilities(), &changed);
+            let difference = compare(&wanted, &have).unwrap().unwrap();
+            assert_eq!(difference.field, field);
+        }
     }
 }
