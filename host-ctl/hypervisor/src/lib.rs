@@ -12,6 +12,7 @@
 
 pub mod cloud_hypervisor;
 mod error;
+pub mod firecracker;
 mod log;
 mod process;
 mod program;

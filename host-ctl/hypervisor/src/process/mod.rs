@@ -23,8 +23,7 @@ use crate::vm::VmExit;
 
 pub(crate) use identity::Identity;
 pub(crate) use kernel::{landlock_version, open_taps};
-use spawn::watch;
-pub(crate) use spawn::{Launch, spawn};
+pub(crate) use spawn::{Launch, spawn, watch};
 pub use tap::create_tap;
 
 /// How long a killed process may take to vanish: it only has to unmap its RAM.

@@ -29,6 +29,10 @@ pub(crate) struct Launch<'a> {
     /// Descriptors it inherits, under the numbers they have here. All others
     /// but the standard ones are closed.
     pub(crate) inherited: &'a [BorrowedFd<'a>],
+    /// Descriptors it inherits under numbers that were chosen for them. None of
+    /// the numbers may be in use here at that moment: high ones never are, unless
+    /// this process is about to run out of descriptors.
+    pub(crate) placed: &'a [(BorrowedFd<'a>, RawFd)],
     /// Its standard output and error.
     pub(crate) log: &'a File,
     /// Started by root, it loses every capability; with this, all but that of
@@ -43,6 +47,10 @@ pub(crate) struct Launch<'a> {
 /// What fork(2), execve(2) or a step between them said.
 pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
     let inherited: Vec<RawFd> = launch.inherited.iter().map(AsRawFd::as_raw_fd).collect();
+    let placed = launch.placed.iter();
+    let placed: Vec<(RawFd, RawFd)> = placed
+        .map(|(descriptor, number)| (descriptor.as_raw_fd(), *number))
+        .collect();
     let kept = if launch.may_override_modes {
         CapabilitySet::DAC_OVERRIDE
     } else {
@@ -74,7 +82,8 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
             }
             // What it creates is for its user alone.
             umask(Mode::RWXG | Mode::RWXO);
-            close_all_but(&inherited)
+            close_all_but(&inherited)?;
+            place(&placed)
         });
     }
     let child = command.spawn()?;
@@ -84,11 +93,12 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
-/// Has the runtime tell when a pidfd becomes readable.
+/// Has the runtime tell when a pidfd, or another descriptor that never says that
+/// it is writable, becomes readable.
 ///
 /// # Errors
 /// What epoll_ctl(2) said.
-pub(super) fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd has one open descriptor and always the same; nobody
     // else gets at it.
     let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
@@ -131,6 +141,23 @@ fn close_all_but(inherited: &[RawFd]) -> io::Result<()> {
         // is a copy of, keeps them open until spawn has returned.
         let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
         fcntl_setfd(descriptor, FdFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Gives descriptors the numbers they shall have. The one that the parent waits
+/// on is open here too, and must not be written over.
+fn place(placed: &[(RawFd, RawFd)]) -> io::Result<()> {
+    for &(descriptor, number) in placed {
+        // SAFETY: F_GETFD takes two numbers and touches no memory of ours.
+        if unsafe { libc::fcntl(number, libc::F_GETFD) } != -1 {
+            return Err(Errno::MFILE.into());
+        }
+        // SAFETY: dup2(2) takes two numbers; the new one was free just now, and
+        // after fork there is no other thread that could have taken it.
+        if unsafe { libc::dup2(descriptor, number) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
     }
     Ok(())
 }

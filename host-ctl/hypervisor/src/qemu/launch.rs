@@ -119,6 +119,7 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
         program: &driver.program,
         arguments: &arguments,
         inherited: &inherited,
+        placed: &[],
         log: &log,
         may_override_modes: private && !driver.platform.maps_read_only(),
     })

@@ -40,6 +40,8 @@ pub(crate) struct Request<'a> {
     pub(crate) method: &'static str,
     /// What is asked for, such as `/api/v1/vm.info`.
     pub(crate) path: &'static str,
+    /// What follows the path: the id of the one thing of many that is meant.
+    pub(crate) id: String,
     /// What is sent along.
     pub(crate) body: Option<Value>,
     /// Descriptors that are passed with it (SCM_RIGHTS, unix(7)).
@@ -49,19 +51,24 @@ pub(crate) struct Request<'a> {
 impl Request<'_> {
     /// Asks for something.
     pub(crate) fn get(path: &'static str) -> Self {
-        Self {
-            method: "GET",
-            path,
-            body: None,
-            descriptors: &[],
-        }
+        Self::new("GET", path, None)
     }
 
     /// Has something done.
     pub(crate) fn put(path: &'static str, body: Option<Value>) -> Self {
+        Self::new("PUT", path, body)
+    }
+
+    /// Has something changed.
+    pub(crate) fn patch(path: &'static str, body: Value) -> Self {
+        Self::new("PATCH", path, Some(body))
+    }
+
+    fn new(method: &'static str, path: &'static str, body: Option<Value>) -> Self {
         Self {
-            method: "PUT",
+            method,
             path,
+            id: String::new(),
             body,
             descriptors: &[],
         }
@@ -69,9 +76,12 @@ impl Request<'_> {
 
     /// The bytes on the wire.
     fn encoded(&self) -> Vec<u8> {
-        let Self { method, path, .. } = self;
+        let Self {
+            method, path, id, ..
+        } = self;
         let body = self.body.as_ref().map(Value::to_string);
-        let mut text = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n");
+        let mut text =
+            format!("{method} {path}{id} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n");
         if let Some(body) = &body {
             let length = body.len();
             text.push_str("Content-Type: application/json\r\n");
@@ -221,11 +231,16 @@ async fn read_answer(stream: &mut UnixStream, path: &'static str) -> Result<Valu
 }
 
 /// The VMM's words in an answer that refuses: one VMM gives a list, from the
-/// request to the cause.
+/// request to the cause, another wraps them in an object.
 fn words(body: &[u8]) -> String {
-    match serde_json::from_slice::<Vec<String>>(body) {
-        Ok(chain) => quote(&chain.join(": ")),
-        Err(_) => quote(&String::from_utf8_lossy(body)),
+    let told = serde_json::from_slice::<Value>(body).unwrap_or_default();
+    let chain: Option<Vec<&str>> = told
+        .as_array()
+        .and_then(|chain| chain.iter().map(Value::as_str).collect());
+    match (chain, told["fault_message"].as_str()) {
+        (Some(chain), _) => quote(&chain.join(": ")),
+        (None, Some(text)) => quote(text),
+        (None, None) => quote(&String::from_utf8_lossy(body)),
     }
 }
 

@@ -126,6 +126,7 @@ async fn run(
         program,
         arguments: &arguments,
         inherited: &[theirs.as_fd()],
+        placed: &[],
         log: &log,
         may_override_modes: false,
     };
