@@ -183,6 +183,7 @@ pub(super) fn launch(
         program: &driver.program,
         arguments: &arguments,
         inherited: &[socket.as_fd()],
+        placed: &[],
         log: &log,
         may_override_modes: false,
     })

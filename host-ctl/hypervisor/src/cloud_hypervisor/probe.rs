@@ -110,6 +110,7 @@ async fn ask(program: &Path) -> Result<(Version, String), Error> {
         program,
         arguments: &arguments(listener.descriptor.as_raw_fd()),
         inherited: &[listener.descriptor.as_fd()],
+        placed: &[],
         log: &log_file,
         may_override_modes: false,
     })

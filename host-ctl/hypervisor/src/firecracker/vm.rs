@@ -135,9 +135,11 @@ impl Vm for FirecrackerVm {
         let path = saving.state.clone();
         let bytes = std::fs::metadata(&path).map_err(Error::path("stat", &path))?;
         let memory_file = Some(saving.memory.clone());
+        let files = vec![path.clone(), saving.memory.clone()];
         saving.keep();
         Ok(Saved {
             path,
+            files,
             bytes: bytes.len(),
             duration: started.elapsed(),
             memory_file,
