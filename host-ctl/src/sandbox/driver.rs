@@ -7,7 +7,7 @@ use super::vmm::{UnknownVmm, Vmm};
 use crate::config::Paths;
 use crate::host::{read_record, write_record};
 use crate::store::Sha256;
-use hypervisor::{Capabilities, Error, Hypervisor, VmRecord, cloud_hypervisor, qemu};
+use hypervisor::{Capabilities, Error, Hypervisor, VmRecord, cloud_hypervisor, firecracker, qemu};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -33,9 +33,6 @@ pub enum DriverError {
         #[source]
         source: UnknownVmm,
     },
-    /// This build has no driver for it.
-    #[error("this build has no driver for {0}")]
-    NotBuilt(Vmm),
 }
 
 /// A guest's kernel: a VMM may have to show that it runs it.
@@ -122,7 +119,7 @@ async fn find(
     let found = match vmm {
         Vmm::Qemu => find_qemu(kernel, kept).await,
         Vmm::CloudHypervisor => find_cloud_hypervisor(kept).await,
-        Vmm::Firecracker => return Err(DriverError::NotBuilt(vmm)),
+        Vmm::Firecracker => find_firecracker(kept).await,
     };
     found.map_err(|source| DriverError::Vmm { vmm, source })
 }
@@ -149,6 +146,17 @@ async fn find_cloud_hypervisor(kept: &Kept) -> Result<Driver, Error> {
     kept.update(known.as_ref(), &found);
     Ok(Driver {
         hypervisor: Box::new(CloudHypervisor::new(&found, Deadlines::default())),
+        program: found.program,
+    })
+}
+
+async fn find_firecracker(kept: &Kept) -> Result<Driver, Error> {
+    use firecracker::{Deadlines, Firecracker, probe};
+    let known = kept.read();
+    let found = probe(None, known.as_ref()).await?;
+    kept.update(known.as_ref(), &found);
+    Ok(Driver {
+        hypervisor: Box::new(Firecracker::new(&found, Deadlines::default())),
         program: found.program,
     })
 }
