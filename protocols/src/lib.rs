@@ -17,12 +17,14 @@ pub mod serial;
 pub mod stream;
 pub mod text;
 pub mod unix;
+pub mod vsock;
 
 pub use address::{AddressError, AgentAddress, GuestAddress};
 pub use frame::{Frame, FrameReader, FrameWriter};
 pub use link::{Link, LinkError, Opening};
 pub use listen::{Incoming, ListenError, Listener};
 pub use stream::{Duplex, Stream};
+pub use vsock::VsockPeers;
 
 /// Messages and ttrpc services generated from `proto/`.
 #[expect(

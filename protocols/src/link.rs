@@ -8,7 +8,6 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_vsock::{VsockAddr, VsockStream};
 
 use crate::address::AgentAddress;
 use crate::hybrid::{self, WordsError};
@@ -17,6 +16,7 @@ use crate::port;
 use crate::serial::HostSession;
 use crate::stream::Stream;
 use crate::unix;
+use crate::vsock;
 
 /// What is waited for when a port is asked for.
 const OPENING: &str = "open a port of the agent";
@@ -319,7 +319,7 @@ async fn dial(address: &AgentAddress, port: u32) -> Result<Stream, LinkError> {
     match address {
         AgentAddress::Vsock { cid, port: rpc } => {
             let number = if port == port::RPC { *rpc } else { port };
-            match VsockStream::connect(VsockAddr::new(*cid, number)).await {
+            match vsock::dial(*cid, number).await {
                 Ok(stream) => Ok(Box::new(stream)),
                 // How vsock says that nobody listens there (vsock(7)).
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {

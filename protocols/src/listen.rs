@@ -1,7 +1,8 @@
 //! The guest's side: streams of the host, each with the port it asked for.
 //!
-//! Only the host is accepted, before a byte is read: CID 2 on vsock, the
-//! virtio-serial port, the same uid on a Unix socket.
+//! Only the host is accepted, before a byte is read: CID 2 on vsock (and there
+//! its privileged processes only, if so told), the virtio-serial port, the same
+//! uid on a Unix socket.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,7 +14,7 @@ use rustix::io::Errno;
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener};
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
 use crate::address::GuestAddress;
 use crate::hybrid::{self, REQUEST_DEADLINE};
@@ -22,6 +23,7 @@ use crate::port;
 use crate::serial::{SerialPort, find_port};
 use crate::stream::{Duplex, Stream};
 use crate::unix;
+use crate::vsock::VsockPeers;
 
 /// How long the virtio-serial port may take to appear: the guest's driver may
 /// still be loading.
@@ -83,13 +85,17 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens at `address` for streams to `ports`. Must be called inside a
-    /// runtime, whose tasks carry it. On serial this blocks the thread until
+    /// Listens at `address` for streams to `ports`; of vsock's only those of
+    /// `peers` are taken. Must be called inside a runtime, whose tasks carry it. On serial this blocks the thread until
     /// the port has appeared, at most 10 s.
     ///
     /// # Errors
     /// The address cannot be bound, or the virtio-serial port is not there.
-    pub fn bind(address: &GuestAddress, ports: &[u32]) -> Result<Self, ListenError> {
+    pub fn bind(
+        address: &GuestAddress,
+        ports: &[u32],
+        peers: VsockPeers,
+    ) -> Result<Self, ListenError> {
         let (sender, incoming) = mpsc::channel(QUEUE);
         let admission = Admission {
             ports: ports.into(),
@@ -102,7 +108,7 @@ impl Listener {
                     let number = if port == port::RPC { *rpc } else { port };
                     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, number))
                         .map_err(|source| bind_error(address, source))?;
-                    tasks.spawn(accept_vsock(listener, port, admission.clone()));
+                    tasks.spawn(accept_vsock(listener, port, peers, admission.clone()));
                 }
             }
             GuestAddress::Serial { port_name } => {
@@ -245,10 +251,10 @@ async fn is_passing(error: &io::Error) -> bool {
     )
 }
 
-async fn accept_vsock(listener: VsockListener, port: u32, admission: Admission) {
+async fn accept_vsock(listener: VsockListener, port: u32, peers: VsockPeers, admission: Admission) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) if peer.cid() == VMADDR_CID_HOST => {
+            Ok((stream, peer)) if peers.take(peer.cid(), peer.port()) => {
                 let incoming = Incoming {
                     port,
                     stream: Box::new(stream),
@@ -257,7 +263,7 @@ async fn accept_vsock(listener: VsockListener, port: u32, admission: Admission) 
                     return;
                 }
             }
-            // A container or another guest: closed unread.
+            // A container, another guest or whoever else: closed unread.
             Ok(_) => {}
             Err(error) if is_passing(&error).await => {}
             Err(error) => return admission.fail(error).await,

@@ -5,7 +5,7 @@
 //! others (`systemd.*`, `console=`) are tolerated, a malformed value of a known
 //! key is not.
 
-use protocols::GuestAddress;
+use protocols::{GuestAddress, VsockPeers};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -31,6 +31,8 @@ pub(crate) enum ConfigurationError {
 #[derive(Debug)]
 pub(crate) struct Configuration {
     pub(crate) address: GuestAddress,
+    /// Whose connections are taken, if that is a vsock address.
+    pub(crate) vsock_peers: VsockPeers,
     pub(crate) log_level: slog::Level,
     /// `None`: [`DEFAULT_POLICY`] if it is there, else the built-in allow-all.
     pub(crate) policy_file: Option<PathBuf>,
@@ -44,6 +46,7 @@ impl Configuration {
             address: GuestAddress::Vsock {
                 port: protocols::port::RPC,
             },
+            vsock_peers: VsockPeers::default(),
             log_level: slog::Level::Info,
             policy_file: None,
             in_guest,
@@ -59,6 +62,9 @@ impl Configuration {
             match word.split_once('=') {
                 Some(("agent.server_addr", value)) => {
                     configuration.address = parse("agent.server_addr", value)?;
+                }
+                Some(("agent.vsock_peers", value)) => {
+                    configuration.vsock_peers = parse("agent.vsock_peers", value)?;
                 }
                 Some(("agent.log", value)) => {
                     configuration.log_level = log_level("agent.log", value)?;
@@ -99,6 +105,14 @@ impl Configuration {
         }
         Ok(configuration)
     }
+}
+
+/// Whether the machine has no power switch and ends when it is reset, as
+/// Firecracker's: there a guest that powers off stands still for ever.
+pub(crate) fn ends_by_reset(line: &str) -> bool {
+    let words = line.split_ascii_whitespace();
+    let mut ends = words.filter_map(|word| word.strip_prefix("agent.end="));
+    ends.next_back() == Some("reset")
 }
 
 fn parse<T>(key: &'static str, value: &str) -> Result<T, ConfigurationError>
@@ -150,6 +164,24 @@ mod tests {
         let line = "agent.log=error agent.log=debug";
         let configuration = Configuration::from_command_line(line).unwrap();
         assert_eq!(configuration.log_level, slog::Level::Debug);
+    }
+
+    #[test]
+    fn an_agent_that_is_told_so_takes_privileged_peers_only() {
+        let line = "agent.server_addr=vsock://-1:1024";
+        let configuration = Configuration::from_command_line(line).unwrap();
+        assert_eq!(configuration.vsock_peers, VsockPeers::Host);
+        let line = "agent.vsock_peers=privileged-host";
+        let configuration = Configuration::from_command_line(line).unwrap();
+        assert_eq!(configuration.vsock_peers, VsockPeers::PrivilegedHost);
+        assert!(Configuration::from_command_line("agent.vsock_peers=all").is_err());
+    }
+
+    #[test]
+    fn a_machine_is_powered_off_unless_told_otherwise() {
+        assert!(!ends_by_reset("quiet panic=-1"));
+        assert!(ends_by_reset("quiet agent.end=reset panic=-1"));
+        assert!(!ends_by_reset("agent.end=reset agent.end=power-off"));
     }
 
     #[test]

@@ -7,11 +7,13 @@
 //! mounts the rest, starts the agent as its child and reaps every orphan. If
 //! the agent ends, for whatever reason, the machine is powered off.
 
+use super::configuration::ends_by_reset;
 use super::mounts::{self, MountError};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, unlinkat};
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::process::{Pid, Resource, Rlimit, WaitOptions, setrlimit, wait};
 use std::ffi::OsStr;
+use std::fs;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -69,10 +71,21 @@ pub(crate) fn run(stage: Option<&OsStr>) -> ExitCode {
         Err(error) => console(&format!("init: {}", with_causes(&error))),
     }
     sync();
-    if let Err(error) = guest_kernel::reboot::power_off() {
-        console(&format!("power off: {error}"));
+    if let Err(error) = end_machine() {
+        console(&format!("reboot: {error}"));
     }
     ExitCode::FAILURE
+}
+
+/// Off; or by a reset, where the command line says that there is no power to
+/// turn off. Without /proc nobody has said so.
+fn end_machine() -> io::Result<()> {
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if ends_by_reset(&line) {
+        guest_kernel::reboot::reset()
+    } else {
+        guest_kernel::reboot::power_off()
+    }
 }
 
 /// On the initramfs: mounts, modules, a new root, and the exec of the second

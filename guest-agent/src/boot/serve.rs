@@ -13,7 +13,7 @@ use guest_runtime::container::Launcher;
 use guest_runtime::entropy::Generator;
 use guest_runtime::network::{InterfaceSpec, Network};
 use policy::{Policy, RegoPolicy};
-use protocols::{GuestAddress, port};
+use protocols::port;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use slog::{Drain, Logger, error, info, o};
 use std::collections::HashMap;
@@ -115,7 +115,7 @@ async fn serve(configuration: &Configuration, log: &Logger) -> io::Result<()> {
     }
     let (rpc_streams, accepted) = mpsc::channel(BACKLOG);
     let mut server = start_server(rpc::services(gate, agent.clone()), accepted).await?;
-    let mut listener = listen(&configuration.address)?;
+    let mut listener = listen(configuration)?;
     loop {
         let incoming = tokio::select! {
             incoming = listener.accept() => incoming?,
@@ -160,8 +160,10 @@ where
     Ok(server)
 }
 
-fn listen(address: &GuestAddress) -> io::Result<protocols::Listener> {
-    protocols::Listener::bind(address, &[port::RPC, port::STREAM]).map_err(io::Error::other)
+fn listen(configuration: &Configuration) -> io::Result<protocols::Listener> {
+    let ports = [port::RPC, port::STREAM];
+    protocols::Listener::bind(&configuration.address, &ports, configuration.vsock_peers)
+        .map_err(io::Error::other)
 }
 
 /// The policy of the configuration, of the image, or the built-in allow-all. A

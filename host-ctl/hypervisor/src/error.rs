@@ -112,8 +112,8 @@ pub enum MonitorError {
     /// The VMM closed it.
     #[error("monitor: closed by the vmm")]
     Closed,
-    /// Something that is no QMP message, its first 64 bytes escaped.
-    #[error("monitor: no qmp message: {0}")]
+    /// Something that is no message of its protocol, its first 64 bytes escaped.
+    #[error("monitor: no message of its protocol: {0}")]
     Garbage(String),
     /// A message of more than this many bytes.
     #[error("monitor: message longer than {0} bytes")]
@@ -131,7 +131,7 @@ pub enum MonitorError {
     Refused {
         /// The command.
         command: &'static str,
-        /// QMP's error class.
+        /// QMP's error class, or the status of an HTTP answer.
         class: String,
         /// The VMM's words, shortened.
         reason: String,

@@ -10,15 +10,21 @@
 //! its documentation says: `boot` and `restore` leave no process and no socket,
 //! the verbs of a VM leave it running or paused, which [`Vm::info`] tells.
 
+pub mod cloud_hypervisor;
 mod error;
+pub mod firecracker;
+mod log;
 mod process;
+mod program;
 pub mod qemu;
+mod rest;
 mod socket;
 mod span;
 mod spec;
 mod vm;
 
 pub use error::{Error, MonitorError};
+pub use process::create_tap;
 pub use span::Span;
 pub use spec::{AgentDevice, Backing, Disk, Memory, MemoryMode, Nic, NicBackend, Rebind, VmSpec};
 pub use vm::{

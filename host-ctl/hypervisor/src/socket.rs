@@ -50,6 +50,24 @@ impl Drop for Listener {
     }
 }
 
+/// Makes room for a socket that a VMM binds itself: one nobody listens on any
+/// more is removed.
+///
+/// # Errors
+/// When there is a file, or a socket with a listener.
+pub(crate) fn vacate(path: &Path) -> Result<(), Error> {
+    let vacated = || {
+        let place = Place::of(path)?;
+        match place.is_abandoned() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Ok(true) => Ok(unlinkat(&place.directory, place.name, AtFlags::empty())?),
+            Ok(false) => Err(rustix::io::Errno::ADDRINUSE.into()),
+            Err(error) => Err(error),
+        }
+    };
+    vacated().map_err(Error::path("bind", path))
+}
+
 fn new_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
     let flags = flags | SocketFlags::CLOEXEC;
     Ok(socket_with(
@@ -126,6 +144,21 @@ impl<'a> Place<'a> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn only_an_abandoned_socket_makes_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        vacate(&path).unwrap();
+        let listener = Listener::bind(&path).unwrap();
+        vacate(&path).unwrap_err();
+        listener.keep();
+        vacate(&path).unwrap();
+        assert!(!path.exists());
+        std::fs::write(&path, b"file").unwrap();
+        vacate(&path).unwrap_err();
+        assert!(path.exists());
+    }
 
     #[tokio::test]
     async fn a_socket_with_a_long_path_is_bound_private_and_connected_before_anyone_accepts() {

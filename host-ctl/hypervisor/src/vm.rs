@@ -71,15 +71,15 @@ pub trait Vm: Send + Sync {
     /// running on would write into what was saved.
     async fn resume(&self) -> Result<(), Error>;
 
-    /// Writes the state of a paused VM to the file `state` in a directory,
-    /// which must not have one. RAM in a shared file is not copied: that file
-    /// is part of the saved state from then on. All other RAM is written to
-    /// `state` too. Nothing is fsynced here: who publishes the directory must
-    /// fsync `state`, the memory file and the directory.
+    /// Writes the state of a paused VM to files of the driver's choice in a
+    /// directory, which must not have them. RAM in a shared file is not copied:
+    /// that file is part of the saved state from then on. All other RAM is
+    /// written too. Nothing is fsynced here: who publishes the directory must
+    /// fsync the files, the memory file and the directory.
     ///
     /// # Errors
-    /// When it could not be saved; then there is no file, and the VM is still
-    /// paused and may run on. Dropping the future may leave a part of the file.
+    /// When it could not be saved; then none of the files is there, and the VM is still
+    /// paused and may run on. Dropping the future may leave a part of them.
     /// A VM that was not saved, or not with its memory file, may have to run
     /// before it can be saved again; then [`Error::Unsupported`] says so.
     async fn save(&self, directory: &Path) -> Result<Saved, Error>;
@@ -272,7 +272,9 @@ impl fmt::Display for VmExit {
 pub struct Saved {
     /// The file with the state.
     pub path: PathBuf,
-    /// Its size.
+    /// All files that were written, that one among them.
+    pub files: Vec<PathBuf>,
+    /// Their size.
     pub bytes: u64,
     /// How long the save took.
     pub duration: Duration,

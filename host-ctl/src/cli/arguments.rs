@@ -2,7 +2,9 @@
 //! variable is read here. [`super`] resolves and acts.
 
 use crate::config::{SandboxId, TemplateName};
+use crate::sandbox::vmm::Vmm;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hypervisor::MemoryMode;
 use std::path::PathBuf;
 
 /// Boots, freezes and clones microVMs.
@@ -24,6 +26,47 @@ pub enum Output {
     Text,
     /// One JSON document.
     Json,
+}
+
+/// What carries the link to the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AgentLink {
+    /// A virtio-serial port.
+    Serial,
+    /// Vsock: of the host's kernel with qemu, of the VMM's own with the others.
+    Vsock,
+}
+
+/// How memory gets into a clone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CloneMemory {
+    /// Shared with the template until it is written.
+    Cow,
+    /// Read in full first.
+    Copy,
+    /// Read page by page, when it is touched.
+    OnDemand,
+}
+
+impl CloneMemory {
+    /// The mode it names.
+    #[must_use]
+    pub fn mode(self) -> MemoryMode {
+        match self {
+            Self::Cow => MemoryMode::CopyOnWrite,
+            Self::Copy => MemoryMode::Copy,
+            Self::OnDemand => MemoryMode::OnDemand,
+        }
+    }
+}
+
+/// What a guest's interface is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Network {
+    /// It has none.
+    None,
+    /// A tap device.
+    Tap,
 }
 
 /// The commands.
@@ -90,6 +133,19 @@ pub struct MachineArguments {
     /// The guest's kernel and initrd.
     #[command(flatten)]
     pub guest: GuestImage,
+    /// The VMM: qemu, cloud-hypervisor or firecracker; default $TARDIGRADE_VMM,
+    /// else qemu.
+    #[arg(long, value_name = "VMM")]
+    pub vmm: Option<Vmm>,
+    /// The device between host and agent; default serial with qemu, vsock with
+    /// the others.
+    #[arg(long, value_name = "DEVICE", value_enum)]
+    pub agent_link: Option<AgentLink>,
+    /// The guest's network: none, or an interface whose other end is a tap device
+    /// of this host, with addresses of its own out of $TARDIGRADE_SUBNET
+    /// (100.64.0.0/10). A template's clones have one each.
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = Network::None)]
+    pub network: Network,
     /// The container's root file system, an EROFS image; never written.
     #[arg(long, value_name = "FILE")]
     pub rootfs: PathBuf,
@@ -145,6 +201,10 @@ pub struct CloneArguments {
     /// How many clones to wake, all at once.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub count: u16,
+    /// How the template's memory gets into each; default what the VMM does best.
+    /// What the VMM cannot do is refused.
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub memory: Option<CloneMemory>,
     /// Runs the template's readiness command in each clone until it succeeds;
     /// that moment is T_APP.
     #[arg(long)]
@@ -313,6 +373,7 @@ fn parse_guest_directory(text: &str) -> Result<PathBuf, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::vmm::memory_mode_name;
     use clap::CommandFactory;
     use clap::error::ErrorKind;
     use proptest::prelude::*;
@@ -375,6 +436,14 @@ mod tests {
     }
 
     #[test]
+    fn the_words_for_memory_are_those_of_refusals() {
+        for mode in CloneMemory::value_variants() {
+            let word = mode.to_possible_value().unwrap();
+            assert_eq!(word.get_name(), memory_mode_name(mode.mode()));
+        }
+    }
+
+    #[test]
     fn everything_after_the_dashes_belongs_to_the_command() {
         let arguments = parse("exec one --container web -t -- ls --output json -n").unwrap();
         assert_eq!(arguments.output, Output::Text);
@@ -393,12 +462,16 @@ mod tests {
             "clone",
             "clone redis -n 0",
             "clone redis -n many",
+            "clone redis --memory shared",
             "exec one",
             "exec one ls",
             "exec one --guest --container web -- ls",
             "exec one --cwd relative -- ls",
             "run --rootfs r.erofs",
             "run --rootfs r.erofs --memory 1 -- ls",
+            "run --rootfs r.erofs --vmm xen -- ls",
+            "run --rootfs r.erofs --agent-link tcp -- ls",
+            "run --rootfs r.erofs --network bridge -- ls",
             "run --rootfs r.erofs --env =x -- ls",
             "run --rootfs r.erofs --container ../x -- ls",
             "template build ../x --rootfs r.erofs -- ls",

@@ -1,7 +1,7 @@
 //! `clone` and `run`: sandboxes are made, each by a supervisor of its own, and
 //! reported in a row each.
 
-use super::arguments::{CloneArguments, RunArguments};
+use super::arguments::{CloneArguments, CloneMemory, RunArguments};
 use super::ready::Readiness;
 use super::text::{Table, escape};
 use super::{CliError, Context, runtime};
@@ -70,6 +70,7 @@ pub(super) fn clone(context: &Context, arguments: &CloneArguments) -> Result<Exi
     let wish = Wish {
         making: Making::Clone {
             template: digest.clone(),
+            memory: arguments.memory.map(CloneMemory::mode),
         },
         readiness: if arguments.ready {
             Some(readiness(&store, &digest)?)
@@ -387,6 +388,7 @@ mod tests {
             booted: reason.is_some(),
             fallback: reason.map(str::to_owned),
             accelerator: hypervisor::Accelerator::Tcg,
+            addresses: None,
             clock_error_nanos: Some(1_500_000),
             round_trip_nanos: Some(1_000_000),
             not_unique: Vec::new(),

@@ -2,14 +2,17 @@
 
 use super::CliError;
 use super::arguments::{GuestImage, Output};
-use super::machine::{INITRD_VARIABLE, KERNEL_VARIABLE};
-use super::text::Table;
+use super::machine::{INITRD_VARIABLE, KERNEL_VARIABLE, default_vmm};
+use super::text::{Table, since};
 use super::{print, runtime};
 use crate::config::Paths;
-use crate::host::explain;
-use crate::store::Sha256;
+use crate::host::{explain, sandboxes};
+use crate::sandbox::driver::{Driver, GuestKernel, fresh_driver};
+use crate::sandbox::record::SandboxRecord;
+use crate::sandbox::state::State;
+use crate::sandbox::vmm::{Carrier, Vmm, memory_mode_name};
+use crate::store::{Sha256, Store};
 use hypervisor::Accelerator;
-use hypervisor::qemu::{ProbeRequest, probe};
 use serde::Serialize;
 use std::fs::File;
 use std::path::Path;
@@ -21,7 +24,7 @@ const AGENT: &str = "../x86_64-unknown-linux-musl/release/guest-agent";
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
 struct Finding {
-    what: &'static str,
+    what: String,
     ok: bool,
     /// Whether nothing works without it.
     needed: bool,
@@ -48,6 +51,8 @@ pub(super) fn doctor(guest: &GuestImage, output: Output) -> Result<ExitCode, Cli
     ));
     findings.push(state_directory());
     findings.push(agent());
+    findings.extend(open_sandboxes());
+    findings.extend(unused_templates());
     print(output, &serde_json::json!({ "findings": findings }), |_| {
         describe(&findings)
     })?;
@@ -60,39 +65,117 @@ pub(super) fn doctor(guest: &GuestImage, output: Output) -> Result<ExitCode, Cli
     )
 }
 
-/// QEMU, and whether KVM runs this kernel: tried anew, whatever was kept.
+/// Each VMM and what it can do, and whether KVM runs this kernel: tried anew,
+/// whatever was kept.
 fn vmm_findings(kernel: Option<&Path>) -> Result<Vec<Finding>, CliError> {
     let digest = kernel
         .and_then(|path| File::open(path).ok())
         .and_then(|file| Sha256::of_file(&file).ok());
-    let request = ProbeRequest {
-        program: None,
-        kernel: kernel.filter(|_| digest.is_some()),
-        kernel_digest: digest.as_ref().map_or("", Sha256::as_str),
-    };
-    let vmm = |ok, found| Finding {
-        what: "qemu",
-        ok,
-        needed: true,
-        found,
-        advice: "install qemu-system-x86, or name the program by QEMU",
-    };
-    Ok(match runtime()?.block_on(probe(&request, None)) {
-        Err(error) => vec![vmm(false, explain(&error))],
-        Ok(found) => vec![
-            vmm(
-                true,
-                format!("{}, {}", found.program.display(), found.version_text),
-            ),
-            Finding {
-                what: "kvm",
-                ok: found.accelerator.accelerator == Accelerator::Kvm,
-                needed: false,
-                found: found.accelerator.reason,
-                advice: "emulation is used instead; for kvm, a host whose /dev/kvm runs guests",
+    let kernel = kernel.zip(digest.as_ref());
+    let kernel = kernel.map(|(path, digest)| GuestKernel { path, digest });
+    let default = default_vmm()?;
+    let runtime = runtime()?;
+    let mut findings = Vec::new();
+    for vmm in Vmm::ALL {
+        let found = runtime.block_on(fresh_driver(vmm, kernel));
+        findings.push(Finding {
+            what: vmm.name().to_owned(),
+            ok: found.is_ok(),
+            needed: vmm == default,
+            found: match &found {
+                Ok(driver) => describe_vmm(driver),
+                Err(error) => explain(error),
             },
-        ],
+            advice: "install it, or name its program by the variable",
+        });
+        if let Ok(driver) = &found {
+            let capabilities = driver.capabilities();
+            findings.push(Finding {
+                what: format!("kvm with {vmm}"),
+                ok: capabilities.accelerator == Accelerator::Kvm,
+                needed: false,
+                found: capabilities.accelerator_reason.clone(),
+                advice: "qemu emulates instead; for kvm, a host whose /dev/kvm runs guests",
+            });
+        }
+    }
+    Ok(findings)
+}
+
+fn describe_vmm(driver: &Driver) -> String {
+    let capabilities = driver.capabilities();
+    let devices = capabilities.agent_devices;
+    let devices = [
+        ("virtio-serial", devices.serial),
+        ("vsock", devices.vsock),
+        ("hybrid vsock", devices.hybrid_vsock),
+    ];
+    let devices: Vec<_> = devices
+        .into_iter()
+        .filter_map(|(name, has)| has.then_some(name))
+        .collect();
+    let modes = capabilities.memory_modes.iter().copied();
+    let modes: Vec<_> = modes.map(memory_mode_name).collect();
+    format!(
+        "{}, {}, {}; agent by {}; memory by {}",
+        driver.program.display(),
+        capabilities.version,
+        capabilities.machine,
+        devices.join(" or "),
+        modes.join(", "),
+    )
+}
+
+/// Templates in whose place something was booted.
+fn unused_templates() -> Vec<Finding> {
+    // What cannot be opened or read is told by other commands.
+    let store = Paths::from_environment().map(|paths| Store::open(&paths));
+    let Ok(Ok(store)) = store else {
+        return Vec::new();
+    };
+    let templates = store.list().unwrap_or_default().into_iter();
+    let counted = templates.filter_map(|template| {
+        let counted = store.cold_boots(&template.digest).ok()?;
+        (counted.count > 0).then_some((template, counted))
+    });
+    counted
+        .map(|(template, counted)| Finding {
+            what: format!("template {}", template.digest.short()),
+            ok: false,
+            needed: false,
+            found: format!(
+                "{} cold boots in place of clones, the last {} because {}",
+                counted.count,
+                since(counted.last),
+                counted.reason
+            ),
+            advice: "build it again if this goes on",
+        })
+        .collect()
+}
+
+/// Sandboxes whose agent takes every process of this host.
+fn open_sandboxes() -> Vec<Finding> {
+    let Ok(paths) = Paths::from_environment() else {
+        // Told by the finding about it.
+        return Vec::new();
+    };
+    let known = sandboxes(&paths).unwrap_or_default();
+    let records = known
+        .iter()
+        .filter_map(|id| SandboxRecord::read(&paths, id).ok());
+    let open = records.filter(|record| {
+        let carrier = record.spec.carrier;
+        carrier == Carrier::Vsock { privileged: false } && record.present_state() != State::Stopped
+    });
+    open.map(|record| Finding {
+        what: format!("sandbox {}", record.id),
+        ok: false,
+        needed: false,
+        found: "any process of this host can reach its agent".to_owned(),
+        advice: "run it by --agent-link serial, or as root",
     })
+    .collect()
 }
 
 fn file(
@@ -107,7 +190,7 @@ fn file(
         None => (false, format!("not named; {variable} is not set")),
     };
     Finding {
-        what,
+        what: what.to_owned(),
         ok,
         needed: true,
         found,
@@ -124,7 +207,7 @@ fn state_directory() -> Finding {
         Err(error) => (false, explain(&error)),
     };
     Finding {
-        what: "state directory",
+        what: "state directory".to_owned(),
         ok,
         needed: true,
         found,
@@ -139,7 +222,7 @@ fn agent() -> Finding {
         .and_then(|program| Some(program.parent()?.join(AGENT).canonicalize()))
         .and_then(Result::ok);
     Finding {
-        what: "static agent",
+        what: "static agent".to_owned(),
         ok: agent.is_some(),
         needed: false,
         found: agent.map_or_else(
@@ -155,7 +238,7 @@ fn describe(findings: &[Finding]) -> String {
     for finding in findings {
         let state = if finding.ok { "ok" } else { "missing" };
         let advice = if finding.ok { "" } else { finding.advice };
-        table.row([finding.what, state, &finding.found, advice].map(str::to_owned));
+        table.row([&finding.what, state, &finding.found, advice].map(str::to_owned));
     }
     table.to_string()
 }

@@ -3,6 +3,7 @@
 use super::attach::AttachError;
 use crate::config::{ConfigError, NameError};
 use crate::host::{CallFailed, RecordError};
+use crate::sandbox::driver::DriverError;
 use crate::store::{CloneRefusal, StoreError};
 use crate::supervisor::client::ClientError;
 use crate::template::BuildError;
@@ -34,8 +35,8 @@ pub enum CliError {
     #[error("build the template")]
     Build(#[from] BuildError),
     /// There is no VMM.
-    #[error("find a vmm")]
-    Driver(#[from] hypervisor::Error),
+    #[error(transparent)]
+    Driver(#[from] DriverError),
     /// A supervisor failed.
     #[error(transparent)]
     Supervisor(#[from] ClientError),

@@ -2,13 +2,61 @@
 //! are there.
 
 use super::CliError;
-use super::arguments::{GuestImage, MachineArguments};
+use super::arguments::{AgentLink, GuestImage, MachineArguments, Network};
+use super::text::escape;
+use crate::sandbox::network::NetworkKind;
 use crate::sandbox::spec::{ContainerPlan, SandboxSpec};
+use crate::sandbox::vmm::{Carrier, Vmm};
+use rustix::thread::CapabilitySet;
 use std::path::{Path, PathBuf};
 
 /// The variables that name the guest's files when no option does.
 pub(super) const KERNEL_VARIABLE: &str = "TARDIGRADE_KERNEL";
 pub(super) const INITRD_VARIABLE: &str = "TARDIGRADE_INITRD";
+/// The variable that names the VMM when no option does.
+const VMM_VARIABLE: &str = "TARDIGRADE_VMM";
+
+/// The VMM of sandboxes whose options name none.
+pub(super) fn default_vmm() -> Result<Vmm, CliError> {
+    let Some(named) = std::env::var_os(VMM_VARIABLE) else {
+        return Ok(Vmm::Qemu);
+    };
+    let named = named.to_string_lossy();
+    named.parse().map_err(|_| CliError::Missing {
+        what: format!("{VMM_VARIABLE}={}: no such vmm", escape(&named)),
+        hint: "set it to qemu, cloud-hypervisor or firecracker",
+    })
+}
+
+/// What carries the agent's link with this VMM, as far as that is a choice.
+fn carrier(vmm: Vmm, wish: Option<AgentLink>) -> Result<Carrier, CliError> {
+    match (vmm, wish) {
+        (Vmm::Qemu, Some(AgentLink::Vsock)) => Ok(Carrier::Vsock {
+            privileged: protocols::vsock::dials_privileged(),
+        }),
+        (Vmm::Qemu, _) | (_, None | Some(AgentLink::Vsock)) => Ok(vmm.default_carrier()),
+        (_, Some(AgentLink::Serial)) => Err(CliError::Missing {
+            what: format!("{vmm} has no virtio-serial port"),
+            hint: "leave --agent-link out",
+        }),
+    }
+}
+
+/// The network, if this process may make one.
+fn network(wish: Network) -> Result<NetworkKind, CliError> {
+    let Network::Tap = wish else {
+        return Ok(NetworkKind::None);
+    };
+    let own = rustix::thread::capabilities(None);
+    if own.is_ok_and(|own| own.effective.contains(CapabilitySet::NET_ADMIN)) {
+        Ok(NetworkKind::Tap)
+    } else {
+        Err(CliError::Missing {
+            what: "--network tap needs CAP_NET_ADMIN".to_owned(),
+            hint: "run as root, or leave --network out",
+        })
+    }
+}
 
 impl GuestImage {
     /// The kernel's path, which need not exist.
@@ -35,7 +83,11 @@ impl MachineArguments {
             kernel.ok_or_else(|| missing("kernel", "give --kernel or set TARDIGRADE_KERNEL"))?;
         let initrd =
             initrd.ok_or_else(|| missing("initrd", "give --initrd or set TARDIGRADE_INITRD"))?;
+        let vmm = self.vmm.map_or_else(default_vmm, Ok)?;
         Ok(SandboxSpec {
+            vmm,
+            carrier: carrier(vmm, self.agent_link)?,
+            network: network(self.network)?,
             vcpus: self.cpus,
             memory_mib: self.memory,
             kernel: existing("kernel", &kernel)?,
@@ -72,5 +124,27 @@ fn existing(what: &'static str, path: &Path) -> Result<PathBuf, CliError> {
         Ok(absolute)
     } else {
         Err(failed("not a regular file".into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_qemu_leaves_a_choice_of_the_agents_device() {
+        let privileged = protocols::vsock::dials_privileged();
+        let vsock = Some(AgentLink::Vsock);
+        assert_eq!(carrier(Vmm::Qemu, None).unwrap(), Carrier::Serial);
+        assert_eq!(
+            carrier(Vmm::Qemu, vsock).unwrap(),
+            Carrier::Vsock { privileged }
+        );
+        for vmm in [Vmm::CloudHypervisor, Vmm::Firecracker] {
+            assert_eq!(carrier(vmm, None).unwrap(), Carrier::HybridVsock);
+            assert_eq!(carrier(vmm, vsock).unwrap(), Carrier::HybridVsock);
+            let error = carrier(vmm, Some(AgentLink::Serial)).unwrap_err();
+            assert!(error.to_string().contains(vmm.name()), "{error}");
+        }
     }
 }

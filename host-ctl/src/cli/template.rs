@@ -4,8 +4,8 @@ use super::arguments::{TemplateArgument, TemplateBuildArguments, TemplateCommand
 use super::text::{Table, bytes, escape, since};
 use super::{CliError, Context, runtime};
 use crate::config::{TemplateDigest, TemplateName};
-use crate::sandbox::driver::driver;
-use crate::store::{CloneRefusal, Manifest, SavedWarmUp, Store, Summary};
+use crate::sandbox::driver::{GuestKernel, driver};
+use crate::store::{CloneRefusal, ColdBoots, Manifest, SavedWarmUp, Store, Summary};
 use crate::template::{Recipe, Workplace, build};
 use crate::timeline::{Report, Timeline};
 use serde::Serialize;
@@ -56,16 +56,20 @@ fn build_template(
     let timeline = Timeline::new();
     let kernel = store.import(&recipe.spec.kernel)?;
     let (built, driver) = runtime()?.block_on(async {
-        let driver = driver(context.paths(), kernel.path(), kernel.sha256()).await?;
+        let kernel = GuestKernel {
+            path: kernel.path(),
+            digest: kernel.sha256(),
+        };
+        let driver = driver(context.paths(), recipe.spec.vmm, kernel).await?;
         let place = Workplace {
             paths: context.paths(),
             store,
-            hypervisor: &driver,
+            driver: &driver,
         };
         let built = build(&recipe, place, &timeline, pin!(interrupted())).await?;
         Ok::<_, CliError>((built, driver))
     })?;
-    let capabilities = hypervisor::Hypervisor::capabilities(&driver);
+    let capabilities = driver.capabilities();
     let cost = built.cost;
     let row = BuiltRow {
         name: recipe.name,
@@ -155,12 +159,15 @@ fn inspect(
     #[derive(Serialize)]
     struct Inspected<'a> {
         digest: &'a TemplateDigest,
+        /// How often something was booted in place of a clone.
+        cold_boots: ColdBoots,
         #[serde(flatten)]
         manifest: &'a Manifest,
     }
     let template = store.find(&argument.template)?;
     let inspected = Inspected {
         digest: template.digest(),
+        cold_boots: store.cold_boots(template.digest())?,
         manifest: template.manifest(),
     };
     // A manifest is for programs; people get the same, which is readable.

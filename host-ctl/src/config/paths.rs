@@ -60,16 +60,16 @@ impl SandboxPaths {
         self.directory.join("agent.sock")
     }
 
-    /// The VMM's monitor.
+    /// The VMM's control socket.
     #[must_use]
     pub fn monitor(&self) -> PathBuf {
-        self.directory.join("qmp.sock")
+        self.directory.join("monitor.sock")
     }
 
-    /// The agent's virtio-serial port.
+    /// The VMM's end of the device that carries the agent's link.
     #[must_use]
-    pub fn serial(&self) -> PathBuf {
-        self.directory.join("serial.sock")
+    pub fn link(&self) -> PathBuf {
+        self.directory.join("link.sock")
     }
 
     /// The guest's console.

@@ -1,9 +1,12 @@
 //! What the host side does to the host: processes, run directories, records
 //! and locks, each with an identity that lets [`sweep`] finish what a kill
-//! began without touching anything that is not ours.
+//! began without touching anything that is not ours. [`network`] is what it
+//! does to the host's links.
 
 mod call;
+mod cpu;
 mod lock;
+pub mod network;
 mod process;
 mod record;
 mod ring;
@@ -13,6 +16,7 @@ mod tail;
 mod tree;
 
 pub use call::{CallFailed, explain};
+pub use cpu::{cpu, tsc_khz};
 pub use lock::{Holder, Lock, LockError};
 pub use process::{ProcessError, ProcessIdentity};
 pub use record::{RECORD_LIMIT, RecordError, RecordHead, Stage, read_record, write_record};

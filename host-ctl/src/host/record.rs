@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::call::{CallFailed, failed};
+use super::network::TapRecord;
 use super::process::ProcessIdentity;
 
 /// Most bytes read of any record, so that a damaged one cannot fill memory.
@@ -87,6 +88,9 @@ pub struct RecordHead {
     pub supervisor: Option<ProcessIdentity>,
     /// Its VM; none before the VMM was spawned and after it was reaped.
     pub vmm: Option<ProcessIdentity>,
+    /// Its tap device; none before it was planned and after it was removed.
+    #[serde(default)]
+    pub tap: Option<TapRecord>,
 }
 
 /// Replaces a record: temporary file, rename. The file is 0600. The caller is
@@ -231,6 +235,7 @@ mod tests {
             stage: Stage::Starting,
             supervisor: Some(ProcessIdentity::current().unwrap()),
             vmm: None,
+            tap: None,
         };
         let whole = Whole {
             head: head.clone(),

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use super::call::{CallFailed, explain, failed};
 use super::lock::{Lock, LockError, flock_now};
+use super::network::remove_tap_now;
 use super::process::ProcessIdentity;
 use super::record::{RecordError, RecordHead, Stage, read_record};
 use super::run_directory::open_directory;
@@ -155,6 +156,22 @@ fn sweep_sandbox(paths: &Paths, run: &File, id: &SandboxId, whole: bool) -> Vec<
             }
         }
     }
+    let tap = head.as_ref().and_then(|head| head.tap.as_ref());
+    if let Some(tap) = tap.filter(|_| verdict.release) {
+        match remove_tap_now(tap) {
+            Ok(true) => findings.push(Finding::removed(
+                format!("link {}", tap.name),
+                format!("tap of sandbox {id}, which has no VM"),
+            )),
+            Ok(false) => {}
+            // Its directory is what says whose it is.
+            Err(error) => {
+                let name = format!("link {}", tap.name);
+                findings.push(Finding::kept(name, explain(&error)));
+                return findings;
+            }
+        }
+    }
     if !verdict.remove {
         return findings;
     }
@@ -172,6 +189,8 @@ fn sweep_sandbox(paths: &Paths, run: &File, id: &SandboxId, whole: bool) -> Vec<
 struct Verdict {
     /// Processes that nobody has a use for.
     kill: Vec<ProcessIdentity>,
+    /// Whether it has no VM then, so that nobody has a use for its tap.
+    release: bool,
     /// Whether nobody has a use for its directory then.
     remove: bool,
 }
@@ -187,9 +206,13 @@ fn verdict(id: &SandboxId, head: Option<&RecordHead>) -> Verdict {
     match head.map(|head| head.stage) {
         // Its owner knows its name: it runs on, or it has ended and its logs
         // are the owner's.
-        Some(Stage::Ready) => Verdict::default(),
+        Some(Stage::Ready) => Verdict {
+            release: alive.is_none(),
+            ..Verdict::default()
+        },
         Some(Stage::Ended) => Verdict {
             kill: alive.into_iter().collect(),
+            release: true,
             remove: false,
         },
         Some(Stage::Building | Stage::Starting | Stage::Ending) | None => Verdict {
@@ -198,6 +221,7 @@ fn verdict(id: &SandboxId, head: Option<&RecordHead>) -> Verdict {
                 // Killed between spawning the VMM and recording it.
                 None => processes_named(&id.vm_name()),
             },
+            release: true,
             remove: true,
         },
     }

@@ -1,17 +1,19 @@
 //! A cold boot, in order: VM, agent, sandbox, containers. Fails whole: whatever
 //! does not get to the end leaves no VM.
 
+use super::agent::{CID_ATTEMPTS, Unreached, address, begin, draw_cid, is_cid_taken, reach};
 use super::console::Console;
-use super::identity::Uuid;
-use super::made::{Made, Making, Moments, dial};
-use super::spec::{ContainerPlan, SandboxSpec, VmFiles};
-use crate::host::{RunDirectory, explain};
-use crate::timeline::{Timeline, now};
+use super::made::{Made, Making, Moments, Site};
+use super::network::Attached;
+use super::spec::{ContainerPlan, Own, SandboxSpec, VmFiles};
+use crate::host::explain;
+use crate::host::network::NetworkError;
+use crate::timeline::now;
 use agent_client::{AgentClient, ClientError, SandboxConfig};
-use hypervisor::{Backing, Hypervisor};
-use protocols::Link;
+use hypervisor::{Backing, Vm};
+use protocols::{AgentAddress, Link};
+use rustix::io::Errno;
 use std::io;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -33,15 +35,24 @@ pub enum BootError {
         #[source]
         source: hypervisor::Error,
     },
-    /// The agent's port could not be dialled.
-    #[error("connect to {socket}")]
+    /// The kernel gave no random bytes.
+    #[error("getrandom")]
+    Random(#[from] Errno),
+    /// The VMM's socket for the agent could not be connected to.
+    #[error("connect to {address}")]
     Connect {
-        /// The VMM's socket.
-        socket: PathBuf,
+        /// The agent's address.
+        address: AgentAddress,
         /// What connect(2) said.
         #[source]
         source: io::Error,
     },
+    /// The agent did not answer.
+    #[error("reach the agent")]
+    Reach(#[from] Unreached),
+    /// The host's end of its network could not be opened.
+    #[error("lift the fence")]
+    Network(#[from] NetworkError),
     /// The agent refused, failed or did not answer.
     #[error("{step}")]
     Agent {
@@ -103,28 +114,22 @@ pub type Interruption<'a> = Pin<&'a mut (dyn Future<Output = ()> + Send)>;
 /// then.
 pub async fn boot(
     spec: &SandboxSpec,
-    directory: &RunDirectory,
-    uuid: Uuid,
     backing: Backing,
-    hypervisor: &dyn Hypervisor,
-    timeline: &Timeline,
+    site: Site<'_>,
     mut interruption: Interruption<'_>,
 ) -> Result<Made, BootError> {
-    let files = VmFiles::below(directory.paths().directory());
-    let vm = spec.vm(&directory.id().vm_name(), uuid, &files, backing);
-    let booted = {
+    let timeline = site.timeline;
+    let started = {
         let _span = timeline.step("boot: start the vm");
         tokio::select! {
-            booted = hypervisor.boot(&vm) => booted,
+            started = start_vm(spec, backing, site) => started,
             () = &mut interruption => return Err(BootError::Interrupted),
         }
     };
+    let (vm, agent) = started?;
     let started = now();
     let mut making = Making {
-        vm: booted.map_err(|source| BootError::Vm {
-            step: "boot",
-            source,
-        })?,
+        vm,
         moments: Moments {
             vmm: started,
             vcpu: started,
@@ -133,10 +138,10 @@ pub async fn boot(
         timeline: timeline.clone(),
     };
     making.note_verb();
-    let files = directory.paths();
+    let files = site.directory.paths();
     let console = Console::keep(files.console(), files.console_log());
     let brought_up = tokio::select! {
-        brought_up = bring_up(&mut making, spec, directory) => brought_up,
+        brought_up = bring_up(&mut making, spec, site, &agent) => brought_up,
         () = interruption => Err(BootError::Interrupted),
     };
     match brought_up {
@@ -169,50 +174,103 @@ impl BootError {
     /// Whether the guest was not heard of, so that its console is to be asked.
     fn is_silence(&self) -> bool {
         match self {
-            Self::Vm { .. } | Self::Connect { .. } => true,
+            Self::Vm { .. } | Self::Connect { .. } | Self::Reach(_) => true,
             Self::Agent { source, .. } | Self::Container { source, .. } => {
                 source.is_dead() || matches!(source, ClientError::Deadline { .. })
             }
-            Self::Disk { .. } | Self::Silent { .. } | Self::Interrupted | Self::Lingers { .. } => {
-                false
+            Self::Random(_)
+            | Self::Network(_)
+            | Self::Disk { .. }
+            | Self::Silent { .. }
+            | Self::Interrupted
+            | Self::Lingers { .. } => false,
+        }
+    }
+}
+
+/// Starts the VM, with another context id where the one drawn is taken. Gives
+/// it with the address of its agent.
+async fn start_vm(
+    spec: &SandboxSpec,
+    backing: Backing,
+    site: Site<'_>,
+) -> Result<(Box<dyn Vm>, AgentAddress), BootError> {
+    let files = VmFiles::below(site.directory.paths().directory());
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let vm = spec.vm(Own {
+            name: &site.directory.id().vm_name(),
+            uuid: site.uuid,
+            files: &files,
+            backing: backing.clone(),
+            cid: draw_cid()?,
+            tap: site.network.map(Attached::tap),
+        });
+        match site.hypervisor.boot(&vm).await {
+            Ok(booted) => return Ok((booted, address(&vm.agent))),
+            Err(error) if is_cid_taken(&error) && attempts < CID_ATTEMPTS => {}
+            Err(source) => {
+                return Err(BootError::Vm {
+                    step: "boot",
+                    source,
+                });
             }
         }
     }
+}
+
+/// From vCPUs that run to an agent that answers.
+async fn meet(making: &Making, address: &AgentAddress) -> Result<(Link, AgentClient), BootError> {
+    let connect_failed = |source| BootError::Connect {
+        address: address.clone(),
+        source,
+    };
+    let link = making
+        .step(
+            "boot: guest kernel and agent, until the port is open",
+            async {
+                if !matches!(address, AgentAddress::Serial { .. }) {
+                    let (link, _) = reach(address, &*making.vm, AGENT_DEADLINE).await?;
+                    return Ok(link);
+                }
+                let opened = making.vm.agent_port_opened(AGENT_DEADLINE).await;
+                opened.map_err(|source| BootError::Vm {
+                    step: "wait for the agent",
+                    source,
+                })?;
+                let begun = begin(address).await.map_err(connect_failed)?;
+                begun.ok_or_else(|| connect_failed(io::ErrorKind::Unsupported.into()))
+            },
+        )
+        .await?;
+    let client = making
+        .step("boot: session and port 1024", async {
+            let client = AgentClient::connect(&link, CALL_DEADLINE).await?;
+            client.check(CALL_DEADLINE).await.map(|()| client)
+        })
+        .await;
+    let client = client.map_err(|source| BootError::Agent {
+        step: "dial the agent",
+        source,
+    })?;
+    Ok((link, client))
 }
 
 /// From a VM whose vCPUs run to one whose containers do.
 async fn bring_up(
     making: &mut Making,
     spec: &SandboxSpec,
-    directory: &RunDirectory,
+    site: Site<'_>,
+    agent: &AgentAddress,
 ) -> Result<Link, BootError> {
-    making
-        .step(
-            "boot: guest kernel and agent, until the port is open",
-            making.vm.agent_port_opened(AGENT_DEADLINE),
-        )
-        .await
-        .map_err(|source| BootError::Vm {
-            step: "wait for the agent",
-            source,
-        })?;
-    let socket = directory.paths().serial();
-    let link = dial(&socket)
-        .await
-        .map_err(|source| BootError::Connect { socket, source })?;
-    let failed = |step| move |source| BootError::Agent { step, source };
-    let client = making
-        .step("boot: session and port 1024 over virtio-serial", async {
-            let client = AgentClient::connect(&link, CALL_DEADLINE).await?;
-            client.check(CALL_DEADLINE).await.map(|()| client)
-        })
-        .await
-        .map_err(failed("dial the agent"))?;
+    let (link, client) = meet(making, agent).await?;
     making.moments.agent = now();
+    let failed = |step| move |source| BootError::Agent { step, source };
     let sandbox = SandboxConfig {
-        hostname: directory.id().vm_name(),
+        hostname: site.directory.id().vm_name(),
         dns: Vec::new(),
-        sandbox_id: directory.id().to_string(),
+        sandbox_id: site.directory.id().to_string(),
     };
     making
         .step(
@@ -221,11 +279,43 @@ async fn bring_up(
         )
         .await
         .map_err(failed("create the sandbox"))?;
+    if let Some(network) = site.network {
+        connect(making, &client, network).await?;
+    }
     for container in &spec.containers {
         start(making, &client, container).await?;
     }
     making.moments.released = now();
     Ok(link)
+}
+
+/// Gives the guest its own addresses, and lifts the fence when it has them. A
+/// guest that is to be nobody stays behind it.
+async fn connect(
+    making: &Making,
+    client: &AgentClient,
+    network: &Attached,
+) -> Result<(), BootError> {
+    let Some(guest) = network.guest() else {
+        return Ok(());
+    };
+    let failed = |source| BootError::Agent {
+        step: "configure the guest's network",
+        source,
+    };
+    {
+        let _span = making.timeline.span("boot: agent calls for the network");
+        for interface in &guest.interfaces {
+            let updated = client.update_interface(interface, CALL_DEADLINE).await;
+            updated.map_err(failed)?;
+        }
+        let updated = client.update_routes(&guest.routes, CALL_DEADLINE).await;
+        updated.map_err(failed)?;
+        let added = client.add_neighbors(&guest.neighbors, CALL_DEADLINE).await;
+        added.map_err(failed)?;
+    }
+    let _span = making.timeline.span("boot: lift the fence");
+    Ok(network.lift_fence().await?)
 }
 
 async fn start(
@@ -262,9 +352,14 @@ async fn start(
 
 #[cfg(test)]
 mod tests {
+    use super::super::identity::Uuid;
+    use super::super::network::NetworkKind;
     use super::super::stand_in::StandInVmm;
+    use super::super::vmm::{Carrier, Vmm};
     use super::*;
     use crate::config::{Paths, SandboxId};
+    use crate::host::RunDirectory;
+    use crate::timeline::Timeline;
     use std::future::pending;
     use std::pin::pin;
     use std::sync::atomic::Ordering;
@@ -280,6 +375,9 @@ mod tests {
         let console = protocols::unix::bind(&directory.paths().console()).unwrap();
         console.set_nonblocking(true).unwrap();
         let spec = SandboxSpec {
+            vmm: Vmm::Qemu,
+            carrier: Carrier::Serial,
+            network: NetworkKind::None,
             vcpus: 1,
             memory_mib: 64,
             kernel: "/k".into(),
@@ -293,16 +391,14 @@ mod tests {
             let (mut console, _) = console.accept().await.unwrap();
             console.write_all(b"Kernel \x1bpanic\r\n").await.unwrap();
         };
-        let backing = Backing::Anonymous;
-        let booted = boot(
-            &spec,
-            &directory,
+        let site = Site {
+            directory: &directory,
             uuid,
-            backing,
-            vmm,
-            &timeline,
-            interruption,
-        );
+            hypervisor: vmm,
+            network: None,
+            timeline: &timeline,
+        };
+        let booted = boot(&spec, Backing::Anonymous, site, interruption);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

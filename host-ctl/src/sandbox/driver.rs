@@ -1,51 +1,183 @@
-//! Which VMM runs the sandboxes of this host. Finding out takes seconds (KVM is
-//! believed only once it has run the kernel), so the answer is kept and looked
-//! at again only where something it depends on has changed.
+//! From the name of a VMM to its driver on this host. Finding out what a VMM
+//! can do takes up to seconds (KVM is believed only once it has run the
+//! kernel), so the answer is kept and looked at again only where something it
+//! depends on has changed.
 
+use super::vmm::{UnknownVmm, Vmm};
 use crate::config::Paths;
 use crate::host::{read_record, write_record};
 use crate::store::Sha256;
-use hypervisor::Error;
-use hypervisor::qemu::{Deadlines, Probe, ProbeRequest, Qemu, probe};
+use hypervisor::{Capabilities, Error, Hypervisor, VmRecord, cloud_hypervisor, firecracker, qemu};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
-/// The driver for guests with this kernel.
-///
-/// # Errors
-/// When there is no VMM that can be used.
-pub async fn driver(paths: &Paths, kernel: &Path, digest: &Sha256) -> Result<Qemu, Error> {
-    let kept = kept_probe(paths, digest);
-    let known = read_record::<Probe>(&kept).ok();
-    let request = ProbeRequest {
-        program: None,
-        kernel: Some(kernel),
-        kernel_digest: digest.as_str(),
-    };
-    let found = probe(&request, known.as_ref()).await?;
-    if known.as_ref() != Some(&found) {
-        // What could not be kept costs time the next time, nothing else.
-        let _ = write_record(&kept, &found);
+/// Why there is no driver.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The VMM is not there, or cannot be used.
+    #[error("find {vmm}; ${} names its program", vmm.variable())]
+    Vmm {
+        /// Which.
+        vmm: Vmm,
+        /// What its probe said.
+        #[source]
+        source: Error,
+    },
+    /// A record names a driver that this program does not know.
+    #[error("driver {name:?}")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// What is known.
+        #[source]
+        source: UnknownVmm,
+    },
+}
+
+/// A guest's kernel: a VMM may have to show that it runs it.
+#[derive(Debug, Clone, Copy)]
+pub struct GuestKernel<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// Its digest.
+    pub digest: &'a Sha256,
+}
+
+/// A VMM on this host.
+pub struct Driver {
+    /// What makes VMs.
+    pub hypervisor: Box<dyn Hypervisor>,
+    /// The VMM's program.
+    pub program: PathBuf,
+}
+
+impl Driver {
+    /// What the VMM can do.
+    #[must_use]
+    pub fn capabilities(&self) -> &Capabilities {
+        self.hypervisor.capabilities()
     }
-    Ok(Qemu::new(&found, Deadlines::default()))
 }
 
-/// The driver a recorded VM is adopted with: any, for what differs between
-/// kernels does not matter to a VM that runs.
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Driver({})", self.program.display())
+    }
+}
+
+/// The driver of a VMM for guests with this kernel. What was found out is kept
+/// below `paths`.
 ///
 /// # Errors
-/// When there is no VMM that can be used.
-pub async fn adopting_driver() -> Result<Qemu, Error> {
-    let request = ProbeRequest {
-        program: None,
-        kernel: None,
-        kernel_digest: "",
+/// When the VMM cannot be used.
+pub async fn driver(
+    paths: &Paths,
+    vmm: Vmm,
+    kernel: GuestKernel<'_>,
+) -> Result<Driver, DriverError> {
+    let name = match vmm {
+        // Its answer depends on the kernel.
+        Vmm::Qemu => format!("probe-{}.json", kernel.digest),
+        Vmm::CloudHypervisor | Vmm::Firecracker => format!("probe-{vmm}.json"),
     };
-    Ok(Qemu::new(
-        &probe(&request, None).await?,
-        Deadlines::default(),
-    ))
+    find(vmm, Some(kernel), &Kept(paths.store.join(name))).await
 }
 
-fn kept_probe(paths: &Paths, kernel: &Sha256) -> PathBuf {
-    paths.store.join(format!("probe-{kernel}.json"))
+/// The driver of a VMM as it is found now, whatever was kept.
+///
+/// # Errors
+/// When the VMM cannot be used.
+pub async fn fresh_driver(
+    vmm: Vmm,
+    kernel: Option<GuestKernel<'_>>,
+) -> Result<Driver, DriverError> {
+    find(vmm, kernel, &Kept::nowhere()).await
+}
+
+/// The driver a recorded VM is adopted with: what differs between kernels does
+/// not matter to a VM that runs.
+///
+/// # Errors
+/// When the record's driver is unknown, or its VMM cannot be used.
+pub async fn adopting_driver(record: &VmRecord) -> Result<Box<dyn Hypervisor>, DriverError> {
+    let vmm = record
+        .driver
+        .parse()
+        .map_err(|source| DriverError::Unknown {
+            name: record.driver.clone(),
+            source,
+        })?;
+    Ok(fresh_driver(vmm, None).await?.hypervisor)
+}
+
+async fn find(
+    vmm: Vmm,
+    kernel: Option<GuestKernel<'_>>,
+    kept: &Kept,
+) -> Result<Driver, DriverError> {
+    let found = match vmm {
+        Vmm::Qemu => find_qemu(kernel, kept).await,
+        Vmm::CloudHypervisor => find_cloud_hypervisor(kept).await,
+        Vmm::Firecracker => find_firecracker(kept).await,
+    };
+    found.map_err(|source| DriverError::Vmm { vmm, source })
+}
+
+async fn find_qemu(kernel: Option<GuestKernel<'_>>, kept: &Kept) -> Result<Driver, Error> {
+    let request = qemu::ProbeRequest {
+        program: None,
+        kernel: kernel.map(|kernel| kernel.path),
+        kernel_digest: kernel.map_or("", |kernel| kernel.digest.as_str()),
+    };
+    let known = kept.read();
+    let found = qemu::probe(&request, known.as_ref()).await?;
+    kept.update(known.as_ref(), &found);
+    Ok(Driver {
+        hypervisor: Box::new(qemu::Qemu::new(&found, qemu::Deadlines::default())),
+        program: found.program,
+    })
+}
+
+async fn find_cloud_hypervisor(kept: &Kept) -> Result<Driver, Error> {
+    use cloud_hypervisor::{CloudHypervisor, Deadlines, probe};
+    let known = kept.read();
+    let found = probe(None, known.as_ref()).await?;
+    kept.update(known.as_ref(), &found);
+    Ok(Driver {
+        hypervisor: Box::new(CloudHypervisor::new(&found, Deadlines::default())),
+        program: found.program,
+    })
+}
+
+async fn find_firecracker(kept: &Kept) -> Result<Driver, Error> {
+    use firecracker::{Deadlines, Firecracker, probe};
+    let known = kept.read();
+    let found = probe(None, known.as_ref()).await?;
+    kept.update(known.as_ref(), &found);
+    Ok(Driver {
+        hypervisor: Box::new(Firecracker::new(&found, Deadlines::default())),
+        program: found.program,
+    })
+}
+
+/// A probe's answer on disk.
+struct Kept(PathBuf);
+
+impl Kept {
+    /// No answer, and none is kept.
+    fn nowhere() -> Self {
+        Self(PathBuf::new())
+    }
+
+    fn read<T: DeserializeOwned>(&self) -> Option<T> {
+        read_record(&self.0).ok()
+    }
+
+    fn update<T: Serialize + PartialEq>(&self, known: Option<&T>, found: &T) {
+        if known != Some(found) && !self.0.as_os_str().is_empty() {
+            // What could not be kept costs time the next time, nothing else.
+            let _ = write_record(&self.0, found);
+        }
+    }
 }

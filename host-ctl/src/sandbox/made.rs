@@ -2,13 +2,14 @@
 //! of its making, and the way down.
 
 use super::console::Console;
+use super::identity::Uuid;
+use super::network::Attached;
+use crate::host::RunDirectory;
 use crate::timeline::{Timeline, now};
 use agent_client::{Generation, Identity, Step};
-use hypervisor::Vm;
-use protocols::{Link, unix};
+use hypervisor::{Hypervisor, Vm};
+use protocols::Link;
 use serde::{Deserialize, Serialize};
-use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 /// The moments every making is measured by, in nanoseconds of CLOCK_MONOTONIC.
@@ -50,6 +51,21 @@ pub struct Made {
     pub moments: Moments,
 }
 
+/// Where a sandbox is made, and by what.
+#[derive(Clone, Copy)]
+pub struct Site<'a> {
+    /// Its run directory.
+    pub directory: &'a RunDirectory,
+    /// The UUID of its VM.
+    pub uuid: Uuid,
+    /// What makes its VM.
+    pub hypervisor: &'a dyn Hypervisor,
+    /// What its interface is connected to, fenced; none if it has none.
+    pub network: Option<&'a Attached>,
+    /// Where the time goes.
+    pub timeline: &'a Timeline,
+}
+
 /// A VM on its way, with the clock running.
 pub(super) struct Making {
     pub(super) vm: Box<dyn Vm>,
@@ -78,12 +94,6 @@ impl Making {
     }
 }
 
-/// The serial port's session, begun: the guest may answer when it can.
-pub(super) async fn dial(serial: &Path) -> io::Result<Link> {
-    let stream = unix::connect(serial).await?;
-    Link::over_serial(stream).map_err(io::Error::other)
-}
-
 /// Notes a call to the agent that began at `begun` and is answered now, and the
 /// steps the guest has taken for it. Only their lengths are known; what is left
 /// of the time is taken to be the way there and the way back.
@@ -94,13 +104,13 @@ pub(super) fn note_call(timeline: &Timeline, begun: u64, steps: &[Step]) {
     let whole = u64::try_from(whole.as_nanos()).unwrap_or(u64::MAX);
     let spare = answered.saturating_sub(begun).saturating_sub(whole);
     let start = begun.saturating_add(spare / 2);
-    timeline.record("virtio-serial: request on its way", begun, start);
+    timeline.record("agent link: request on its way", begun, start);
     let named = steps
         .iter()
         .map(|step| (format!("guest: {}", step.name), took(step)));
     timeline.record_sequence(start, named);
     let end = start.saturating_add(whole).min(answered);
-    timeline.record("virtio-serial: reply on its way", end, answered);
+    timeline.record("agent link: reply on its way", end, answered);
 }
 
 #[cfg(test)]

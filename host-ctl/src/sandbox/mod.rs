@@ -18,20 +18,23 @@
 //! out and never runs again on those files. *stopped*: no VM, final.
 //!
 //! [`state`] is that drawing as a pure function, [`record`] what is kept on
-//! disk of it, [`link`](mod@link) the one connection to the agent, [`console`]
-//! what the guest says.
+//! disk of it, [`agent`] how an agent is reached at all, [`link`](mod@link) the
+//! one connection to it, [`console`] what the guest says.
 
+pub mod agent;
 pub mod boot;
 pub mod console;
 pub mod driver;
 pub mod identity;
 pub mod link;
 mod made;
+pub mod network;
 pub mod record;
 pub mod restore;
 pub mod spec;
 #[cfg(test)]
 pub(crate) mod stand_in;
 pub mod state;
+pub mod vmm;
 
-pub use made::{Made, Moments};
+pub use made::{Made, Moments, Site};

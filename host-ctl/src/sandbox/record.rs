@@ -56,6 +56,7 @@ impl SandboxRecord {
                 stage: Stage::Starting,
                 supervisor: None,
                 vmm: None,
+                tap: None,
             },
             id,
             state: State::Created,
@@ -136,10 +137,15 @@ fn process_identity(vm: &VmRecord) -> ProcessIdentity {
 
 #[cfg(test)]
 mod tests {
+    use super::super::network::NetworkKind;
+    use super::super::vmm::{Carrier, Vmm};
     use super::*;
 
     fn record() -> SandboxRecord {
         let spec = SandboxSpec {
+            vmm: Vmm::Qemu,
+            carrier: Carrier::Serial,
+            network: NetworkKind::None,
             vcpus: 1,
             memory_mib: 64,
             kernel: "/k".into(),

@@ -1,21 +1,26 @@
 //! A clone, from a template to a sandbox of its own. Reads as one list:
 //!
-//! `Verified -> Prepared -> Restored (paused) -> Resumed -> Thawed -> Released`
+//! `Verified -> Prepared -> Restored (paused) -> Resumed -> Thawed -> Connected ->
+//! Released`
 //!
 //! Each is a type. What has a VM has one way down, which kills it: a clone that
 //! fails leaves nothing, and nothing half made is handed over. The workload is
 //! frozen until the last step, whatever the vCPUs do.
 
-use super::identity::{Uuid, draw_identity};
-use super::made::{Made, Making, Moments, dial, note_call};
-use crate::host::RunDirectory;
+use super::agent::{
+    CID_ATTEMPTS, Unreached, address, begin, draw_cid, is_cid_taken, reach, rebound,
+};
+use super::identity::draw_identity;
+use super::made::{Made, Making, Moments, Site, note_call};
+use super::network::{Attached, NIC};
+use super::spec::VmFiles;
+use crate::host::network::NetworkError;
 use crate::timeline::{Timeline, now, step};
 use agent_client::{
-    AgentClient, ClientError, Connecting, Generation, Moment, Network, Offset, QuiesceId, Receipt,
-    ThawOrder,
+    AgentClient, ClientError, Connecting, Generation, Moment, Offset, QuiesceId, Receipt, ThawOrder,
 };
-use hypervisor::{AgentDevice, Backing, Hypervisor, Rebind, VmSpec};
-use protocols::Link;
+use hypervisor::{Backing, Hypervisor, MemoryMode, Rebind, Vm, VmSpec};
+use protocols::{AgentAddress, Link};
 use rustix::io::Errno;
 use std::io;
 use std::path::PathBuf;
@@ -45,15 +50,18 @@ pub enum RestoreError {
         #[source]
         source: hypervisor::Error,
     },
-    /// The agent's port could not be dialled.
-    #[error("connect to {socket}")]
+    /// The VMM's socket for the agent could not be connected to.
+    #[error("connect to {address}")]
     Connect {
-        /// The VMM's socket.
-        socket: PathBuf,
+        /// The agent's address.
+        address: AgentAddress,
         /// What connect(2) said.
         #[source]
         source: io::Error,
     },
+    /// The agent did not answer.
+    #[error("reach the agent")]
+    Reach(#[from] Unreached),
     /// The agent refused, failed or did not answer.
     #[error("{step}")]
     Agent {
@@ -66,6 +74,9 @@ pub enum RestoreError {
     /// The task that carried the request to thaw has panicked.
     #[error("thaw")]
     Lost(#[from] JoinError),
+    /// The host's end of its network could not be opened.
+    #[error("lift the fence")]
+    Network(#[from] NetworkError),
     /// The guest answers to another identity than it was given.
     #[error("the receipt of the thaw names another identity")]
     Identity,
@@ -89,6 +100,8 @@ pub struct Verified {
     pub saved: VmSpec,
     /// The guest's RAM.
     pub memory: PathBuf,
+    /// How the RAM gets into the clone; none is the driver's own way.
+    pub memory_mode: Option<MemoryMode>,
     /// The name of the freeze that this clone's thaw ends.
     pub quiesce_id: QuiesceId,
 }
@@ -97,26 +110,27 @@ pub struct Verified {
 struct Prepared {
     verified: Verified,
     rebind: Rebind,
-    serial: PathBuf,
+    files: VmFiles,
     own: ThawOrder,
     timeline: Timeline,
 }
 
-/// A VM with its vCPUs stopped, and the host's first words to its agent waiting
-/// in the serial port.
+/// A VM with its vCPUs stopped; where the agent's device can hold them, the
+/// host's first words are waiting there.
 struct Restored {
     making: Making,
-    link: Link,
+    agent: AgentAddress,
+    link: Option<Link>,
     own: ThawOrder,
 }
 
-/// A VM whose vCPUs run, and which finds the request to thaw where it reads
-/// first; the workload is frozen.
+/// A VM whose vCPUs run, and which was asked to thaw; the workload is frozen.
 struct Resumed {
     making: Making,
     link: Link,
     client: AgentClient,
-    connecting: Connecting,
+    /// None where the port was granted before it was asked to.
+    connecting: Option<Connecting>,
     exchange: AbortOnDropHandle<Result<Receipt, RestoreError>>,
     /// Nothing of the guest ran before.
     resumed: Moment,
@@ -132,84 +146,70 @@ struct Thawed {
     offset: Offset,
 }
 
-/// Makes a clone of a verified template in `directory`.
+/// A VM that is unique, and on its network if it has one; the workload is
+/// frozen.
+struct Connected(Thawed);
+
+/// Makes a clone of a verified template.
 ///
 /// # Errors
 /// The first step that failed; no VM is left then.
-pub async fn restore(
-    verified: Verified,
-    directory: &RunDirectory,
-    uuid: Uuid,
-    hypervisor: &dyn Hypervisor,
-    timeline: &Timeline,
-) -> Result<Made, RestoreError> {
-    let prepared = verified.prepare(directory, uuid, timeline)?;
-    let restored = prepared.restore(hypervisor).await?;
+pub async fn restore(verified: Verified, site: Site<'_>) -> Result<Made, RestoreError> {
+    let prepared = verified.prepare(site)?;
+    let restored = prepared.restore(site.hypervisor).await?;
     let resumed = restored.resume().await?;
     let thawed = resumed.thaw().await?;
-    thawed.release().await
+    let connected = thawed.connect(site.network).await?;
+    connected.release().await
 }
 
 impl Verified {
-    fn prepare(
-        self,
-        directory: &RunDirectory,
-        uuid: Uuid,
-        timeline: &Timeline,
-    ) -> Result<Prepared, RestoreError> {
-        let _span = timeline.step("clone: draw its identity");
+    fn prepare(self, site: Site<'_>) -> Result<Prepared, RestoreError> {
+        let _span = site.timeline.step("clone: draw its identity");
+        let directory = site.directory;
         let paths = directory.paths();
-        let agent = match &self.saved.agent {
-            AgentDevice::Serial { port_name, .. } => Some(AgentDevice::Serial {
-                socket: paths.serial(),
-                port_name: port_name.clone(),
-            }),
-            AgentDevice::HybridVsock { cid, .. } => Some(AgentDevice::HybridVsock {
-                socket: paths.serial(),
-                cid: *cid,
-            }),
-            AgentDevice::Vsock { .. } => None,
-        };
+        let nics = site
+            .network
+            .map(|network| (NIC.to_owned(), network.backend()));
         Ok(Prepared {
             rebind: Rebind {
                 name: Some(directory.id().vm_name()),
-                uuid: Some(uuid.to_string()),
+                uuid: Some(site.uuid.to_string()),
                 monitor: Some(paths.monitor()),
                 console: Some(paths.console()),
                 log: Some(paths.vmm_log()),
-                agent,
                 memory: Some(Backing::FileBacked {
                     path: self.memory.clone(),
                     shared: false,
                 }),
+                memory_mode: self.memory_mode,
+                nics: nics.into_iter().collect(),
                 ..Rebind::default()
             },
-            serial: paths.serial(),
+            files: VmFiles::below(paths.directory()),
             own: ThawOrder {
                 quiesce_id: self.quiesce_id,
                 generation: Generation::random().map_err(agent_failed("draw a generation"))?,
                 identity: draw_identity(directory.id())?,
-                network: Network::default(),
+                network: site.network.and_then(Attached::guest).unwrap_or_default(),
                 dns: Vec::new(),
                 files: Vec::new(),
             },
             verified: self,
-            timeline: timeline.clone(),
+            timeline: site.timeline.clone(),
         })
     }
 }
 
 impl Prepared {
-    async fn restore(self, hypervisor: &dyn Hypervisor) -> Result<Restored, RestoreError> {
-        let verified = &self.verified;
+    async fn restore(mut self, hypervisor: &dyn Hypervisor) -> Result<Restored, RestoreError> {
         let restored = {
             let _span = self.timeline.step("clone: restore");
-            hypervisor
-                .restore(&verified.state, &verified.saved, &self.rebind)
-                .await
+            self.restore_vm(hypervisor).await
         };
+        let (vm, agent) = restored?;
         let making = Making {
-            vm: restored.map_err(vm_failed("restore"))?,
+            vm,
             moments: Moments {
                 vmm: now(),
                 ..Moments::default()
@@ -217,50 +217,128 @@ impl Prepared {
             timeline: self.timeline,
         };
         making.note_verb();
-        match dial(&self.serial).await {
+        match begin(&agent).await {
             Ok(link) => Ok(Restored {
                 making,
+                agent,
                 link,
                 own: self.own,
             }),
             Err(source) => {
-                let socket = self.serial;
-                Err(down(making, RestoreError::Connect { socket, source }).await)
+                let address = agent;
+                Err(down(making, RestoreError::Connect { address, source }).await)
+            }
+        }
+    }
+
+    /// Restores the VM, with another context id where the one drawn is taken.
+    /// Gives it with the address of its agent.
+    async fn restore_vm(
+        &mut self,
+        hypervisor: &dyn Hypervisor,
+    ) -> Result<(Box<dyn Vm>, AgentAddress), RestoreError> {
+        let verified = &self.verified;
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let device = rebound(&verified.saved.agent, &self.files, draw_cid()?);
+            let agent = address(&device);
+            self.rebind.agent = Some(device);
+            let restored = hypervisor.restore(&verified.state, &verified.saved, &self.rebind);
+            match restored.await {
+                Ok(vm) => return Ok((vm, agent)),
+                Err(error) if is_cid_taken(&error) && attempts < CID_ATTEMPTS => {}
+                Err(error) => return Err(vm_failed("restore")(error)),
             }
         }
     }
 }
 
 impl Restored {
-    /// Asks for the port and the thaw first and resumes then: the guest finds
-    /// all of it at once, and nothing goes to and fro before it has thawed.
     async fn resume(self) -> Result<Resumed, RestoreError> {
-        let mut making = self.making;
-        step("clone: meet the agent");
-        let (client, connecting) = match AgentClient::connect_early(&self.link, DIAL_DEADLINE).await
-        {
-            Ok(early) => early,
-            Err(error) => return Err(down(making, agent_failed("dial the agent")(error)).await),
-        };
-        step("clone: agent call Thaw");
-        let exchange = tokio::spawn(thaw(client.clone(), self.own));
-        let exchange = AbortOnDropHandle::new(exchange);
-        let before = Moment::now();
-        let resumed = making.step("clone: resume", making.vm.resume()).await;
-        making.moments.vcpu = now();
-        making.note_verb();
-        match resumed {
-            Ok(()) => Ok(Resumed {
-                making,
-                link: self.link,
-                client,
-                connecting,
-                exchange,
-                resumed: before,
-            }),
-            Err(error) => Err(down(making, vm_failed("resume")(error)).await),
+        let Self {
+            making,
+            agent,
+            link,
+            own,
+        } = self;
+        match link {
+            Some(link) => resume_into_words(making, link, own).await,
+            None => resume_and_dial(making, &agent, own).await,
         }
     }
+}
+
+/// Asks for the port and the thaw first and resumes then: the guest finds all
+/// of it at once, and nothing goes to and fro before it has thawed.
+async fn resume_into_words(
+    mut making: Making,
+    link: Link,
+    own: ThawOrder,
+) -> Result<Resumed, RestoreError> {
+    step("clone: meet the agent");
+    let (client, connecting) = match AgentClient::connect_early(&link, DIAL_DEADLINE).await {
+        Ok(early) => early,
+        Err(error) => return Err(down(making, agent_failed("dial the agent")(error)).await),
+    };
+    let exchange = ask_to_thaw(&client, own);
+    let before = Moment::now();
+    match resume_vm(&mut making).await {
+        Ok(()) => Ok(Resumed {
+            making,
+            link,
+            client,
+            connecting: Some(connecting),
+            exchange,
+            resumed: before,
+        }),
+        Err(error) => Err(down(making, error).await),
+    }
+}
+
+/// Resumes, and asks for the thaw when the guest has answered a dial: before,
+/// the device takes no words.
+async fn resume_and_dial(
+    mut making: Making,
+    agent: &AgentAddress,
+    own: ThawOrder,
+) -> Result<Resumed, RestoreError> {
+    let before = Moment::now();
+    if let Err(error) = resume_vm(&mut making).await {
+        return Err(down(making, error).await);
+    }
+    step("clone: meet the agent");
+    let begun = now();
+    let reached = reach(agent, &*making.vm, DIAL_DEADLINE).await;
+    let timeline = &making.timeline;
+    timeline.record("guest wakes, answers on port 1024", begun, now());
+    match reached {
+        Ok((link, client)) => Ok(Resumed {
+            making,
+            link,
+            exchange: ask_to_thaw(&client, own),
+            client,
+            connecting: None,
+            resumed: before,
+        }),
+        Err(error) => Err(down(making, error.into()).await),
+    }
+}
+
+async fn resume_vm(making: &mut Making) -> Result<(), RestoreError> {
+    let resumed = making.step("clone: resume", making.vm.resume()).await;
+    making.moments.vcpu = now();
+    making.note_verb();
+    resumed.map_err(vm_failed("resume"))
+}
+
+/// Sends the request, in a task of its own.
+fn ask_to_thaw(
+    client: &AgentClient,
+    own: ThawOrder,
+) -> AbortOnDropHandle<Result<Receipt, RestoreError>> {
+    step("clone: agent call Thaw");
+    AbortOnDropHandle::new(tokio::spawn(thaw(client.clone(), own)))
 }
 
 impl Resumed {
@@ -271,12 +349,19 @@ impl Resumed {
             let _ = self.link.established(THAW_DEADLINE).await;
             now()
         };
-        let granted = self.connecting.granted(THAW_DEADLINE);
+        let waits = self.connecting.is_some();
+        let granted = async {
+            match self.connecting {
+                Some(connecting) => connecting.granted(THAW_DEADLINE).await,
+                None => Ok(()),
+            }
+        };
         let (answered, granted, receipt) = tokio::join!(session, granted, self.exchange);
         making.moments.agent = now();
-        making
-            .timeline
-            .record("guest wakes, answers the serial session", begun, answered);
+        if waits {
+            let timeline = &making.timeline;
+            timeline.record("guest wakes, answers the serial session", begun, answered);
+        }
         // A port that was refused is why its call failed, not the other way.
         let receipt = granted
             .map_err(agent_failed("dial the agent"))
@@ -303,18 +388,41 @@ impl Resumed {
 }
 
 impl Thawed {
+    /// Lifts the fence: the receipt says that the guest is itself. What
+    /// happens next in the guest is not taken on its word, though: the host's
+    /// end takes packets from the address it gave.
+    async fn connect(self, network: Option<&Attached>) -> Result<Connected, RestoreError> {
+        let Some(network) = network else {
+            return Ok(Connected(self));
+        };
+        let lifted = {
+            let _span = self.making.timeline.span("clone: lift the fence");
+            network.lift_fence().await
+        };
+        match lifted {
+            Ok(()) => Ok(Connected(self)),
+            Err(error) => Err(down(self.making, error.into()).await),
+        }
+    }
+}
+
+impl Connected {
     /// Lets the workload run, by a clock that is right: what the receipt told
     /// of it is corrected in the same step.
     async fn release(self) -> Result<Made, RestoreError> {
-        let mut making = self.making;
-        let exchange = &self.receipt.exchange;
-        let corrected = exchange.corrected_nanos(&self.offset);
-        let generation = self.receipt.generation;
+        let Thawed {
+            mut making,
+            link,
+            client,
+            receipt,
+            offset,
+        } = self.0;
+        let corrected = receipt.exchange.corrected_nanos(&offset);
+        let generation = receipt.generation;
         let released = making
             .step("clone: agent call Release", async {
                 let begun = now();
-                let released = self
-                    .client
+                let released = client
                     .release(generation, Some(corrected), RELEASE_DEADLINE)
                     .await?;
                 note_call(&making.timeline, begun, &released.steps);
@@ -325,18 +433,18 @@ impl Thawed {
         if let Err(error) = released {
             return Err(down(making, agent_failed("release")(error)).await);
         }
-        let round_trip = exchange.round_trip();
+        let round_trip = receipt.exchange.round_trip();
         Ok(Made {
             vm: making.vm,
-            link: self.link,
+            link,
             // Read from the hand-over on: a clone waits for nothing it can do
             // without.
             console: None,
-            identity: Some(self.receipt.identity),
+            identity: Some(receipt.identity),
             generation: Some(generation),
-            clock_error_nanos: Some(self.offset.error_nanos),
+            clock_error_nanos: Some(offset.error_nanos),
             round_trip_nanos: Some(u64::try_from(round_trip.as_nanos()).unwrap_or(u64::MAX)),
-            not_unique: self.receipt.not_unique,
+            not_unique: receipt.not_unique,
             moments: making.moments,
         })
     }

@@ -3,19 +3,23 @@
 //! so that a clone that cannot be restored can be booted cold.
 
 use super::identity::Uuid;
+use super::network::{NIC, NetworkKind};
+use super::vmm::{Carrier, Vmm};
+use crate::host::network::{HardwareAddress, TapRecord};
 use agent_client::{ContainerConfig, Rootfs};
-use hypervisor::{AgentDevice, Backing, Disk, Memory, VmSpec};
+use hypervisor::{Backing, Disk, Memory, Nic, NicBackend, VmSpec};
+use protocols::VsockPeers;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// The name of the virtio-serial port the agent listens on.
-pub const AGENT_PORT_NAME: &str = "tardigrade.agent";
-/// The words of the guest kernel's command line: the console, few words on it,
-/// an end instead of a hang after a panic, freed memory zeroed (what a process
-/// left behind is in no template, and zero pages cost none any space), and where
-/// the agent listens.
-pub const COMMAND_LINE: &str =
-    "console=ttyS0 quiet panic=-1 init_on_free=1 agent.server_addr=serial://tardigrade.agent";
+/// The words that every guest kernel's command line begins with: the console,
+/// few words on it, an end instead of a hang after a panic, and freed memory
+/// zeroed (what a process left behind is in no template, and zero pages cost
+/// none any space).
+const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 init_on_free=1";
+/// What Firecracker's guests are told beside: its machine has no power switch
+/// and ends when the keyboard controller resets it.
+const NO_POWER_SWITCH: &str = "reboot=k agent.end=reset";
 /// The file system of root images.
 const ROOT_FILE_SYSTEM: &str = "erofs";
 
@@ -23,6 +27,12 @@ const ROOT_FILE_SYSTEM: &str = "erofs";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxSpec {
+    /// What runs it.
+    pub vmm: Vmm,
+    /// What carries the link to its agent.
+    pub carrier: Carrier,
+    /// Its network.
+    pub network: NetworkKind,
     /// CPUs of the guest.
     pub vcpus: u8,
     /// RAM of the guest in MiB.
@@ -57,8 +67,8 @@ pub struct ContainerPlan {
 /// The sockets and files of one sandbox's VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmFiles {
-    /// The chardev of the agent's serial port.
-    pub serial: PathBuf,
+    /// The VMM's end of the device that carries the agent's link.
+    pub link: PathBuf,
     /// The guest kernel's console.
     pub console: PathBuf,
     /// The VMM's own control socket.
@@ -73,46 +83,96 @@ impl VmFiles {
     #[must_use]
     pub fn below(directory: &Path) -> Self {
         Self {
-            serial: directory.join("serial.sock"),
+            link: directory.join("link.sock"),
             console: directory.join("console.sock"),
-            monitor: directory.join("qmp.sock"),
+            monitor: directory.join("monitor.sock"),
             log: directory.join("vmm.log"),
         }
     }
 }
 
+/// What is one VM's own.
+#[derive(Debug, Clone)]
+pub struct Own<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Its sockets and files.
+    pub files: &'a VmFiles,
+    /// Where its RAM lies.
+    pub backing: Backing,
+    /// Its context id, where the host's kernel tells VMs apart by it.
+    pub cid: u32,
+    /// What its interface is connected to, if it has one.
+    pub tap: Option<&'a TapRecord>,
+}
+
 impl SandboxSpec {
     /// The VM: for all sandboxes of this spec the same device for device, apart
-    /// from its name, UUID, sockets and where its RAM lies.
+    /// from what is its own.
     #[must_use]
-    pub fn vm(&self, name: &str, uuid: Uuid, files: &VmFiles, backing: Backing) -> VmSpec {
+    pub fn vm(&self, own: Own<'_>) -> VmSpec {
+        let Own { files, .. } = own;
         let disk = |(index, path): (usize, &PathBuf)| Disk {
             id: format!("disk{index}"),
             path: path.clone(),
             readonly: true,
         };
         VmSpec {
-            name: name.to_owned(),
-            uuid: uuid.to_string(),
+            name: own.name.to_owned(),
+            uuid: own.uuid.to_string(),
             vcpus: self.vcpus,
             memory: Memory {
                 size_mib: self.memory_mib,
-                backing,
+                backing: own.backing,
             },
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
-            cmdline: COMMAND_LINE.to_owned(),
+            cmdline: self.command_line(),
             disks: self.disks.iter().enumerate().map(disk).collect(),
-            agent: AgentDevice::Serial {
-                socket: files.serial.clone(),
-                port_name: AGENT_PORT_NAME.to_owned(),
-            },
+            agent: self.carrier.device(files, own.cid),
             console: files.console.clone(),
             monitor: files.monitor.clone(),
-            nics: Vec::new(),
+            nics: self.nics(own.tap),
             cpu_model: None,
             log: files.log.clone(),
         }
+    }
+
+    /// The interface, plugged before the guest boots, so that no clone has to.
+    /// Without a tap the one of a VM in no place.
+    fn nics(&self, tap: Option<&TapRecord>) -> Vec<Nic> {
+        if self.network == NetworkKind::None {
+            return Vec::new();
+        }
+        let mac = tap.map_or(HardwareAddress::TEMPLATE, |tap| tap.guest);
+        let backend = tap.map_or(NicBackend::None, |tap| NicBackend::Tap {
+            name: tap.name.clone(),
+        });
+        vec![Nic {
+            id: NIC.to_owned(),
+            mac: mac.to_string(),
+            backend,
+        }]
+    }
+
+    /// The guest kernel's command line, with where the agent listens, and to
+    /// whom.
+    fn command_line(&self) -> String {
+        let mut line = format!(
+            "{COMMAND_LINE} agent.server_addr={}",
+            self.carrier.listens_at()
+        );
+        let peers = self.carrier.peers();
+        if peers != VsockPeers::default() {
+            line.push_str(&format!(" agent.vsock_peers={peers}"));
+        }
+        if self.vmm == Vmm::Firecracker {
+            line.push(' ');
+            line.push_str(NO_POWER_SWITCH);
+        }
+        line
     }
 
     /// The node the guest gives the disk with this index: virtio block devices
@@ -151,6 +211,9 @@ mod tests {
 
     fn spec() -> SandboxSpec {
         SandboxSpec {
+            vmm: Vmm::Qemu,
+            carrier: Carrier::Serial,
+            network: NetworkKind::None,
             vcpus: 2,
             memory_mib: 128,
             kernel: "/k".into(),
@@ -166,11 +229,40 @@ mod tests {
         }
     }
 
+    fn words(vmm: Vmm, carrier: Carrier) -> Vec<String> {
+        let spec = SandboxSpec {
+            vmm,
+            carrier,
+            ..spec()
+        };
+        let line = spec.command_line();
+        line.split(' ').map(str::to_owned).collect()
+    }
+
     #[test]
-    fn the_agent_is_told_the_port_it_finds() {
-        let words: Vec<_> = COMMAND_LINE.split(' ').collect();
-        let address = format!("agent.server_addr=serial://{AGENT_PORT_NAME}");
-        assert!(words.contains(&address.as_str()));
+    fn the_agent_is_told_the_port_it_finds_and_whom_to_take() {
+        let serial = words(Vmm::Qemu, Carrier::Serial);
+        assert!(serial.contains(&"agent.server_addr=serial://tardigrade.agent".to_owned()));
+        let vsock = "agent.server_addr=vsock://-1:1024".to_owned();
+        let peers = "agent.vsock_peers=privileged-host".to_owned();
+        for (carrier, closed) in [
+            (Carrier::Vsock { privileged: true }, true),
+            (Carrier::Vsock { privileged: false }, false),
+            (Carrier::HybridVsock, false),
+        ] {
+            let words = words(Vmm::Qemu, carrier);
+            assert!(words.contains(&vsock), "{words:?}");
+            assert_eq!(words.contains(&peers), closed, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_machine_without_a_power_switch_ends_by_a_reset() {
+        for vmm in Vmm::ALL {
+            let words = words(vmm, vmm.default_carrier());
+            let resets = words.contains(&"agent.end=reset".to_owned());
+            assert_eq!(resets, vmm == Vmm::Firecracker);
+        }
     }
 
     #[test]
@@ -183,12 +275,19 @@ mod tests {
             let id = crate::config::SandboxId::random().unwrap();
             let paths = paths.sandbox(&id);
             let files = VmFiles::below(paths.directory());
-            assert_eq!(files.serial, paths.serial());
+            assert_eq!(files.link, paths.link());
             assert_eq!(files.console, paths.console());
             assert_eq!(files.monitor, paths.monitor());
             assert_eq!(files.log, paths.vmm_log());
             let uuid = Uuid::draw().unwrap();
-            spec().vm(&id.vm_name(), uuid, &files, Backing::Anonymous)
+            spec().vm(Own {
+                name: &id.vm_name(),
+                uuid,
+                files: &files,
+                backing: Backing::Anonymous,
+                cid: 3,
+                tap: None,
+            })
         };
         let (one, two) = (vm(), vm());
         one.validate().unwrap();

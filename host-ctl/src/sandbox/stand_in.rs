@@ -97,7 +97,10 @@ impl Vm for StandInVm {
             boot_id: process.boot_id,
             monitor: "/nonexistent".into(),
             console: "/nonexistent".into(),
-            agent: AgentDevice::Vsock { cid: 3 },
+            agent: AgentDevice::Serial {
+                socket: "/nonexistent".into(),
+                port_name: "none".into(),
+            },
             memory: Backing::Anonymous,
             log: "/nonexistent".into(),
         }

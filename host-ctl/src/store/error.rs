@@ -92,6 +92,9 @@ pub enum CloneRefusal {
         /// Who asks.
         user: u32,
     },
+    /// It was saved by a VMM that this program does not know.
+    #[error("its vmm {0:?} is unknown")]
+    Vmm(String),
     /// What is wanted is not what was saved.
     #[error("{field} differs: wanted {wanted}, it has {have}")]
     Differs {

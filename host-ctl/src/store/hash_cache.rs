@@ -28,6 +28,16 @@ struct Remembered {
 }
 
 impl Store {
+    /// The digest of a program or another file that is not kept here, hashed
+    /// only when it is new or changed.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn digest_of(&self, path: &Path) -> Result<Sha256, CallFailed> {
+        let file = File::open(path).map_err(failed("open", path))?;
+        self.sha256_of(path, &file)
+    }
+
     /// The digest of a file, hashed only when it is new or changed.
     pub(super) fn sha256_of(&self, path: &Path, file: &File) -> Result<Sha256, CallFailed> {
         let metadata = file.metadata().map_err(failed("fstat", path))?;

@@ -10,7 +10,7 @@ use super::{Sha256, StoreError};
 use crate::config::TemplateDigest;
 
 /// The only format this program reads and writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Everything that must be the same for a template to serve a wish; its digest
 /// is the template's name on disk.
@@ -41,12 +41,19 @@ pub struct SavedVmm {
     pub kind: String,
     /// Its version, as it gives it.
     pub version: String,
+    /// Its program: two builds of a version need not save alike.
+    pub program: Sha256,
     /// What runs the guest's instructions, such as `kvm` or `tcg`.
     pub accelerator: String,
-    /// The versioned machine type.
+    /// The versioned machine type, and the firmware.
     pub machine_type: String,
     /// The CPU model the guest sees.
     pub cpu_model: String,
+    /// The host's CPU, where the guest runs on it: maker, model and flags.
+    pub cpu: Option<Sha256>,
+    /// The frequency of its time stamp counter in kHz, where the guest runs on
+    /// it and the host tells.
+    pub tsc_khz: Option<u64>,
 }
 
 /// A machine, with digests in place of paths.
@@ -93,7 +100,10 @@ pub enum SavedAgentDevice {
         port_name: String,
     },
     /// A vsock device; each clone has a context id of its own.
-    Vsock,
+    Vsock {
+        /// Whether the agent takes none but the host's privileged processes.
+        privileged: bool,
+    },
     /// A vsock device of the VMM's own; each clone has a socket of its own.
     HybridVsock {
         /// The guest's context id.
@@ -107,10 +117,8 @@ pub enum SavedAgentDevice {
 pub struct SavedNic {
     /// Device id.
     pub id: String,
-    /// Hardware address at the freeze.
+    /// Hardware address at the freeze; each clone has its own.
     pub mac: String,
-    /// What the host side was.
-    pub backend: String,
 }
 
 /// A container in the template.

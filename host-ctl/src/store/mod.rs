@@ -6,6 +6,7 @@
 //! store/blobs/<sha256>        kernels, initrds and disks that templates use
 //! store/names/<name>          the digest that a name stands for
 //! store/hashes/<dev>-<inode>  which digest an unchanged file has
+//! store/cold-boots/<digest>     how often something was booted in its place
 //! store/locks/                one lock a template, so that it is built once
 //! store/key                   what manifests are sealed with
 //! ```
@@ -16,6 +17,7 @@
 
 mod blob;
 mod check;
+mod cold_boots;
 mod compare;
 mod copy;
 mod digest;
@@ -39,6 +41,7 @@ use crate::config::{Paths, private_directory};
 
 pub use blob::Blob;
 pub use check::Checked;
+pub use cold_boots::ColdBoots;
 pub use compare::{Difference, compare};
 pub use digest::Sha256;
 pub use error::{CloneRefusal, Property, StoreError};
@@ -73,6 +76,7 @@ impl Store {
             store.names(),
             store.hashes(),
             store.locks(),
+            store.cold_boots_directory(),
         ] {
             private_directory(&directory)?;
         }
@@ -101,6 +105,10 @@ impl Store {
 
     fn hashes(&self) -> PathBuf {
         self.root.join("hashes")
+    }
+
+    fn cold_boots_directory(&self) -> PathBuf {
+        self.root.join("cold-boots")
     }
 
     fn locks(&self) -> PathBuf {

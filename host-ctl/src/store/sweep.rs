@@ -28,6 +28,7 @@ impl Store {
         findings.extend(self.sweep_blobs()?);
         self.sweep_locks()?;
         self.forget_missing()?;
+        self.forget_cold_boots()?;
         Ok(findings)
     }
 

@@ -198,6 +198,7 @@ impl Store {
             Err(error) => return Err(failed("rename", &template)(error).into()),
         }
         sync_directory(&self.templates())?;
+        self.forget_cold_boots()?;
         staging.discard()
     }
 

@@ -41,9 +41,12 @@ fn requirements(vcpus: u8) -> Requirements {
         vmm: SavedVmm {
             kind: "qemu".into(),
             version: "7.2.0".into(),
+            program: image.clone(),
             accelerator: "tcg".into(),
             machine_type: "pc-q35-7.2".into(),
             cpu_model: "max".into(),
+            cpu: None,
+            tsc_khz: None,
         },
         machine: SavedMachine {
             vcpus,
@@ -237,10 +240,12 @@ fn a_manifest_half_written_of_another_format_or_another_template_is_refused() {
         home.store.load(template.digest()).unwrap_err()
     };
     assert!(matches!(refusal(&text[..100]), CloneRefusal::Manifest(_)));
-    let later = text.replace("\"format\": 1", "\"format\": 2, \"more\": true");
+    let next = FORMAT + 1;
+    let own = format!("\"format\": {FORMAT}");
+    let later = text.replace(&own, &format!("\"format\": {next}, \"more\": true"));
     assert!(matches!(
         refusal(&later),
-        CloneRefusal::Format { found: 2, .. }
+        CloneRefusal::Format { found, .. } if found == next
     ));
     let foreign = fs::read_to_string(other.directory().join("manifest.json")).unwrap();
     assert!(matches!(refusal(&foreign), CloneRefusal::Misplaced(_)));
@@ -557,6 +562,33 @@ fn any_requirements() -> impl Strategy<Value = Requirements> {
             some.machine.disks[0].readonly = readonly;
             some
         })
+}
+
+#[test]
+fn cold_boots_are_counted_with_the_last_reason_until_the_template_is_gone() {
+    let home = home();
+    let template = build(&home.store, &requirements(1), &[]).template;
+    let digest = template.digest();
+    assert_eq!(home.store.cold_boots(digest).unwrap(), ColdBoots::default());
+    home.store.count_cold_boot(digest, "first").unwrap();
+    home.store
+        .count_cold_boot(digest, &"x".repeat(1 << 20))
+        .unwrap();
+    let counted = home.store.cold_boots(digest).unwrap();
+    assert_eq!(counted.count, 2);
+    assert!(counted.last > 0 && counted.reason.len() < 1000);
+
+    // What a power loss leaves of the record is begun anew.
+    let record = home.directory.path().join("state/store/cold-boots");
+    let record = record.join(digest.as_str());
+    fs::write(&record, "").unwrap();
+    home.store.count_cold_boot(digest, "again").unwrap();
+    assert_eq!(home.store.cold_boots(digest).unwrap().count, 1);
+
+    home.store.sweep().unwrap();
+    assert!(record.exists());
+    home.store.remove(digest).unwrap();
+    assert!(!record.exists());
 }
 
 proptest! {

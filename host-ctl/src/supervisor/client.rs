@@ -5,9 +5,11 @@ use super::control::{Reply, Request, Status};
 use super::line::{self, LineError};
 use super::order::{Handover, Order, Outcome};
 use crate::config::{Paths, SandboxId};
+use crate::host::network::NetworkError;
 use crate::host::{
     Lock, LockError, RecordError, RunDirectory, RunDirectoryError, Stage, TreeError,
 };
+use crate::sandbox::network::detach;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::State;
 use protocols::AgentAddress;
@@ -106,6 +108,9 @@ pub enum ClientError {
     /// The run directory cannot be removed.
     #[error(transparent)]
     Tree(#[from] TreeError),
+    /// The sandbox's tap cannot be removed.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
 }
 
 /// A way to all supervisors below one state root.
@@ -227,6 +232,8 @@ impl Supervisors {
         let mut record = self.record(id)?;
         record.head.stage = Stage::Ending;
         directory.write_record(&record)?;
+        // While its tap is there, its directory says whose it is.
+        detach(&mut record.head).await?;
         directory.remove()?;
         Ok(())
     }

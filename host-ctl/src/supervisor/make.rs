@@ -5,25 +5,27 @@ use super::order::{Handover, Making, Order};
 use super::process::log_to;
 use super::server::{ServeError, Sockets, Supervised};
 use crate::config::{Paths, SandboxId, TemplateDigest};
+use crate::host::network::NetworkError;
 use crate::host::{
     ProcessError, ProcessIdentity, RecordError, RunDirectory, RunDirectoryError, explain,
 };
-use crate::sandbox::Made;
+use crate::sandbox::agent::address;
 use crate::sandbox::boot::{BootError, Interruption, boot};
-use crate::sandbox::driver::driver;
+use crate::sandbox::driver::{Driver, DriverError, GuestKernel, driver};
 use crate::sandbox::identity::Uuid;
 use crate::sandbox::link::AgentLink;
+use crate::sandbox::network::{AttachError, Attached, NetworkKind, Role, attach, detach};
 use crate::sandbox::record::SandboxRecord;
-use crate::sandbox::restore::{Verified, restore};
+use crate::sandbox::restore::{RestoreError, Verified, restore};
 use crate::sandbox::spec::SandboxSpec;
 use crate::sandbox::state::{Event, Refused};
+use crate::sandbox::vmm::{Vmm, memory_mode_name};
+use crate::sandbox::{Made, Site};
 use crate::store::{CloneRefusal, SavedWarmUp, Sha256, Store, StoreError};
 use crate::template::{ClonePlan, WarmUpError, cold_spec, plan_clone, warm_up};
 use crate::timeline::{Timeline, now};
 use agent_client::{AgentClient, ClientError};
-use hypervisor::qemu::Qemu;
-use hypervisor::{Accelerator, Backing, Hypervisor};
-use protocols::AgentAddress;
+use hypervisor::{Accelerator, Backing, MemoryMode};
 use rustix::io::Errno;
 use std::time::Duration;
 
@@ -55,10 +57,14 @@ enum MakeError {
     Store(#[from] StoreError),
     #[error("there is nothing to boot either")]
     NoSpec(#[source] CloneRefusal),
-    #[error("find a vmm")]
-    Driver(#[source] hypervisor::Error),
+    #[error(transparent)]
+    Driver(#[from] DriverError),
     #[error(transparent)]
     Process(#[from] ProcessError),
+    #[error("{vmm} has no way {mode} of memory into a clone here")]
+    Memory { vmm: Vmm, mode: &'static str },
+    #[error("the clone's memory as asked for")]
+    Unsupported(#[source] hypervisor::Error),
     #[error("getrandom")]
     Random(#[from] Errno),
     #[error(transparent)]
@@ -89,6 +95,10 @@ enum MakeError {
     State(#[from] Refused),
     #[error(transparent)]
     Serve(#[from] ServeError),
+    #[error("connect the sandbox to its network")]
+    Attach(#[from] AttachError),
+    #[error("fence the sandbox's network again")]
+    Fence(#[from] NetworkError),
 }
 
 /// A sandbox that was made, and what is to be told about it.
@@ -101,7 +111,9 @@ pub(super) struct Ready {
 /// What is to be made: a clone if a plan for one could be made, else a boot,
 /// with the reason if it was to be a clone.
 struct Plan {
-    driver: Qemu,
+    driver: Driver,
+    /// How the RAM gets into a clone, if that was asked for.
+    memory: Option<MemoryMode>,
     spec: SandboxSpec,
     template: Option<TemplateDigest>,
     /// What a boot in place of a clone still lacks.
@@ -125,7 +137,9 @@ pub(super) async fn make(
     );
     let made = match order.making {
         Making::Boot { spec, kernel } => plan_of_boot(paths, spec, &kernel, &timeline).await,
-        Making::Clone { template } => plan_of_clone(paths, template, &timeline).await,
+        Making::Clone { template, memory } => {
+            plan_of_clone(paths, template, memory, &timeline).await
+        }
     };
     let made = match made {
         Ok(plan) => carry_out(paths, &order.sandbox, plan, &timeline, interruption).await,
@@ -142,9 +156,8 @@ async fn plan_of_boot(
 ) -> Result<Plan, MakeError> {
     let _span = timeline.span("boot: probe the vmm");
     Ok(Plan {
-        driver: driver(paths, &spec.kernel, kernel)
-            .await
-            .map_err(MakeError::Driver)?,
+        driver: driver_for(paths, &spec, kernel).await?,
+        memory: None,
         spec,
         template: None,
         warm_up: SavedWarmUp::default(),
@@ -155,6 +168,7 @@ async fn plan_of_boot(
 async fn plan_of_clone(
     paths: &Paths,
     digest: TemplateDigest,
+    memory: Option<MemoryMode>,
     timeline: &Timeline,
 ) -> Result<Plan, MakeError> {
     let (store, spec, kernel, warm_up) = {
@@ -168,21 +182,41 @@ async fn plan_of_clone(
     };
     let driver = {
         let _span = timeline.step("clone: probe the vmm");
-        driver(paths, &spec.kernel, &kernel)
-            .await
-            .map_err(MakeError::Driver)?
+        driver_for(paths, &spec, &kernel).await?
     };
+    if let Some(mode) = memory
+        && !driver.capabilities().memory_modes.contains(&mode)
+    {
+        return Err(MakeError::Memory {
+            vmm: spec.vmm,
+            mode: memory_mode_name(mode),
+        });
+    }
     let clone = {
         let _span = timeline.step("clone: check the files");
-        plan_clone(&store, &digest, driver.capabilities())
+        plan_clone(&store, &digest, &driver)
     };
     Ok(Plan {
         driver,
+        memory,
         spec,
         template: Some(digest),
         warm_up,
         clone: clone.map_err(|refusal| Some(refusal.reason())),
     })
+}
+
+/// The driver of the VMM that a sandbox is to run on.
+async fn driver_for(
+    paths: &Paths,
+    spec: &SandboxSpec,
+    kernel: &Sha256,
+) -> Result<Driver, DriverError> {
+    let kernel = GuestKernel {
+        path: &spec.kernel,
+        digest: kernel,
+    };
+    driver(paths, spec.vmm, kernel).await
 }
 
 /// Does it, in a run directory that is there before anything is started.
@@ -203,47 +237,85 @@ async fn carry_out(
     };
     log_to(&directory.paths().supervisor_log());
     let accelerator = plan.driver.capabilities().accelerator;
-    let (made, fallback) = match bring_to_life(plan, &directory, uuid, timeline, interruption).await
-    {
+    let network = attach_if_wanted(paths, &plan.spec, &directory, &mut record, timeline).await;
+    let brought = match network {
+        Ok(network) => {
+            let site = Site {
+                directory: &directory,
+                uuid,
+                hypervisor: &*plan.driver.hypervisor,
+                network: network.as_ref(),
+                timeline,
+            };
+            bring_to_life(&plan, site, interruption).await
+        }
+        Err(error) => Err(error.into()),
+    };
+    let (made, fallback) = match brought {
         Ok(made) => made,
         // A VM that could not be killed keeps its directory, for a sweep.
         Err(error) if error.lingers() => return Err(error),
         Err(error) => {
-            // The first failure is what counts; what remains is a sweep's.
-            let _ = directory.remove();
+            take_back(directory, record).await;
             return Err(error);
         }
     };
+    if let (Some(digest), Some(reason)) = (&record.template, &fallback) {
+        // A count that is lost costs nobody a sandbox.
+        let _ = Store::open(paths).and_then(|store| store.count_cold_boot(digest, reason));
+    }
     record.fallback = fallback;
     commit(directory, record, made, accelerator, timeline).await
 }
 
+async fn attach_if_wanted(
+    paths: &Paths,
+    spec: &SandboxSpec,
+    directory: &RunDirectory,
+    record: &mut SandboxRecord,
+    timeline: &Timeline,
+) -> Result<Option<Attached>, AttachError> {
+    match spec.network {
+        NetworkKind::None => Ok(None),
+        NetworkKind::Tap => attach(paths, directory, record, Role::Sandbox, timeline)
+            .await
+            .map(Some),
+    }
+}
+
+/// The way down of a sandbox without a VM: its tap, then the directory that
+/// says whose it is. Another failure has come first and is what counts; what
+/// remains is a sweep's.
+pub(super) async fn take_back(directory: RunDirectory, mut record: SandboxRecord) {
+    if detach(&mut record.head).await.is_ok() {
+        let _ = directory.remove();
+    }
+}
+
 /// The clone, or the boot in its place with the reason.
 async fn bring_to_life(
-    plan: Plan,
-    directory: &RunDirectory,
-    uuid: Uuid,
-    timeline: &Timeline,
+    plan: &Plan,
+    site: Site<'_>,
     mut interruption: Interruption<'_>,
 ) -> Result<(Made, Option<String>), MakeError> {
-    let reason = match plan.clone {
-        Err(reason) => reason,
-        Ok(clone) => {
-            match restore(verified(clone), directory, uuid, &plan.driver, timeline).await {
-                Ok(made) => return Ok((made, None)),
-                Err(error) => Some(explain(&error)),
-            }
-        }
+    let timeline = site.timeline;
+    let reason = match &plan.clone {
+        Err(reason) => reason.clone(),
+        Ok(clone) => match restore(verified(clone, plan.memory), site).await {
+            Ok(made) => return Ok((made, None)),
+            // What was asked for by name is not replaced by something else.
+            Err(RestoreError::Vm {
+                source: source @ hypervisor::Error::Unsupported(_),
+                ..
+            }) if plan.memory.is_some() => return Err(MakeError::Unsupported(source)),
+            Err(error) => Some(explain(&error)),
+        },
     };
-    let booted = boot(
-        &plan.spec,
-        directory,
-        uuid,
-        Backing::Anonymous,
-        &plan.driver,
-        timeline,
-        interruption.as_mut(),
-    );
+    if let (Some(network), Some(_)) = (site.network, &reason) {
+        // The clone may have failed after its fence was lifted.
+        network.fence().await?;
+    }
+    let booted = boot(&plan.spec, Backing::Anonymous, site, interruption.as_mut());
     match (booted.await, reason) {
         (Ok(made), None) => Ok((made, None)),
         (Ok(made), Some(refusal)) => {
@@ -289,11 +361,12 @@ async fn end(made: Made, first: MakeError) -> MakeError {
     }
 }
 
-fn verified(plan: ClonePlan) -> Verified {
+fn verified(plan: &ClonePlan, memory_mode: Option<MemoryMode>) -> Verified {
     Verified {
         state: plan.template.directory().to_owned(),
         memory: plan.template.memory(),
-        saved: plan.vm,
+        saved: plan.vm.clone(),
+        memory_mode,
         quiesce_id: plan.quiesce_id.into(),
     }
 }
@@ -320,8 +393,7 @@ async fn commit(
         Ok(sockets) => sockets,
         Err(error) => {
             if made.vm.kill().await.is_ok() {
-                // The first failure is what counts; what remains is a sweep's.
-                let _ = directory.remove();
+                take_back(directory, record).await;
             }
             return Err(error);
         }
@@ -334,17 +406,18 @@ async fn commit(
         booted: made.generation.is_none(),
         fallback: record.fallback.clone(),
         accelerator,
+        addresses: record.head.tap.as_ref().map(|tap| tap.addresses),
         clock_error_nanos: made.clock_error_nanos,
         round_trip_nanos: made.round_trip_nanos,
         not_unique: made.not_unique,
         moments: made.moments,
         timeline: timeline.report(),
     });
-    let socket = directory.paths().serial();
+    let agent = address(&made.vm.record().agent);
     Ok(Ready {
         supervised: Supervised {
             vm: made.vm,
-            link: AgentLink::keep(AgentAddress::Serial { socket }, Some(made.link)),
+            link: AgentLink::keep(agent, Some(made.link)),
             console: made.console,
             directory,
             record,

@@ -3,13 +3,14 @@
 //! input, the outcome on its standard output.
 
 use crate::config::{SandboxId, TemplateDigest};
+use crate::host::network::AddressPair;
 use crate::sandbox::Moments;
 use crate::sandbox::identity::Uuid;
 use crate::sandbox::spec::SandboxSpec;
 use crate::store::Sha256;
 use crate::timeline::Report;
 use agent_client::{Generation, Identity};
-use hypervisor::Accelerator;
+use hypervisor::{Accelerator, MemoryMode};
 use serde::{Deserialize, Serialize};
 
 /// An order: which sandbox, and how to make it.
@@ -39,6 +40,8 @@ pub enum Making {
     Clone {
         /// The template.
         template: TemplateDigest,
+        /// How its RAM gets there; none is the VMM's own way.
+        memory: Option<MemoryMode>,
     },
 }
 
@@ -81,6 +84,8 @@ pub struct Handover {
     pub fallback: Option<String>,
     /// What runs the guest's instructions.
     pub accelerator: Accelerator,
+    /// The addresses of its link, if it has a network.
+    pub addresses: Option<AddressPair>,
     /// How far the guest's clock is from the host's, at most; none for a cold
     /// boot, whose clock is the VMM's.
     pub clock_error_nanos: Option<u64>,
@@ -106,6 +111,7 @@ mod tests {
             given: 7,
             making: Making::Clone {
                 template: "a".repeat(64).parse().unwrap(),
+                memory: Some(MemoryMode::OnDemand),
             },
         };
         let text = serde_json::to_string(&order).unwrap();

@@ -2,17 +2,18 @@
 //! adoption), the report of how that went, and then its service.
 
 use super::line::{self, LineError};
-use super::make::{Ready, make};
+use super::make::{Ready, make, take_back};
 use super::order::{Order, Outcome};
 use super::server::{ServeError, Sockets, Supervised};
 use crate::config::{ConfigError, Paths, SandboxId};
 use crate::host::{LockError, ProcessIdentity, RunDirectory, RunDirectoryError, Stage, explain};
+use crate::sandbox::agent::address;
 use crate::sandbox::driver::adopting_driver;
 use crate::sandbox::link::AgentLink;
+use crate::sandbox::network::detach;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::State;
-use hypervisor::{Hypervisor, VmState};
-use protocols::AgentAddress;
+use hypervisor::VmState;
 use rustix::io::Errno;
 use std::fs::OpenOptions;
 use std::future::pending;
@@ -105,8 +106,7 @@ async fn make_and_serve(paths: &Paths) -> Result<(), SuperviseError> {
                 let _ = supervised.directory.write_record(&supervised.record);
                 if supervised.vm.kill().await.is_ok() {
                     drop(sockets);
-                    // What remains is a sweep's.
-                    let _ = supervised.directory.remove();
+                    take_back(supervised.directory, supervised.record).await;
                 }
                 Err(error)
             }
@@ -136,6 +136,8 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
     let mut record = SandboxRecord::read(paths, id).map_err(|error| failed(&error))?;
     if record.state != State::Stopped && record.present_state() == State::Stopped {
         record.set_exit("its VMM ended while nobody watched".to_owned());
+        // A tap that could not be removed stays in the record, for a sweep.
+        let _ = detach(&mut record.head).await;
         directory
             .write_record(&record)
             .map_err(|error| failed(&error))?;
@@ -148,7 +150,9 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
             });
         }
     };
-    let driver = adopting_driver().await.map_err(|error| failed(&error))?;
+    let driver = adopting_driver(recorded)
+        .await
+        .map_err(|error| failed(&error))?;
     let vm = driver
         .adopt(recorded)
         .await
@@ -159,8 +163,7 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
         _ => State::Running,
     });
     record.head.supervisor = Some(ProcessIdentity::current().map_err(|error| failed(&error))?);
-    let socket = directory.paths().serial();
-    let link = AgentLink::keep(AgentAddress::Serial { socket }, None);
+    let link = AgentLink::keep(address(&vm.record().agent), None);
     // Without an agent the sandbox can still be looked at and stopped.
     let _ = link.handle().ready(REDIAL_DEADLINE).await;
     let sockets = Sockets::bind(&directory).map_err(|error| failed(&error))?;

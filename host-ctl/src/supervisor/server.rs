@@ -7,6 +7,7 @@ use super::output;
 use crate::host::{RecordError, RunDirectory, explain};
 use crate::sandbox::console::Console;
 use crate::sandbox::link::AgentLink;
+use crate::sandbox::network::detach;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::{Event, State};
 use agent_client::AgentClient;
@@ -175,7 +176,7 @@ impl Supervised {
                     };
                     // In its log before anybody is told to look there.
                     console.last_words().await;
-                    return self.write_end(exit);
+                    return self.write_end(exit).await;
                 }
                 Some(asked) = asked.recv() => {
                     let reply = self.answer(asked.request).await;
@@ -242,7 +243,7 @@ impl Supervised {
                 "killed by stop".to_owned()
             }
         };
-        self.write_end(exit).map_err(|error| explain(&error))
+        self.write_end(exit).await.map_err(|error| explain(&error))
     }
 
     fn next(&self, event: Event) -> Result<State, String> {
@@ -259,8 +260,10 @@ impl Supervised {
             .map_err(|error| explain(&error))
     }
 
-    fn write_end(&mut self, exit: String) -> Result<(), ServeError> {
+    async fn write_end(&mut self, exit: String) -> Result<(), ServeError> {
         self.record.set_exit(exit);
+        // A tap that could not be removed stays in the record, for a sweep.
+        let _ = detach(&mut self.record.head).await;
         Ok(self.directory.write_record(&self.record)?)
     }
 }

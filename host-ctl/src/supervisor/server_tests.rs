@@ -3,8 +3,10 @@
 use super::*;
 use crate::config::{Paths, SandboxId};
 use crate::sandbox::identity::Uuid;
+use crate::sandbox::network::NetworkKind;
 use crate::sandbox::spec::SandboxSpec;
 use crate::sandbox::stand_in::{StandIn, StandInVm};
+use crate::sandbox::vmm::{Carrier, Vmm};
 use crate::supervisor::client::{ClientError, Supervisors};
 use protocols::AgentAddress;
 use std::sync::Arc;
@@ -27,6 +29,9 @@ impl Scene {
         let paths = Paths::below(&root.path().join("state")).unwrap();
         let id = SandboxId::random().unwrap();
         let spec = SandboxSpec {
+            vmm: Vmm::Qemu,
+            carrier: Carrier::Serial,
+            network: NetworkKind::None,
             vcpus: 1,
             memory_mib: 64,
             kernel: "/k".into(),

@@ -3,18 +3,20 @@
 use std::time::Duration;
 
 use agent_client::{AgentClient, Purpose, QuiesceId};
-use hypervisor::{Hypervisor, Vm};
+use hypervisor::Vm;
 use protocols::{AgentAddress, Link};
 
 use super::BuildError;
-use super::requirements::{Images, requirements};
+use super::requirements::{Images, Platform, requirements};
 use super::warm::warm_up;
 use super::workshop::Workshop;
 use crate::config::{Paths, TemplateName};
-use crate::sandbox::Made;
+use crate::sandbox::agent::address;
 use crate::sandbox::boot::{Interruption, boot};
 use crate::sandbox::console::Console;
+use crate::sandbox::driver::Driver;
 use crate::sandbox::spec::SandboxSpec;
+use crate::sandbox::{Made, Site};
 use crate::store::{Blob, BuildLock, Claim, Draft, SavedWarmUp, Store, Template};
 use crate::timeline::{Timeline, now};
 
@@ -34,7 +36,7 @@ pub const STEPS: [&str; 21] = [
     "build: make the staging directory",
     "boot: start the vm",
     "boot: guest kernel and agent, until the port is open",
-    "boot: session and port 1024 over virtio-serial",
+    "boot: session and port 1024",
     "boot: agent call CreateSandbox",
     "boot: agent call CreateContainer",
     "boot: agent call StartContainer",
@@ -70,7 +72,7 @@ pub struct Workplace<'a> {
     /// Where it is kept.
     pub store: &'a Store,
     /// What runs it.
-    pub hypervisor: &'a dyn Hypervisor,
+    pub driver: &'a Driver,
 }
 
 /// A template that is there now.
@@ -87,7 +89,8 @@ pub struct Built {
 pub struct Cost {
     /// Bytes of device state.
     pub state_bytes: u64,
-    /// Time of the save verb: device state only, the RAM lies in its file.
+    /// Time of the save verb: of the device state only, where the RAM lies in
+    /// its file already.
     pub save: Duration,
     /// Bytes of RAM that were not zero.
     pub touched_bytes: u64,
@@ -123,8 +126,10 @@ pub async fn build(
         Kept::import(&recipe.spec, place.store)?
     };
     let spec = kept.applied_to(&recipe.spec);
-    let capabilities = place.hypervisor.capabilities();
-    let wanted = requirements(&spec, &kept.images(), &recipe.warm_up, capabilities);
+    let capabilities = place.driver.capabilities();
+    let platform = Platform::of(place.store, place.driver)?;
+    let images = kept.images();
+    let wanted = requirements(&spec, &images, &recipe.warm_up, capabilities, &platform);
     let claim = {
         let _span = timeline.step("build: claim the template");
         place.store.claim(&wanted, CLAIM_DEADLINE)?
@@ -135,7 +140,7 @@ pub async fn build(
             cost: None,
         },
         Claim::Build(lock) => {
-            let workshop = Workshop::open(place.paths, place.store, &spec, timeline)?;
+            let workshop = Workshop::open(place.paths, place.store, &spec, timeline).await?;
             let job = Job {
                 warm_up: &recipe.warm_up,
                 spec: &spec,
@@ -170,17 +175,19 @@ impl Job<'_> {
         kept: &Kept,
         mut interruption: Interruption<'_>,
     ) -> Result<Built, BuildError> {
-        let hypervisor = self.place.hypervisor;
-        let booted = boot(
-            self.spec,
-            &workshop.directory,
-            workshop.uuid,
-            workshop.memory(),
-            hypervisor,
-            self.timeline,
-            interruption.as_mut(),
-        );
-        let frozen = match booted.await {
+        let hypervisor = &*self.place.driver.hypervisor;
+        let memory = workshop.memory(hypervisor.capabilities());
+        let booted = {
+            let site = Site {
+                directory: &workshop.directory,
+                uuid: workshop.uuid,
+                hypervisor,
+                network: workshop.network.as_ref(),
+                timeline: self.timeline,
+            };
+            boot(self.spec, memory, site, interruption.as_mut()).await
+        };
+        let frozen = match booted {
             Ok(made) => {
                 self.freeze_and_kill(&mut workshop, made, interruption)
                     .await
@@ -189,7 +196,7 @@ impl Job<'_> {
         };
         let frozen = match frozen {
             Ok(frozen) => frozen,
-            Err(error) => return Err(workshop.close(error)),
+            Err(error) => return Err(workshop.close(error).await),
         };
         let draft = Draft {
             agent_version: frozen.agent_version,
@@ -198,8 +205,8 @@ impl Job<'_> {
             memory_opened_for_writing: !hypervisor.capabilities().private_memory_is_read_only,
         };
         let store = self.place.store;
-        let published = store.publish(workshop.staging, lock, &draft, self.timeline);
-        let removed = workshop.directory.remove();
+        let (staging, removed) = workshop.finish().await;
+        let published = store.publish(staging, lock, &draft, self.timeline);
         let published = published?;
         removed?;
         Ok(Built {
@@ -268,7 +275,7 @@ impl Job<'_> {
             drop(console);
             drop(client);
             close(link, workshop).await?;
-            begin_anew(workshop).await?
+            begin_anew(&address(&vm.record().agent)).await?
         };
         let _span = timeline.step("build: pause and save");
         vm.pause().await.map_err(BuildError::vm("pause the VM"))?;
@@ -277,6 +284,9 @@ impl Job<'_> {
         note_verb(vm, timeline);
         drop(rest);
         let saved = saved.map_err(BuildError::vm("save the VM"))?;
+        if saved.memory_file.as_ref() != Some(&workshop.staging.memory()) {
+            return Err(BuildError::NoMemory);
+        }
         Ok(Frozen {
             quiesce_id,
             agent_version: version.agent,
@@ -307,16 +317,20 @@ async fn close(link: Link, workshop: &Workshop) -> Result<(), BuildError> {
     link.close();
     tokio::time::timeout(CLOSE_DEADLINE, watched.closed())
         .await
-        .map_err(|_| BuildError::StillConnected(workshop.directory.paths().serial()))
+        .map_err(|_| BuildError::StillConnected(workshop.directory.id().clone()))
 }
 
-/// Begins a session in which nothing is said. That the guest answers it shows
-/// that it is done with the one before: what remained of that, every clone would
-/// have to clear away before it can listen.
-async fn begin_anew(workshop: &Workshop) -> Result<Link, BuildError> {
-    let socket = workshop.directory.paths().serial();
-    Link::connect(&AgentAddress::Serial { socket }, CALL_DEADLINE)
+/// Begins a session in which nothing is said, where there are sessions. That
+/// the guest answers it shows that it is done with the one before: what
+/// remained of that, every clone would have to clear away before it can listen.
+/// Connections of vsock would only be reset in every clone.
+async fn begin_anew(agent: &AgentAddress) -> Result<Option<Link>, BuildError> {
+    if !matches!(agent, AgentAddress::Serial { .. }) {
+        return Ok(None);
+    }
+    Link::connect(agent, CALL_DEADLINE)
         .await
+        .map(Some)
         .map_err(BuildError::Session)
 }
 

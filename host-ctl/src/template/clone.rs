@@ -1,9 +1,10 @@
 //! Whether a stored template can be cloned here and now.
 
-use hypervisor::{Capabilities, VmSpec};
+use hypervisor::VmSpec;
 
-use super::requirements::{Images, any_vm, requirements, sandbox_spec};
+use super::requirements::{Images, Platform, any_vm, requirements, sandbox_spec};
 use crate::config::{TemplateDigest, hexadecimal_bytes};
+use crate::sandbox::driver::Driver;
 use crate::sandbox::spec::SandboxSpec;
 use crate::store::{CloneRefusal, Store, Template, compare};
 
@@ -30,12 +31,15 @@ pub struct ClonePlan {
 pub fn plan_clone(
     store: &Store,
     digest: &TemplateDigest,
-    capabilities: &Capabilities,
+    driver: &Driver,
 ) -> Result<ClonePlan, CloneRefusal> {
     let template = store.load(digest)?;
     let have = &template.manifest().requirements;
-    let spec = sandbox_spec(have, store);
-    let wanted = requirements(&spec, &Images::of(have), &have.warm_up, capabilities);
+    let spec = sandbox_spec(have, store)?;
+    let images = Images::of(have);
+    let platform = Platform::of(store, driver)?;
+    let capabilities = driver.capabilities();
+    let wanted = requirements(&spec, &images, &have.warm_up, capabilities, &platform);
     if let Some(difference) = compare(&wanted, have).map_err(Box::new)? {
         return Err(difference.into());
     }
@@ -57,5 +61,5 @@ pub fn plan_clone(
 /// When there is no manifest of ours to read either.
 pub fn cold_spec(store: &Store, digest: &TemplateDigest) -> Result<SandboxSpec, CloneRefusal> {
     let template = store.load(digest)?;
-    Ok(sandbox_spec(&template.manifest().requirements, store))
+    sandbox_spec(&template.manifest().requirements, store)
 }

@@ -1,15 +1,15 @@
 //! Why a template was not built.
 
-use std::path::PathBuf;
-
 use protocols::LinkError;
 use rustix::io::Errno;
 use thiserror::Error;
 
 use super::WarmUpError;
-use crate::config::NameError;
-use crate::host::{ProcessError, RecordError, RunDirectoryError, explain};
+use crate::config::{NameError, SandboxId};
+use crate::host::network::NetworkError;
+use crate::host::{CallFailed, ProcessError, RecordError, RunDirectoryError, explain};
 use crate::sandbox::boot::BootError;
+use crate::sandbox::network::AttachError;
 use crate::store::StoreError;
 
 /// Why a template was not built. Nothing of it is left then, unless the last
@@ -27,6 +27,9 @@ pub enum BuildError {
     /// The store did not take it.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The VMM or this host cannot be told from another.
+    #[error(transparent)]
+    Call(#[from] CallFailed),
     /// No run directory.
     #[error(transparent)]
     Directory(#[from] RunDirectoryError),
@@ -42,6 +45,12 @@ pub enum BuildError {
     /// The kernel gave no random bytes.
     #[error("getrandom")]
     Random(#[from] Errno),
+    /// It could not be connected to its fenced network.
+    #[error("connect the VM to its network")]
+    Attach(#[from] AttachError),
+    /// Its tap could not be removed; a sweep will.
+    #[error("remove the VM's tap")]
+    Detach(#[from] NetworkError),
     /// The sandbox did not come up.
     #[error("boot the sandbox")]
     Boot(#[from] BootError),
@@ -70,8 +79,11 @@ pub enum BuildError {
     #[error("interrupted")]
     Interrupted,
     /// The link to the agent did not end when asked to.
-    #[error("the link over {0} did not close")]
-    StillConnected(PathBuf),
+    #[error("the link to the agent of {0} did not close")]
+    StillConnected(SandboxId),
+    /// The VMM has put the RAM somewhere else than beside the state.
+    #[error("the saved VM's memory is in no file of the template")]
+    NoMemory,
     /// The agent did not answer the session that the template is saved in.
     #[error("begin the session to be saved in")]
     Session(#[source] LinkError),

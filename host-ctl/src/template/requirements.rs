@@ -2,15 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use hypervisor::{AgentDevice, Backing, Capabilities, NicBackend, VmSpec};
+use hypervisor::{Accelerator, AgentDevice, Backing, Capabilities, VmSpec};
 use policy::Policy;
 use rustix::process::geteuid;
 
+use crate::host::{CallFailed, cpu, tsc_khz};
+use crate::sandbox::agent::HYBRID_CID;
+use crate::sandbox::driver::Driver;
 use crate::sandbox::identity::Uuid;
-use crate::sandbox::spec::{ContainerPlan, SandboxSpec, VmFiles};
+use crate::sandbox::network::NetworkKind;
+use crate::sandbox::spec::{ContainerPlan, Own, SandboxSpec, VmFiles};
+use crate::sandbox::vmm::Carrier;
 use crate::store::{
-    FORMAT, Requirements, SavedAgentDevice, SavedContainer, SavedDisk, SavedMachine, SavedNic,
-    SavedVmm, SavedWarmUp, Sha256, Store,
+    CloneRefusal, FORMAT, Requirements, SavedAgentDevice, SavedContainer, SavedDisk, SavedMachine,
+    SavedNic, SavedVmm, SavedWarmUp, Sha256, Store,
 };
 
 /// The digests of a machine's files.
@@ -38,6 +43,28 @@ impl Images {
     }
 }
 
+/// What a saved state depends on beside what the VMM says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Platform {
+    program: Sha256,
+    cpu: Option<Sha256>,
+    tsc_khz: Option<u64>,
+}
+
+impl Platform {
+    /// That of this host, for guests of this driver. An emulated CPU is the
+    /// VMM's own, whatever the host's is.
+    pub(super) fn of(store: &Store, driver: &Driver) -> Result<Platform, CallFailed> {
+        let on_the_cpu = driver.capabilities().accelerator == Accelerator::Kvm;
+        let cpu = on_the_cpu.then(|| cpu().map(|text| Sha256::of(text.as_bytes())));
+        Ok(Platform {
+            program: store.digest_of(&driver.program)?,
+            cpu: cpu.transpose()?,
+            tsc_khz: tsc_khz().filter(|_| on_the_cpu),
+        })
+    }
+}
+
 /// What must match for a template of this sandbox, built or wanted on this
 /// host by this program, driver and VMM.
 pub(super) fn requirements(
@@ -45,6 +72,7 @@ pub(super) fn requirements(
     images: &Images,
     warm_up: &SavedWarmUp,
     capabilities: &Capabilities,
+    platform: &Platform,
 ) -> Requirements {
     let vm = any_vm(spec);
     let default_model = || capabilities.default_cpu_model.clone();
@@ -54,11 +82,14 @@ pub(super) fn requirements(
         vmm: SavedVmm {
             kind: capabilities.vmm.clone(),
             version: capabilities.version.clone(),
+            program: platform.program.clone(),
             accelerator: capabilities.accelerator.to_string(),
             machine_type: capabilities.machine.clone(),
             cpu_model: vm.cpu_model.clone().unwrap_or_else(default_model),
+            cpu: platform.cpu.clone(),
+            tsc_khz: platform.tsc_khz,
         },
-        machine: saved_machine(&vm, images),
+        machine: saved_machine(&vm, spec.carrier, images),
         // The one an agent has until it is given another.
         policy: Policy::AllowAll.digest().to_string(),
         containers: spec.containers.iter().map(saved_container).collect(),
@@ -70,24 +101,60 @@ pub(super) fn requirements(
 /// and a manifest holds none.
 pub(super) fn any_vm(spec: &SandboxSpec) -> VmSpec {
     let nowhere = VmFiles::below(Path::new("/nonexistent"));
-    spec.vm("template", Uuid::NIL, &nowhere, Backing::Anonymous)
+    spec.vm(Own {
+        name: "template",
+        uuid: Uuid::NIL,
+        files: &nowhere,
+        backing: Backing::Anonymous,
+        cid: HYBRID_CID,
+        tap: None,
+    })
 }
 
 /// The sandbox that a manifest describes, made of kept files.
-pub(super) fn sandbox_spec(requirements: &Requirements, store: &Store) -> SandboxSpec {
+///
+/// # Errors
+/// [`CloneRefusal::Vmm`] for a VMM that this program does not know.
+pub(super) fn sandbox_spec(
+    requirements: &Requirements,
+    store: &Store,
+) -> Result<SandboxSpec, CloneRefusal> {
+    let kind = &requirements.vmm.kind;
+    let unknown = |_| CloneRefusal::Vmm(kind.clone());
     let machine = &requirements.machine;
     let kept = |image: &Sha256| -> PathBuf { store.blob_path(image) };
-    SandboxSpec {
+    Ok(SandboxSpec {
+        vmm: kind.parse().map_err(unknown)?,
+        carrier: carrier(&machine.agent),
+        network: network(&machine.nics),
         vcpus: machine.vcpus,
         memory_mib: machine.memory_mib,
         kernel: kept(&machine.kernel),
         initrd: kept(&machine.initrd),
         disks: machine.disks.iter().map(|disk| kept(&disk.image)).collect(),
         containers: requirements.containers.iter().map(container).collect(),
+    })
+}
+
+fn carrier(saved: &SavedAgentDevice) -> Carrier {
+    match saved {
+        SavedAgentDevice::Serial { .. } => Carrier::Serial,
+        SavedAgentDevice::Vsock { privileged } => Carrier::Vsock {
+            privileged: *privileged,
+        },
+        SavedAgentDevice::HybridVsock { .. } => Carrier::HybridVsock,
     }
 }
 
-fn saved_machine(vm: &VmSpec, images: &Images) -> SavedMachine {
+fn network(saved: &[SavedNic]) -> NetworkKind {
+    if saved.is_empty() {
+        NetworkKind::None
+    } else {
+        NetworkKind::Tap
+    }
+}
+
+fn saved_machine(vm: &VmSpec, carrier: Carrier, images: &Images) -> SavedMachine {
     let disks = vm.disks.iter().zip(&images.disks);
     SavedMachine {
         vcpus: vm.vcpus,
@@ -106,7 +173,9 @@ fn saved_machine(vm: &VmSpec, images: &Images) -> SavedMachine {
             AgentDevice::Serial { port_name, .. } => SavedAgentDevice::Serial {
                 port_name: port_name.clone(),
             },
-            AgentDevice::Vsock { .. } => SavedAgentDevice::Vsock,
+            AgentDevice::Vsock { .. } => SavedAgentDevice::Vsock {
+                privileged: carrier == Carrier::Vsock { privileged: true },
+            },
             AgentDevice::HybridVsock { cid, .. } => SavedAgentDevice::HybridVsock { cid: *cid },
         },
         nics: vm
@@ -115,11 +184,6 @@ fn saved_machine(vm: &VmSpec, images: &Images) -> SavedMachine {
             .map(|nic| SavedNic {
                 id: nic.id.clone(),
                 mac: nic.mac.clone(),
-                backend: match nic.backend {
-                    NicBackend::None => "none".to_owned(),
-                    NicBackend::User => "user".to_owned(),
-                    NicBackend::Tap { .. } => "tap".to_owned(),
-                },
             })
             .collect(),
     }
@@ -149,11 +213,15 @@ fn container(saved: &SavedContainer) -> ContainerPlan {
 mod tests {
     use super::*;
     use crate::config::Paths;
+    use crate::sandbox::vmm::Vmm;
     use crate::store::compare;
-    use hypervisor::{Accelerator, AgentDevices, MemoryMode};
+    use hypervisor::{AgentDevices, MemoryMode};
 
     fn spec() -> SandboxSpec {
         SandboxSpec {
+            vmm: Vmm::Qemu,
+            carrier: Carrier::Serial,
+            network: NetworkKind::None,
             vcpus: 1,
             memory_mib: 128,
             kernel: "/k".into(),
@@ -190,6 +258,14 @@ mod tests {
         }
     }
 
+    fn platform() -> Platform {
+        Platform {
+            program: Sha256::of(b"qemu"),
+            cpu: None,
+            tsc_khz: None,
+        }
+    }
+
     fn saved(spec: &SandboxSpec, capabilities: &Capabilities) -> Requirements {
         let image = Sha256::of(b"image");
         let images = Images {
@@ -197,7 +273,8 @@ mod tests {
             initrd: image.clone(),
             disks: vec![image],
         };
-        requirements(spec, &images, &SavedWarmUp::default(), capabilities)
+        let warm_up = SavedWarmUp::default();
+        requirements(spec, &images, &warm_up, capabilities, &platform())
     }
 
     #[test]
@@ -206,12 +283,39 @@ mod tests {
         let paths = Paths::below(&root.path().join("state")).unwrap();
         let store = Store::open(&paths).unwrap();
         let have = saved(&spec(), &capabilities());
-        let back = sandbox_spec(&have, &store);
+        let back = sandbox_spec(&have, &store).unwrap();
         assert_eq!(back.containers, spec().containers);
         assert_eq!(back.disks, [store.blob_path(&Sha256::of(b"image"))]);
         // The way to the files is not part of what must match.
-        let again = requirements(&back, &Images::of(&have), &have.warm_up, &capabilities());
+        let images = Images::of(&have);
+        let again = requirements(&back, &images, &have.warm_up, &capabilities(), &platform());
         assert_eq!(compare(&again, &have).unwrap(), None);
+    }
+
+    #[test]
+    fn a_manifest_gives_back_the_carrier_of_the_agents_link_and_the_network() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::below(&root.path().join("state")).unwrap();
+        let store = Store::open(&paths).unwrap();
+        for carrier in [
+            Carrier::Serial,
+            Carrier::Vsock { privileged: true },
+            Carrier::Vsock { privileged: false },
+            Carrier::HybridVsock,
+        ] {
+            let made = SandboxSpec { carrier, ..spec() };
+            let have = saved(&made, &capabilities());
+            assert_eq!(sandbox_spec(&have, &store).unwrap().carrier, carrier);
+        }
+        for network in [NetworkKind::None, NetworkKind::Tap] {
+            let made = SandboxSpec { network, ..spec() };
+            let have = saved(&made, &capabilities());
+            assert_eq!(sandbox_spec(&have, &store).unwrap().network, network);
+        }
+        let mut have = saved(&spec(), &capabilities());
+        have.vmm.kind = "xen".into();
+        let refusal = sandbox_spec(&have, &store).unwrap_err();
+        assert!(refusal.reason().contains("xen"), "{}", refusal.reason());
     }
 
     #[test]
@@ -236,5 +340,34 @@ mod tests {
         };
         let difference = compare(&saved(&spec(), &newer), &have).unwrap().unwrap();
         assert_eq!(difference.field, "vmm.version");
+        let changes: [(&str, Platform); 3] = [
+            (
+                "vmm.program",
+                Platform {
+                    program: Sha256::of(b"rebuilt"),
+                    ..platform()
+                },
+            ),
+            (
+                "vmm.cpu",
+                Platform {
+                    cpu: Some(Sha256::of(b"cpu")),
+                    ..platform()
+                },
+            ),
+            (
+                "vmm.tsc_khz",
+                Platform {
+                    tsc_khz: Some(1),
+                    ..platform()
+                },
+            ),
+        ];
+        for (field, changed) in changes {
+            let images = Images::of(&have);
+            let wanted = requirements(&spec(), &images, &have.warm_up, &capabilities(), &changed);
+            let difference = compare(&wanted, &have).unwrap().unwrap();
+            assert_eq!(difference.field, field);
+        }
     }
 }

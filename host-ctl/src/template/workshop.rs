@@ -1,12 +1,13 @@
 //! The place where one template is built: a run directory, so that a sweep
 //! finds what a kill leaves, and a staging directory.
 
-use hypervisor::{Backing, Vm};
+use hypervisor::{Backing, Capabilities, Vm};
 
 use super::BuildError;
 use crate::config::{Paths, SandboxId};
 use crate::host::{ProcessIdentity, RunDirectory, Stage};
 use crate::sandbox::identity::Uuid;
+use crate::sandbox::network::{Attached, NetworkKind, Role, attach, detach};
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::spec::SandboxSpec;
 use crate::store::{Staging, Store};
@@ -17,13 +18,15 @@ pub(super) struct Workshop {
     pub(super) directory: RunDirectory,
     pub(super) staging: Staging,
     pub(super) uuid: Uuid,
+    /// What the interface is connected to: a tap that stays fenced.
+    pub(super) network: Option<Attached>,
     record: SandboxRecord,
 }
 
 impl Workshop {
     /// Makes both directories. The record says from the beginning that this is
     /// a build, worth nothing without this process.
-    pub(super) fn open(
+    pub(super) async fn open(
         paths: &Paths,
         store: &Store,
         spec: &SandboxSpec,
@@ -42,25 +45,45 @@ impl Workshop {
             let _span = timeline.step("build: make the staging directory");
             store.stage()
         };
-        match staged {
-            Ok(staging) => Ok(Workshop {
-                directory,
-                staging,
-                uuid,
-                record,
-            }),
+        let staging = match staged {
+            Ok(staging) => staging,
             Err(error) => {
                 directory.remove()?;
-                Err(error.into())
+                return Err(error.into());
             }
+        };
+        let mut workshop = Workshop {
+            directory,
+            staging,
+            uuid,
+            network: None,
+            record,
+        };
+        match workshop.attach(paths, timeline).await {
+            Ok(()) => Ok(workshop),
+            Err(error) => Err(workshop.close(error).await),
         }
     }
 
-    /// Where the guest's RAM is to lie.
-    pub(super) fn memory(&self) -> Backing {
-        Backing::FileBacked {
-            path: self.staging.memory(),
-            shared: true,
+    async fn attach(&mut self, paths: &Paths, timeline: &Timeline) -> Result<(), BuildError> {
+        if self.record.spec.network == NetworkKind::Tap {
+            let (directory, record) = (&self.directory, &mut self.record);
+            let attached = attach(paths, directory, record, Role::Template, timeline);
+            self.network = Some(attached.await?);
+        }
+        Ok(())
+    }
+
+    /// Where the guest's RAM is to lie: in the template's file from the boot
+    /// on, or, where a VMM cannot do that, wherever it saves it from.
+    pub(super) fn memory(&self, capabilities: &Capabilities) -> Backing {
+        if capabilities.boots_on_memory_file {
+            Backing::FileBacked {
+                path: self.staging.memory(),
+                shared: true,
+            }
+        } else {
+            Backing::Anonymous
         }
     }
 
@@ -72,14 +95,32 @@ impl Workshop {
 
     /// The way down without a VM: removes both directories, unless a VM may
     /// still use them; then only a sweep that has killed it may.
-    pub(super) fn close(self, error: BuildError) -> BuildError {
+    pub(super) async fn close(mut self, error: BuildError) -> BuildError {
         if error.leaves_vm() {
             self.staging.abandon();
             return error;
         }
         // The first failure is what counts; a sweep removes the rest.
         let _ = self.staging.discard();
-        let _ = self.directory.remove();
+        if detach(&mut self.record.head).await.is_ok() {
+            let _ = self.directory.remove();
+        }
         error
+    }
+
+    /// The end of a build whose template is published: the run directory goes,
+    /// after the tap, and the staging directory is another's.
+    pub(super) async fn finish(self) -> (Staging, Result<(), BuildError>) {
+        let Workshop {
+            directory,
+            staging,
+            mut record,
+            ..
+        } = self;
+        let removed = match detach(&mut record.head).await {
+            Ok(()) => directory.remove().map_err(BuildError::from),
+            Err(error) => Err(error.into()),
+        };
+        (staging, removed)
     }
 }

@@ -5,12 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::rig::{self, ECHO, SOON, echo, expect_echo, expect_working, soon};
-use protocols::{AgentAddress, GuestAddress, Link, LinkError, Listener, hybrid, port, unix};
+use protocols::{
+    AgentAddress, GuestAddress, Link, LinkError, Listener, VsockPeers, hybrid, port, unix,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn listen(path: &Path) -> Listener {
     let address = GuestAddress::Unix { path: path.into() };
-    Listener::bind(&address, &[port::RPC, ECHO]).unwrap()
+    Listener::bind(&address, &[port::RPC, ECHO], VsockPeers::Host).unwrap()
 }
 
 fn address(path: &Path) -> AgentAddress {

@@ -70,6 +70,8 @@ fn measure(input: &RestoreInput) -> Result<[Duration; 3], Box<dyn Error>> {
                 .map(|disk| inherit(File::open(&disk.path)?.into()));
             disks.collect::<Result<_, _>>()?
         },
+        // A spec with tap devices is refused.
+        taps: Vec::new(),
     };
     let arguments = arguments(spec, input.platform, Start::Restore, &descriptors)?;
     let monitor = UnixStream::connect(&spec.monitor)?;

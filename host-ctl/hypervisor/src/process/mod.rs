@@ -2,7 +2,9 @@
 //! waited for or killed in its place, and its end is seen at once.
 
 mod identity;
+mod kernel;
 mod spawn;
+mod tap;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
@@ -20,8 +22,9 @@ use crate::error::Error;
 use crate::vm::VmExit;
 
 pub(crate) use identity::Identity;
-use spawn::watch;
-pub(crate) use spawn::{Launch, spawn};
+pub(crate) use kernel::{landlock_version, open_taps};
+pub(crate) use spawn::{Launch, spawn, watch};
+pub use tap::create_tap;
 
 /// How long a killed process may take to vanish: it only has to unmap its RAM.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);

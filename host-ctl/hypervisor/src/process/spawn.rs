@@ -18,8 +18,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 
+use rustix::fs::Mode;
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
-use rustix::process::{Pid, Resource, Rlimit, chdir, geteuid, setrlimit, setsid};
+use rustix::process::{Pid, Resource, Rlimit, chdir, geteuid, setrlimit, setsid, umask};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set, set_no_new_privs};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -41,6 +42,10 @@ pub(crate) struct Launch<'a> {
     /// Descriptors it inherits, under the numbers they have here. All others
     /// but the standard ones are closed.
     pub(crate) inherited: &'a [BorrowedFd<'a>],
+    /// Descriptors it inherits under numbers that were chosen for them. None of
+    /// the numbers may be in use here at that moment: high ones never are, unless
+    /// this process is about to run out of descriptors.
+    pub(crate) placed: &'a [(BorrowedFd<'a>, RawFd)],
     /// Its standard output and error.
     pub(crate) log: &'a File,
     /// Started by root, it loses every capability; with this, all but that of
@@ -65,6 +70,10 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
     let above = |file: &File| fcntl_dupfd_cloexec(file, FIRST_OWN);
     let (null, log) = (above(&File::open("/dev/null")?)?, above(launch.log)?);
     let inherited: Vec<RawFd> = launch.inherited.iter().map(AsRawFd::as_raw_fd).collect();
+    let placed = launch.placed.iter();
+    let placed: Vec<(RawFd, RawFd)> = placed
+        .map(|(descriptor, number)| (descriptor.as_raw_fd(), *number))
+        .collect();
     let argv: Vec<*const libc::c_char> = std::iter::once(&program)
         .chain(&arguments)
         .map(|argument| argument.as_ptr())
@@ -81,6 +90,7 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
         null: null.as_fd(),
         log: log.as_fd(),
         inherited: &inherited,
+        placed: &placed,
         kept: geteuid().is_root().then_some(kept),
         failure: None,
     };
@@ -104,6 +114,7 @@ struct Child<'a> {
     null: BorrowedFd<'a>,
     log: BorrowedFd<'a>,
     inherited: &'a [RawFd],
+    placed: &'a [(RawFd, RawFd)],
     /// The capabilities that are kept, if any are to be dropped.
     kept: Option<CapabilitySet>,
     /// Why there was no execve.
@@ -152,10 +163,13 @@ impl Child<'_> {
         if let Some(kept) = self.kept {
             drop_capabilities(kept)?;
         }
+        // What it creates is for its user alone.
+        umask(Mode::RWXG | Mode::RWXO);
         rustix::stdio::dup2_stdin(self.null)?;
         rustix::stdio::dup2_stdout(self.log)?;
         rustix::stdio::dup2_stderr(self.log)?;
         close_all_but(self.inherited)?;
+        place(self.placed)?;
         let no_environment: [*const libc::c_char; 1] = [ptr::null()];
         // SAFETY: `program` and what `argv` points to are strings that end in
         // 0, both lists end in a null pointer, and all of it outlives the call.
@@ -238,11 +252,12 @@ impl Drop for BlockedSignals {
     }
 }
 
-/// Has the runtime tell when a pidfd becomes readable.
+/// Has the runtime tell when a pidfd, or another descriptor that never says that
+/// it is writable, becomes readable.
 ///
 /// # Errors
 /// What epoll_ctl(2) said.
-pub(super) fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd has one open descriptor and always the same; nobody
     // else gets at it.
     let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
@@ -289,6 +304,22 @@ fn close_all_but(inherited: &[RawFd]) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Gives descriptors the numbers they shall have, which must be free.
+fn place(placed: &[(RawFd, RawFd)]) -> Result<(), Errno> {
+    for &(descriptor, number) in placed {
+        // SAFETY: F_GETFD takes two numbers and touches no memory of ours.
+        if unsafe { libc::fcntl(number, libc::F_GETFD) } != -1 {
+            return Err(Errno::MFILE);
+        }
+        // SAFETY: dup2(2) takes two numbers; the new one was free just now, and
+        // the child's descriptors are its own, with no other thread to use them.
+        if unsafe { libc::dup2(descriptor, number) } == -1 {
+            return Err(last_errno());
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -301,6 +332,7 @@ mod tests {
             program: Path::new(program),
             arguments: &arguments,
             inherited: &[],
+            placed: &[],
             log,
             may_override_modes: false,
         })

@@ -11,7 +11,8 @@ use super::qmp::Monitor;
 use super::vmm::Vmm;
 use super::{Qemu, STATE_FILE};
 use crate::error::Error;
-use crate::process::{Launch, Process, spawn};
+use crate::log::open_log;
+use crate::process::{Launch, Process, open_taps, spawn};
 use crate::socket::{Listener, connect_at};
 use crate::span::{Timeline, now};
 use crate::spec::{AgentDevice, Backing, VmSpec};
@@ -90,8 +91,9 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
     let begun = timeline.since("bind, listen, connect", begun);
     let memory = prepare_memory(spec, start)?;
     let disks = open_disks(spec)?;
+    let taps = open_taps(spec)?;
     let log = open_log(&spec.log)?;
-    let begun = timeline.since("open memory, disks, log", begun);
+    let begun = timeline.since("open memory, disks, taps, log", begun);
 
     let descriptors = Descriptors {
         monitor: sockets.monitor.descriptor.as_raw_fd(),
@@ -101,10 +103,14 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
             .as_ref()
             .map(|socket| socket.descriptor.as_raw_fd()),
         disks: disks.iter().map(AsRawFd::as_raw_fd).collect(),
+        taps: taps.iter().map(AsRawFd::as_raw_fd).collect(),
     };
     let arguments = arguments(spec, driver.platform, start, &descriptors)?;
-    let inherited: Vec<BorrowedFd<'_>> =
-        sockets.all().chain(disks.iter().map(AsFd::as_fd)).collect();
+    let inherited: Vec<BorrowedFd<'_>> = sockets
+        .all()
+        .chain(disks.iter().map(AsFd::as_fd))
+        .chain(taps.iter().map(AsFd::as_fd))
+        .collect();
     let private = matches!(
         spec.memory.backing,
         Backing::FileBacked { shared: false, .. }
@@ -113,6 +119,7 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
         program: &driver.program,
         arguments: &arguments,
         inherited: &inherited,
+        placed: &[],
         log: &log,
         may_override_modes: private && !driver.platform.maps_read_only(),
     })
@@ -178,15 +185,6 @@ fn open_disks(spec: &VmSpec) -> Result<Vec<File>, Error> {
         opened.map_err(Error::path("open", &disk.path))
     };
     spec.disks.iter().map(open).collect()
-}
-
-fn open_log(path: &Path) -> Result<File, Error> {
-    let opened = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path);
-    opened.map_err(Error::path("open", path))
 }
 
 fn create_exclusively(path: &Path) -> io::Result<File> {

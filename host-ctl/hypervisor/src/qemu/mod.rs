@@ -21,7 +21,7 @@ use async_trait::async_trait;
 
 use crate::error::Error;
 use crate::process::{Identity, Process};
-use crate::spec::{AgentDevice, Backing, MemoryMode, Nic, NicBackend, Rebind, VmSpec};
+use crate::spec::{AgentDevice, Backing, MemoryMode, Rebind, VmSpec};
 use crate::vm::{AgentDevices, Capabilities, Hypervisor, Vm, VmRecord};
 
 pub use command_line::{Descriptors, Platform, Start, arguments};
@@ -116,10 +116,6 @@ impl Qemu {
                 AgentDevice::Vsock { .. } => "vsock: the host has no /dev/vhost-vsock",
                 _ => "a vsock device of the vmm's own",
             }));
-        }
-        let is_tap = |nic: &Nic| matches!(nic.backend, NicBackend::Tap { .. });
-        if spec.nics.iter().any(is_tap) {
-            return Err(Error::Unsupported("a tap device"));
         }
         Ok(())
     }

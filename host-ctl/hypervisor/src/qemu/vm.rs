@@ -228,6 +228,7 @@ impl Vm for QemuVm {
         self.saved.store(memory_file.is_some(), Ordering::Release);
         let bytes = file.metadata().map_err(Error::path("stat", &path))?.len();
         Ok(Saved {
+            files: vec![path.clone()],
             path,
             bytes,
             duration: started.elapsed(),

@@ -1,8 +1,6 @@
 //! A QEMU process and the connection to it: asking, while watching that it lives.
 
-use std::fs::File;
 use std::future::Future;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,11 +10,10 @@ use tokio::time::timeout;
 use super::Deadlines;
 use super::qmp::{Command, Event, Events, Monitor, Reply};
 use crate::error::{Error, MonitorError, quote};
+use crate::log::last_line;
 use crate::process::Process;
 use crate::vm::VmExit;
 
-/// How much of the log's end is looked at for the last line.
-const LOG_TAIL: u64 = 2 << 10;
 /// How long a QEMU that hung up may take to end.
 const HANG_UP: Duration = Duration::from_secs(2);
 
@@ -159,25 +156,4 @@ pub(super) fn migration_end(event: &Event) -> Option<(bool, u64)> {
         Some("failed" | "cancelled") => Some((false, event.at)),
         _ => None,
     }
-}
-
-/// The last line of what QEMU wrote on its standard error.
-pub(super) fn last_line(log: &Path) -> String {
-    let tail = || {
-        let file = File::open(log).ok()?;
-        read_tail(&file)
-    };
-    tail().unwrap_or_default()
-}
-
-/// The last line of a file.
-pub(super) fn read_tail(file: &File) -> Option<String> {
-    let start = file.metadata().ok()?.len().saturating_sub(LOG_TAIL);
-    let mut bytes = vec![0; usize::try_from(LOG_TAIL).ok()?];
-    let length = file.read_at(&mut bytes, start).ok()?;
-    let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
-    text.lines()
-        .rev()
-        .find(|line| !line.trim().is_empty())
-        .map(quote)
 }

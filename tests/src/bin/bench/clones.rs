@@ -3,7 +3,9 @@
 use super::sizes::{proportional, status};
 use super::{Failure, Goal, median, report};
 use host_ctl::config::Paths;
-use host_ctl::store::Store;
+use host_ctl::sandbox::driver::{GuestKernel, fresh_driver};
+use host_ctl::sandbox::vmm::Vmm;
+use host_ctl::store::{Sha256, Store};
 use host_ctl::template::plan_clone;
 use host_ctl::timeline::Report;
 use hypervisor::qemu::RestoreInput;
@@ -11,7 +13,7 @@ use hypervisor::{Hypervisor, Rebind};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
-use tardigrade_tests::{Home, machine, sandbox};
+use tardigrade_tests::{Home, built, machine, sandbox};
 use tokio::runtime::Runtime;
 
 /// Turns of floor and clone.
@@ -150,7 +152,14 @@ fn restore_input(
     let qemu = runtime.block_on(machine::qemu())?;
     let store = Store::open(&Paths::below(home.path())?)?;
     let template = store.find(TEMPLATE)?;
-    let plan = plan_clone(&store, template.digest(), qemu.capabilities())?;
+    let kernel = built("guest/vmlinuz");
+    let digest = Sha256::of_file(&std::fs::File::open(&kernel)?)?;
+    let kernel = GuestKernel {
+        path: &kernel,
+        digest: &digest,
+    };
+    let driver = runtime.block_on(fresh_driver(Vmm::Qemu, Some(kernel)))?;
+    let plan = plan_clone(&store, template.digest(), &driver)?;
     let spec = machine::copy_of(&plan.vm, &plan.template.memory(), directory)?;
     Ok(qemu.restore_input(plan.template.directory(), &spec))
 }

@@ -2,7 +2,7 @@
 //!
 //! Foreign text is never put where QEMU parses options: paths are in JSON (the
 //! argument of -object), or are whole arguments (-kernel, -initrd, -append);
-//! sockets and disks have no path at all, they are inherited descriptors.
+//! sockets, disks and taps have no name at all, they are inherited descriptors.
 
 use std::os::fd::RawFd;
 use std::path::Path;
@@ -70,6 +70,9 @@ pub struct Descriptors {
     pub agent: Option<RawFd>,
     /// The disks' images, in the order of the spec.
     pub disks: Vec<RawFd>,
+    /// The tap devices' queues, in the order of the spec's interfaces that have
+    /// one.
+    pub taps: Vec<RawFd>,
 }
 
 impl Platform {
@@ -139,8 +142,12 @@ pub fn arguments(
     {
         block_device(&mut line, disk, descriptor, index, slot);
     }
+    let mut taps = descriptors.taps.iter();
     for (nic, slot) in spec.nics.iter().zip(slots.skip(spec.disks.len())) {
-        interface(&mut line, nic, slot);
+        interface(&mut line, nic, slot, &mut taps)?;
+    }
+    if taps.next().is_some() {
+        return Err(mismatch("nics"));
     }
     beginning(&mut line, spec, start)?;
     Ok(line.0)
@@ -299,17 +306,31 @@ fn block_device(line: &mut Line, disk: &Disk, descriptor: RawFd, index: usize, s
     line.json("-device", &device);
 }
 
-fn interface(line: &mut Line, nic: &Nic, slot: usize) {
+fn interface<'a>(
+    line: &mut Line,
+    nic: &Nic,
+    slot: usize,
+    taps: &mut impl Iterator<Item = &'a RawFd>,
+) -> Result<(), Error> {
     let mut device = virtio("virtio-net-pci", &format!("nic-{}", nic.id), slot);
     device["mac"] = json!(nic.mac);
     // No boot ROM: nothing is ever booted from a network.
     device["romfile"] = json!("");
-    if nic.backend == NicBackend::User {
-        let network = format!("network-{}", nic.id);
-        line.option("-netdev", format!("user,id={network},restrict=on"));
+    let network = format!("network-{}", nic.id);
+    let backend = match nic.backend {
+        NicBackend::None => None,
+        NicBackend::User => Some(format!("user,id={network},restrict=on")),
+        NicBackend::Tap { .. } => {
+            let descriptor = taps.next().ok_or_else(|| mismatch("nics"))?;
+            Some(format!("tap,id={network},fd={descriptor}"))
+        }
+    };
+    if let Some(backend) = backend {
+        line.option("-netdev", backend);
         device["netdev"] = json!(network);
     }
     line.json("-device", &device);
+    Ok(())
 }
 
 /// A virtio device of the standard's version 1 only, in a fixed slot: devices of

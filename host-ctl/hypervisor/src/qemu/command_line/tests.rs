@@ -54,6 +54,7 @@ fn descriptors() -> Descriptors {
         console: 11,
         agent: Some(12),
         disks: vec![13],
+        taps: vec![],
     }
 }
 

@@ -13,9 +13,9 @@ use tokio::time::timeout;
 
 use super::{ProbeRequest, Version};
 use crate::error::{Error, quote};
+use crate::log::read_tail;
 use crate::process::{Launch, Process, spawn};
 use crate::qemu::command_line::probe_arguments;
-use crate::qemu::vmm::read_tail;
 use crate::vm::Accelerator;
 
 const DEVICE: &str = "/dev/kvm";
@@ -129,6 +129,7 @@ async fn run(
         program,
         arguments: &arguments,
         inherited: &[theirs.as_fd()],
+        placed: &[],
         log: &log,
         may_override_modes: false,
     };

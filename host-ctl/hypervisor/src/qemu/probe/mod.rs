@@ -5,14 +5,13 @@
 mod accelerator;
 mod version;
 
-use std::ffi::OsStr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::command_line::Platform;
 use crate::error::Error;
+use crate::program::{FileIdentity, find};
 
 pub use accelerator::AcceleratorProbe;
 pub use version::Version;
@@ -58,28 +57,6 @@ impl Probe {
     }
 }
 
-/// A file's contents, by what changes with them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileIdentity {
-    device: u64,
-    inode: u64,
-    size: u64,
-    changed: (i64, i64),
-}
-
-impl FileIdentity {
-    fn of(path: &Path) -> Result<Self, Error> {
-        let found = std::fs::metadata(path).map_err(Error::path("stat", path))?;
-        Ok(Self {
-            device: found.dev(),
-            inode: found.ino(),
-            size: found.size(),
-            changed: (found.ctime(), found.ctime_nsec()),
-        })
-    }
-}
-
 /// Finds QEMU and an accelerator. Takes some milliseconds when nothing has
 /// changed since `known`, at most some seconds otherwise.
 ///
@@ -87,7 +64,7 @@ impl FileIdentity {
 /// [`Error::Probe`] when there is no QEMU that can be used. That KVM can't be
 /// used is no error: the result says why.
 pub async fn probe(request: &ProbeRequest<'_>, known: Option<&Probe>) -> Result<Probe, Error> {
-    let program = find(request.program.as_deref())?;
+    let program = find(request.program.as_deref(), "QEMU", PROGRAM)?;
     let identity = FileIdentity::of(&program)?;
     let known = known.filter(|known| known.program == program && known.identity == identity);
     let (version, version_text) = match known {
@@ -103,29 +80,4 @@ pub async fn probe(request: &ProbeRequest<'_>, known: Option<&Probe>) -> Result<
         accelerator,
         identity,
     })
-}
-
-fn find(wanted: Option<&Path>) -> Result<PathBuf, Error> {
-    let named = wanted
-        .map(Path::to_owned)
-        .or_else(|| std::env::var_os("QEMU").map(PathBuf::from));
-    let failed = |program: &Path, reason: &str| Error::Probe {
-        program: program.to_owned(),
-        reason: reason.to_owned(),
-    };
-    if let Some(program) = named {
-        return match program.canonicalize() {
-            Ok(program) if program.is_file() => Ok(program),
-            _ => Err(failed(&program, "there is no such program")),
-        };
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found =
-        std::env::split_paths(&path).find_map(|directory| program_in(&directory, PROGRAM.as_ref()));
-    found.ok_or_else(|| failed(Path::new(PROGRAM), "not on PATH, and $QEMU is not set"))
-}
-
-fn program_in(directory: &Path, name: &OsStr) -> Option<PathBuf> {
-    let program = directory.join(name).canonicalize().ok()?;
-    program.is_file().then_some(program)
 }

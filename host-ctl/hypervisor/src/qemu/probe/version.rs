@@ -2,20 +2,12 @@
 
 use std::fmt;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
-use tokio::process::Command;
-use tokio::time::timeout;
 
 use crate::error::{Error, quote};
+use crate::program::{printed, unusable};
 
-/// How long a program may take to print its version.
-const DEADLINE: Duration = Duration::from_secs(5);
-/// How much of it is read.
-const MOST_OUTPUT: u64 = 4 << 10;
 /// The oldest version whose behaviour was tried.
 const OLDEST: Version = Version { major: 7, minor: 2 };
 
@@ -36,13 +28,8 @@ impl fmt::Display for Version {
 
 /// Asks a program for its version, and refuses one that is too old.
 pub(super) async fn ask(program: &Path) -> Result<(Version, String), Error> {
-    let failed = |reason: String| Error::Probe {
-        program: program.to_owned(),
-        reason,
-    };
-    let printed = timeout(DEADLINE, printed(program)).await;
-    let printed = printed.map_err(|_| failed(format!("no version within {DEADLINE:?}")))?;
-    let printed = printed.map_err(|error| failed(format!("--version: {error}")))?;
+    let failed = |reason: String| unusable(program, reason);
+    let printed = printed(program, "--version").await?;
     let found = parse(&printed);
     let (version, text) =
         found.ok_or_else(|| failed(format!("not qemu's version: {}", quote(&printed))))?;
@@ -50,29 +37,6 @@ pub(super) async fn ask(program: &Path) -> Result<(Version, String), Error> {
         return Err(failed(format!("version {version} is older than {OLDEST}")));
     }
     Ok((version, text))
-}
-
-async fn printed(program: &Path) -> std::io::Result<String> {
-    let mut command = Command::new(program);
-    command
-        .arg("--version")
-        .env_clear()
-        .current_dir("/")
-        .kill_on_drop(true);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    let mut child = command.spawn()?;
-    let mut printed = String::new();
-    if let Some(output) = child.stdout.take() {
-        output
-            .take(MOST_OUTPUT)
-            .read_to_string(&mut printed)
-            .await?;
-    }
-    child.wait().await?;
-    Ok(printed)
 }
 
 /// `QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)`.

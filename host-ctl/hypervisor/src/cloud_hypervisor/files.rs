@@ -1,0 +1,271 @@
+//! The directory of a VM's files that are between the driver and the VMM:
+//!
+//! - `kernel`, `initrd`: links, which vanish as soon as the VM runs. A guest that
+//!   resets would be started again by the VMM, behind our back and in a memory
+//!   file that may be a template's by then; without a kernel it ends instead.
+//! - `restore/`: what a restored VM is made from, only meanwhile.
+//! - `save/`: where the VMM writes a state. Only when it is whole it is moved to
+//!   where it belongs, so that the VMM never writes there itself.
+//! - `saved`: the memory file belongs to a saved state. Known to whoever adopts
+//!   the VM, and where the VMM has no access if it keeps itself to its files.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+use serde_json::Value;
+
+use super::{MEMORY_FILE, STATE_FILE};
+use crate::error::Error;
+use crate::spec::VmSpec;
+
+/// The names of the VMM's own (docs/snapshot_restore.md of Cloud Hypervisor).
+const VMM_CONFIG: &str = "config.json";
+const VMM_STATE: &str = "state.json";
+const VMM_MEMORY: &str = "memory-ranges";
+
+/// The longest state that is read, in bytes: one of a VM of ours is below 1 MiB.
+const LONGEST_STATE: u64 = 64 << 20;
+
+/// A VM's directory.
+#[derive(Debug, Clone)]
+pub(super) struct Files {
+    directory: PathBuf,
+}
+
+impl Files {
+    /// The directory of the VM with this control socket.
+    pub(super) fn of(monitor: &Path) -> Self {
+        let mut name = OsString::from(monitor);
+        name.push(".files");
+        Self {
+            directory: name.into(),
+        }
+    }
+
+    pub(super) fn kernel(&self) -> PathBuf {
+        self.directory.join("kernel")
+    }
+
+    pub(super) fn initrd(&self) -> PathBuf {
+        self.directory.join("initrd")
+    }
+
+    pub(super) fn save(&self) -> PathBuf {
+        self.directory.join("save")
+    }
+
+    pub(super) fn restore(&self) -> PathBuf {
+        self.directory.join("restore")
+    }
+
+    fn saved(&self) -> PathBuf {
+        self.directory.join("saved")
+    }
+
+    /// Makes it. What a VM before has left is removed: its control socket is
+    /// ours by now.
+    pub(super) fn create(&self) -> Result<(), Error> {
+        match fs::remove_dir_all(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            removed => removed.map_err(Error::path("rmdir", &self.directory))?,
+        }
+        create_directory(&self.directory)?;
+        create_directory(&self.save())
+    }
+
+    /// Removes it with all that is in it; gone already is as good.
+    pub(super) fn remove(&self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+
+    /// Shows kernel and initrd to the VMM.
+    pub(super) fn show_kernel(&self, spec: &VmSpec) -> Result<(), Error> {
+        for (target, link) in [(&spec.kernel, self.kernel()), (&spec.initrd, self.initrd())] {
+            // A clear error, before there is a process.
+            File::open(target).map_err(Error::path("open", target))?;
+            symlink(target, &link).map_err(Error::path("symlink", &link))?;
+        }
+        Ok(())
+    }
+
+    /// Hides them again.
+    pub(super) fn hide_kernel(&self) -> Result<(), Error> {
+        for link in [self.kernel(), self.initrd()] {
+            fs::remove_file(&link).map_err(Error::path("unlink", &link))?;
+        }
+        Ok(())
+    }
+
+    /// Puts a saved state where a VMM with this configuration reads it. The RAM,
+    /// if it was saved with the state, is linked to.
+    pub(super) fn prepare_restore(&self, state: &SavedState, config: &Value) -> Result<(), Error> {
+        let directory = self.restore();
+        create_directory(&directory)?;
+        let write = |name: &str, bytes: &[u8]| {
+            let path = directory.join(name);
+            let written = create_exclusively(&path)
+                .and_then(|mut file| io::Write::write_all(&mut file, bytes));
+            written.map_err(Error::path("write", path))
+        };
+        write(VMM_CONFIG, config.to_string().as_bytes())?;
+        write(VMM_STATE, &state.bytes)?;
+        if let Some(memory) = &state.memory {
+            let link = directory.join(VMM_MEMORY);
+            symlink(memory, &link).map_err(Error::path("symlink", link))?;
+        }
+        Ok(())
+    }
+
+    /// Ends what [`Files::prepare_restore`] began.
+    pub(super) fn finish_restore(&self) -> Result<(), Error> {
+        let directory = self.restore();
+        fs::remove_dir_all(&directory).map_err(Error::path("rmdir", directory))
+    }
+
+    /// Removes what a save that failed or was abandoned has left. The directory
+    /// itself stays: a VMM that keeps itself to its files knows this one.
+    pub(super) fn clear_save(&self) -> Result<(), Error> {
+        for name in [VMM_CONFIG, VMM_STATE, VMM_MEMORY] {
+            let path = self.save().join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.map_err(Error::path("unlink", path))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves a state that the VMM has written to a directory; all of it or
+    /// nothing. Returns its files, and how many bytes they have.
+    pub(super) fn collect(
+        &self,
+        directory: &Path,
+        has_memory: bool,
+    ) -> Result<(Vec<PathBuf>, u64), Error> {
+        // A disk that was full has cut it short, which the VMM does not notice.
+        let state = self.save().join(VMM_STATE);
+        let bytes = read_bounded(&state)?;
+        if serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_err() {
+            return Err(Error::Migration {
+                verb: "save",
+                reason: "the state it wrote is not whole: is the disk full?".to_owned(),
+            });
+        }
+        let mut moves = vec![(state, directory.join(STATE_FILE))];
+        if has_memory {
+            moves.push((self.save().join(VMM_MEMORY), directory.join(MEMORY_FILE)));
+        }
+        let (mut moved, mut bytes) = (Vec::new(), 0);
+        for (from, to) in moves {
+            match move_file(&from, &to) {
+                Ok(length) => bytes += length,
+                Err(error) => {
+                    moved.iter().for_each(|path: &PathBuf| {
+                        // The first error counts.
+                        let _ = fs::remove_file(path);
+                    });
+                    return Err(Error::path("rename", to)(error));
+                }
+            }
+            moved.push(to);
+        }
+        Ok((moved, bytes))
+    }
+
+    /// Notes that the memory file belongs to a saved state.
+    pub(super) fn note_saved(&self) -> Result<(), Error> {
+        let path = self.saved();
+        create_exclusively(&path).map_err(Error::path("create", path))?;
+        Ok(())
+    }
+
+    /// Whether that was noted.
+    pub(super) fn is_saved(&self) -> bool {
+        self.saved().exists()
+    }
+}
+
+/// Refuses a directory that has a state already.
+pub(super) fn is_free(directory: &Path) -> Result<(), Error> {
+    for path in [directory.join(STATE_FILE), directory.join(MEMORY_FILE)] {
+        match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::path("stat", path)(error)),
+            Ok(_) => return Err(Error::path("create", path)(Errno::EXIST.into())),
+        }
+    }
+    Ok(())
+}
+
+/// A saved state.
+#[derive(Debug)]
+pub(super) struct SavedState {
+    bytes: Vec<u8>,
+    /// The RAM, if it was saved with it.
+    pub(super) memory: Option<PathBuf>,
+}
+
+impl SavedState {
+    /// Reads what [`Files::collect`] has left in a directory.
+    pub(super) fn read(directory: &Path) -> Result<Self, Error> {
+        let bytes = read_bounded(&directory.join(STATE_FILE))?;
+        let memory = directory.join(MEMORY_FILE);
+        Ok(Self {
+            bytes,
+            memory: memory.is_file().then_some(memory),
+        })
+    }
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>, Error> {
+    let read = || {
+        let mut bytes = Vec::new();
+        let mut file = io::Read::take(File::open(path)?, LONGEST_STATE + 1);
+        io::Read::read_to_end(&mut file, &mut bytes)?;
+        if bytes.len() as u64 > LONGEST_STATE {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        Ok(bytes)
+    };
+    read().map_err(Error::path("read", path))
+}
+
+fn create_directory(path: &Path) -> Result<(), Error> {
+    let created = DirBuilder::new().mode(0o700).create(path);
+    created.map_err(Error::path("mkdir", path))
+}
+
+/// Creates a file for us alone, which must not be there.
+pub(super) fn create_exclusively(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Moves a file, also to another file system; returns its size.
+fn move_file(from: &Path, to: &Path) -> io::Result<u64> {
+    let length = fs::symlink_metadata(from)?.len();
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(length),
+        Err(Errno::XDEV) => {
+            let mut source = File::open(from)?;
+            let mut target = create_exclusively(to)?;
+            let copied = io::copy(&mut source, &mut target).and_then(|_| fs::remove_file(from));
+            if let Err(error) = copied {
+                // The first error counts.
+                let _ = fs::remove_file(to);
+                return Err(error);
+            }
+            Ok(length)
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}

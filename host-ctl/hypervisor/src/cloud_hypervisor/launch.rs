@@ -1,0 +1,212 @@
+//! From a spec to a process: the control socket bound, the files there, the VMM
+//! started.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use super::CloudHypervisor;
+use super::files::{Files, create_exclusively};
+use super::vmm::Vmm;
+use crate::error::Error;
+use crate::log::open_log;
+use crate::process::{Launch, Process, open_taps, spawn};
+use crate::rest::RestVmm;
+use crate::socket::{Listener, vacate};
+use crate::span::{Timeline, now};
+use crate::spec::{AgentDevice, Backing, VmSpec};
+
+/// A VMM that was started and is not yet a VM: dropped, it takes everything
+/// with it that was made for it. The process goes first.
+pub(super) struct Started {
+    pub(super) vmm: Vmm,
+    /// The interfaces' tap devices, in the order of the spec.
+    pub(super) taps: Vec<OwnedFd>,
+    pub(super) belongings: Belongings,
+}
+
+impl Started {
+    /// Makes it last.
+    pub(super) fn settle(self) -> Vmm {
+        let Self {
+            mut vmm,
+            belongings,
+            ..
+        } = self;
+        belongings.keep();
+        vmm.rest.process.release();
+        vmm
+    }
+}
+
+/// What is on the file system for a VM. Dropped, it is removed, unless it was
+/// kept.
+pub(super) struct Belongings {
+    monitor: Listener,
+    pub(super) files: OwnFiles,
+    /// Sockets that the VMM binds, and a memory file that was made.
+    others: Vec<RemovedFile>,
+}
+
+impl Belongings {
+    /// Prepares them.
+    pub(super) fn prepare(spec: &VmSpec) -> Result<Self, Error> {
+        let monitor = Listener::bind(&spec.monitor)?;
+        let files = OwnFiles::create(&spec.monitor)?;
+        let mut others = Vec::new();
+        let agent = match &spec.agent {
+            AgentDevice::HybridVsock { socket, .. } => Some(socket),
+            _ => None,
+        };
+        for socket in std::iter::once(&spec.console).chain(agent) {
+            vacate(socket)?;
+            others.push(RemovedFile(Some(socket.clone())));
+        }
+        Ok(Self {
+            monitor,
+            files,
+            others,
+        })
+    }
+
+    /// Creates the memory file of a new VM.
+    pub(super) fn create_memory(&mut self, spec: &VmSpec) -> Result<(), Error> {
+        let Backing::FileBacked { path, .. } = &spec.memory.backing else {
+            return Ok(());
+        };
+        let file = create_exclusively(path).map_err(Error::path("create", path))?;
+        self.others.push(RemovedFile(Some(path.clone())));
+        let resized = file.set_len(memory_size(spec));
+        resized.map_err(Error::path("ftruncate", path))
+    }
+
+    fn keep(self) {
+        self.monitor.keep();
+        self.files.keep();
+        self.others.into_iter().for_each(RemovedFile::keep);
+    }
+}
+
+/// A VM's directory, removed when this is dropped.
+pub(super) struct OwnFiles(Option<Files>, Files);
+
+impl OwnFiles {
+    fn create(monitor: &Path) -> Result<Self, Error> {
+        let files = Files::of(monitor);
+        files.create()?;
+        Ok(Self(Some(files.clone()), files))
+    }
+
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl std::ops::Deref for OwnFiles {
+    type Target = Files;
+
+    fn deref(&self) -> &Files {
+        &self.1
+    }
+}
+
+impl Drop for OwnFiles {
+    fn drop(&mut self) {
+        if let Some(files) = &self.0 {
+            files.remove();
+        }
+    }
+}
+
+/// A file that is removed, if it is there, unless it was kept.
+struct RemovedFile(Option<PathBuf>);
+
+impl RemovedFile {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for RemovedFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // Gone already, or never there, is as good.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn memory_size(spec: &VmSpec) -> u64 {
+    u64::from(spec.memory.size_mib) << 20
+}
+
+/// Checks the memory file of a restored VM: one that is too short would only
+/// show when the guest touches what is missing.
+pub(super) fn check_memory(spec: &VmSpec) -> Result<(), Error> {
+    let Backing::FileBacked { path, .. } = &spec.memory.backing else {
+        return Ok(());
+    };
+    let found = std::fs::metadata(path).map_err(Error::path("stat", path))?;
+    if found.is_file() && found.len() == memory_size(spec) {
+        return Ok(());
+    }
+    Err(Error::Spec {
+        field: "memory.path",
+        reason: format!(
+            "{} bytes long, the guest's ram is {}",
+            found.len(),
+            memory_size(spec)
+        ),
+    })
+}
+
+/// Starts the VMM. Requests can be sent at once: they wait in the socket until
+/// it reads.
+pub(super) fn launch(
+    driver: &CloudHypervisor,
+    spec: &VmSpec,
+    belongings: Belongings,
+    timeline: Timeline,
+) -> Result<Started, Error> {
+    let begun = now();
+    for disk in &spec.disks {
+        // A clear error, before there is a process.
+        let mut options = std::fs::OpenOptions::new();
+        let opened = options.read(true).write(!disk.readonly).open(&disk.path);
+        opened.map_err(Error::path("open", &disk.path))?;
+    }
+    let taps = open_taps(spec)?;
+    let log = open_log(&spec.log)?;
+    let begun = timeline.since("open disks, taps, log", begun);
+    let socket = &belongings.monitor.descriptor;
+    let arguments = arguments(socket.as_raw_fd());
+    let pid = spawn(&Launch {
+        program: &driver.program,
+        arguments: &arguments,
+        inherited: &[socket.as_fd()],
+        placed: &[],
+        log: &log,
+        may_override_modes: false,
+    })
+    .map_err(Error::path("execve", &driver.program))?;
+    let process = Process::child(pid)?;
+    timeline.since("fork, execve", begun);
+    Ok(Started {
+        vmm: Vmm {
+            rest: RestVmm {
+                process,
+                socket: spec.monitor.clone(),
+                log: spec.log.clone(),
+            },
+            deadlines: driver.deadlines,
+            timeline,
+        },
+        taps,
+        belongings,
+    })
+}
+
+/// The VMM's arguments: all else it is told on its control socket. It kills
+/// itself at a system call it does not need.
+pub(super) fn arguments(socket: std::os::fd::RawFd) -> [String; 4] {
+    ["--api-socket", &format!("fd={socket}"), "--seccomp", "true"].map(str::to_owned)
+}

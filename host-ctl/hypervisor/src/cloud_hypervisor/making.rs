@@ -1,0 +1,110 @@
+//! From a started VMM to a VM: the kernel runs, or a saved state is loaded.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::CloudHypervisor;
+use super::config::{Surroundings, interfaces, new_vm, restore as restore_request, restored_vm};
+use super::files::SavedState;
+use super::launch::{Belongings, Started, check_memory, launch};
+use super::vm::ChVm;
+use super::vmm::{path, refused};
+use crate::error::Error;
+use crate::rest::Request;
+use crate::span::{Timeline, now};
+use crate::spec::{Backing, MemoryMode, VmSpec};
+
+/// Boots a spec that was checked; returns when its CPUs run.
+pub(super) async fn boot(driver: &CloudHypervisor, spec: &VmSpec) -> Result<ChVm, Error> {
+    let timeline = Timeline::default();
+    let begun = now();
+    let mut belongings = Belongings::prepare(spec)?;
+    belongings.files.show_kernel(spec)?;
+    belongings.create_memory(spec)?;
+    timeline.since("bind, mkdir, create memory", begun);
+    let config = new_vm(spec, surroundings(driver, &belongings))?;
+    let started = launch(driver, spec, belongings, timeline)?;
+    let (vmm, deadlines) = (&started.vmm, driver.deadlines);
+    let request = Request::put(path::CREATE, Some(config));
+    vmm.ask("boot", request, deadlines.start).await?;
+    for (interface, tap) in interfaces(spec).into_iter().zip(&started.taps) {
+        let descriptors = [tap.as_fd()];
+        let request = with_descriptors(path::ADD_NET, interface, &descriptors);
+        vmm.ask("boot", request, deadlines.command).await?;
+    }
+    let request = Request::put(path::BOOT, None);
+    vmm.ask("boot", request, deadlines.boot).await?;
+    let begun = now();
+    started.belongings.files.hide_kernel()?;
+    vmm.timeline.since("unlink", begun);
+    Ok(ChVm::new(started, spec))
+}
+
+/// Loads a saved state; the VM is paused then.
+pub(super) async fn restore(
+    driver: &CloudHypervisor,
+    spec: &VmSpec,
+    state: &Path,
+    mode: MemoryMode,
+) -> Result<ChVm, Error> {
+    let timeline = Timeline::default();
+    let begun = now();
+    let state = SavedState::read(state)?;
+    check_where_memory_is(&state, spec)?;
+    check_memory(spec)?;
+    let begun = timeline.since("read the state", begun);
+    let belongings = Belongings::prepare(spec)?;
+    let config = restored_vm(spec, surroundings(driver, &belongings))?;
+    belongings.files.prepare_restore(&state, &config)?;
+    timeline.since("bind, mkdir, write the state", begun);
+    let request = restore_request(spec, &belongings.files.restore(), mode)?;
+    let started = launch(driver, spec, belongings, timeline)?;
+    load(driver, &started, request).await?;
+    let begun = now();
+    started.belongings.files.finish_restore()?;
+    started.vmm.timeline.since("unlink, rmdir", begun);
+    Ok(ChVm::new(started, spec))
+}
+
+async fn load(driver: &CloudHypervisor, started: &Started, request: Value) -> Result<(), Error> {
+    let descriptors: Vec<BorrowedFd<'_>> = started.taps.iter().map(AsFd::as_fd).collect();
+    let request = with_descriptors(path::RESTORE, request, &descriptors);
+    // The first request, too: the VMM has to start before it reads it.
+    let deadline = driver.deadlines.start + driver.deadlines.load;
+    let loaded = started.vmm.ask("restore", request, deadline).await;
+    loaded.map(drop).map_err(refused("restore"))
+}
+
+fn surroundings<'a>(driver: &CloudHypervisor, belongings: &'a Belongings) -> Surroundings<'a> {
+    Surroundings {
+        files: &belongings.files,
+        confines_files: driver.confines_files,
+    }
+}
+
+fn with_descriptors<'a>(
+    path: &'static str,
+    body: Value,
+    descriptors: &'a [BorrowedFd<'a>],
+) -> Request<'a> {
+    Request {
+        descriptors,
+        ..Request::put(path, Some(body))
+    }
+}
+
+/// Refuses a state whose RAM is not where the spec says: the VMM would start
+/// with memory full of zeros, or fail late.
+fn check_where_memory_is(state: &SavedState, spec: &VmSpec) -> Result<(), Error> {
+    let reason = match (&state.memory, &spec.memory.backing) {
+        (Some(_), Backing::FileBacked { .. }) => "the ram was saved with the state",
+        (None, Backing::Anonymous) => "the ram was not saved with the state, but is a memory file",
+        _ => return Ok(()),
+    };
+    Err(Error::Spec {
+        field: "memory.backing",
+        reason: reason.to_owned(),
+    })
+}

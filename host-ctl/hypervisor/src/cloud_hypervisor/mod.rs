@@ -1,0 +1,235 @@
+//! The Cloud Hypervisor driver.
+//!
+//! Tried with 53, which is the oldest that is supported: it takes its control
+//! socket as a descriptor, maps a memory zone privately from a file opened
+//! read-only, and gives the console's socket one client after another. It runs
+//! guests with KVM and in no other way.
+//!
+//! A saved state is `state`, and where the RAM does not lie in a shared file,
+//! `memory-ranges` next to it. The VMM's own account of its configuration is
+//! thrown away: a restored VM gets one made from its spec, so that no path that
+//! was stored with a state is ever used.
+//!
+//! Beside its control socket a VM has a directory, `<socket>.files`, in which
+//! the VMM finds and leaves what is between it and the driver. It vanishes with
+//! [`crate::Vm::kill`] and [`crate::Vm::shutdown`].
+
+mod config;
+mod files;
+mod launch;
+mod making;
+mod probe;
+mod vm;
+mod vmm;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::error::Error;
+use crate::process::{Identity, Process};
+use crate::spec::{AgentDevice, Backing, MemoryMode, NicBackend, Rebind, VmSpec};
+use crate::vm::{Accelerator, AgentDevices, Capabilities, Hypervisor, Vm, VmRecord};
+
+pub use probe::{Probe, Version, probe};
+
+/// The driver's name in records.
+pub const DRIVER: &str = "cloud-hypervisor";
+
+/// The file of a saved state with all but the RAM.
+pub const STATE_FILE: &str = "state";
+
+/// The file of a saved state with the RAM, where that is no shared file.
+pub const MEMORY_FILE: &str = "memory-ranges";
+
+/// The CPU model that there is: the host's, less what KVM can't give.
+const CPU_MODEL: &str = "host";
+
+/// The longest path of a socket that the VMM binds: `sun_path` has 108 bytes,
+/// the last of which is zero (unix(7)).
+const LONGEST_SOCKET: usize = 107;
+
+/// How long a verb may take inside the VMM. Generous: they only decide when a
+/// VMM counts as hung, and a host may itself be an emulated one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// From execve to the first answer on the control socket.
+    pub start: Duration,
+    /// Any single request that is not one of the others.
+    pub command: Duration,
+    /// Loading kernel and initrd, making the devices, starting the CPUs.
+    pub boot: Duration,
+    /// Writing a state. Private RAM is written too, so this grows with it.
+    pub save: Duration,
+    /// Loading a state. RAM that is copied is read, so this grows with it.
+    pub load: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            start: Duration::from_secs(15),
+            command: Duration::from_secs(10),
+            boot: Duration::from_secs(60),
+            save: Duration::from_secs(60),
+            load: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Cloud Hypervisor on this host.
+#[derive(Debug, Clone)]
+pub struct CloudHypervisor {
+    program: PathBuf,
+    confines_files: bool,
+    capabilities: Capabilities,
+    deadlines: Deadlines,
+}
+
+impl CloudHypervisor {
+    /// The driver for what a probe has found.
+    #[must_use]
+    pub fn new(probe: &Probe, deadlines: Deadlines) -> Self {
+        let mut memory_modes = vec![MemoryMode::CopyOnWrite, MemoryMode::Copy];
+        if probe.loads_on_demand {
+            memory_modes.push(MemoryMode::OnDemand);
+        }
+        Self {
+            program: probe.program.clone(),
+            confines_files: probe.confines_files,
+            capabilities: Capabilities {
+                vmm: DRIVER.to_owned(),
+                version: probe.version_text.clone(),
+                accelerator: Accelerator::Kvm,
+                accelerator_reason: "cloud hypervisor has no other, and has opened /dev/kvm"
+                    .to_owned(),
+                // It has one machine of its own, which has no version: a state
+                // loads into the version that wrote it.
+                machine: format!("{DRIVER}-{}", probe.version),
+                default_cpu_model: CPU_MODEL.to_owned(),
+                private_memory_is_read_only: true,
+                agent_devices: AgentDevices {
+                    serial: false,
+                    vsock: false,
+                    hybrid_vsock: true,
+                },
+                boots_on_memory_file: true,
+                saves_anonymous_memory: true,
+                memory_modes,
+                console_outlives_owner: true,
+            },
+            deadlines,
+        }
+    }
+
+    fn check(&self, spec: &VmSpec) -> Result<(), Error> {
+        spec.validate()?;
+        if !self.capabilities.agent_devices.has(&spec.agent) {
+            return Err(Error::Unsupported(match spec.agent {
+                AgentDevice::Vsock { .. } => "the host kernel's vsock",
+                _ => "a virtio-serial port",
+            }));
+        }
+        if spec.cpu_model.as_deref().unwrap_or(CPU_MODEL) != CPU_MODEL {
+            return Err(Error::Unsupported("a cpu model other than the host's"));
+        }
+        for nic in &spec.nics {
+            match nic.backend {
+                NicBackend::Tap { .. } => {}
+                NicBackend::User => return Err(Error::Unsupported("a user-mode network")),
+                // It would make a tap device of its own.
+                NicBackend::None => {
+                    return Err(Error::Unsupported(
+                        "a network interface that is connected to nothing",
+                    ));
+                }
+            }
+        }
+        let console = ("console", spec.console.as_path());
+        let agent = match &spec.agent {
+            AgentDevice::HybridVsock { socket, .. } => Some(("agent.socket", socket.as_path())),
+            _ => None,
+        };
+        let mut bound = std::iter::once(console).chain(agent);
+        bound.try_for_each(|(field, path)| fits_a_socket(field, path))
+    }
+
+    /// How the RAM gets into a restored VM. A memory file is mapped, and what
+    /// was saved with the state is read: another mode would be one the VMM does
+    /// not look at.
+    fn memory_mode(
+        &self,
+        wanted: Option<MemoryMode>,
+        backing: &Backing,
+    ) -> Result<MemoryMode, Error> {
+        let is_mapped = matches!(backing, Backing::FileBacked { .. });
+        let mode = match (wanted, is_mapped) {
+            (None, true) => MemoryMode::CopyOnWrite,
+            (None, false) => MemoryMode::Copy,
+            (Some(mode), _) => mode,
+        };
+        let reason = match (mode, is_mapped) {
+            (MemoryMode::CopyOnWrite, false) => "copy-on-write of ram without a memory file",
+            (MemoryMode::Copy, true) => "copying a memory file",
+            (MemoryMode::OnDemand, true) => "loading a memory file on demand",
+            (mode, _) if self.capabilities.memory_modes.contains(&mode) => return Ok(mode),
+            _ => "loading ram on demand: the host has no /dev/userfaultfd",
+        };
+        Err(Error::Unsupported(reason))
+    }
+}
+
+/// Refuses a path that is too long for a socket the VMM binds.
+fn fits_a_socket(field: &'static str, path: &Path) -> Result<(), Error> {
+    let length = path.as_os_str().len();
+    if length <= LONGEST_SOCKET {
+        return Ok(());
+    }
+    Err(Error::Spec {
+        field,
+        reason: format!("{length} bytes, a unix socket's path has at most {LONGEST_SOCKET}"),
+    })
+}
+
+#[async_trait]
+impl Hypervisor for CloudHypervisor {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    async fn boot(&self, spec: &VmSpec) -> Result<Box<dyn Vm>, Error> {
+        self.check(spec)?;
+        if matches!(
+            spec.memory.backing,
+            Backing::FileBacked { shared: false, .. }
+        ) {
+            return Err(Error::Unsupported("booting on a private mapping of a file"));
+        }
+        Ok(Box::new(making::boot(self, spec).await?))
+    }
+
+    async fn restore(
+        &self,
+        state: &Path,
+        spec: &VmSpec,
+        rebind: &Rebind,
+    ) -> Result<Box<dyn Vm>, Error> {
+        let spec = spec.rebound(rebind)?;
+        self.check(&spec)?;
+        let mode = self.memory_mode(rebind.memory_mode, &spec.memory.backing)?;
+        Ok(Box::new(making::restore(self, &spec, state, mode).await?))
+    }
+
+    async fn adopt(&self, record: &VmRecord) -> Result<Box<dyn Vm>, Error> {
+        if record.driver != DRIVER {
+            return Err(Error::Unsupported("adopting another driver's vm"));
+        }
+        let process = Process::adopt(&Identity {
+            pid: record.pid,
+            start_time: record.start_time,
+            boot_id: record.boot_id.clone(),
+        })?;
+        Ok(Box::new(vm::adopt(self.deadlines, record, process).await?))
+    }
+}

@@ -1,0 +1,235 @@
+//! A Cloud Hypervisor virtual machine and its verbs.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::config::directory_url;
+use super::files::{Files, is_free};
+use super::launch::Started;
+use super::vmm::{Vmm, path, refused};
+use super::{DRIVER, Deadlines};
+use crate::error::Error;
+use crate::process::Process;
+use crate::rest::{Request, RestVmm};
+use crate::span::{Span, Timeline, now};
+use crate::spec::{Backing, VmSpec};
+use crate::vm::{Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
+
+/// A virtual machine of Cloud Hypervisor's.
+pub(super) struct ChVm {
+    vmm: Vmm,
+    files: Files,
+    record: VmRecord,
+    /// Whether the memory file belongs to a saved state now.
+    saved: AtomicBool,
+}
+
+impl ChVm {
+    /// Settles a VMM that was started.
+    pub(super) fn new(started: Started, spec: &VmSpec) -> Self {
+        let vmm = started.settle();
+        let identity = vmm.rest.process.identity();
+        let record = VmRecord {
+            driver: DRIVER.to_owned(),
+            pid: identity.pid,
+            start_time: identity.start_time,
+            boot_id: identity.boot_id.clone(),
+            monitor: spec.monitor.clone(),
+            console: spec.console.clone(),
+            agent: spec.agent.clone(),
+            memory: spec.memory.backing.clone(),
+            log: spec.log.clone(),
+        };
+        Self {
+            files: Files::of(&spec.monitor),
+            vmm,
+            record,
+            saved: AtomicBool::new(false),
+        }
+    }
+
+    fn shared_memory(&self) -> Option<&Path> {
+        match &self.record.memory {
+            Backing::FileBacked { path, shared: true } => Some(path),
+            _ => None,
+        }
+    }
+
+    async fn state(&self, verb: &'static str) -> Result<VmState, Error> {
+        let state = self.vmm.state(verb).await?;
+        let saved = self.saved.load(Ordering::Acquire) && state == VmState::Paused;
+        Ok(if saved { VmState::Saved } else { state })
+    }
+
+    /// Has the VMM write its state, and moves it to a directory.
+    async fn write_state(&self, directory: &Path) -> Result<(Vec<std::path::PathBuf>, u64), Error> {
+        let destination = json!({ "destination_url": directory_url(&self.files.save())? });
+        let request = Request::put(path::SNAPSHOT, Some(destination));
+        let written = self.vmm.ask("save", request, self.vmm.deadlines.save).await;
+        written.map_err(refused("save"))?;
+        let begun = now();
+        let (files, directory) = (self.files.clone(), directory.to_owned());
+        let has_memory = self.shared_memory().is_none();
+        // RAM that goes to another file system is copied.
+        let moved = tokio::task::spawn_blocking(move || files.collect(&directory, has_memory));
+        let moved = moved.await.map_err(|error| Error::Process {
+            call: "spawn_blocking",
+            source: error.into(),
+        })??;
+        self.vmm.timeline.since("check, rename", begun);
+        Ok(moved)
+    }
+
+    /// Kills it, and removes what only a living VM needs.
+    async fn end(&self) -> Result<VmExit, Error> {
+        let begun = now();
+        let exit = self.vmm.rest.process.kill().await?;
+        self.files.remove();
+        let timeline = &self.vmm.timeline;
+        timeline.since("pidfd_send_signal SIGKILL, waitid", begun);
+        Ok(exit)
+    }
+}
+
+#[async_trait]
+impl Vm for ChVm {
+    async fn pause(&self) -> Result<(), Error> {
+        self.vmm.timeline.restart();
+        let request = Request::put(path::PAUSE, None);
+        self.vmm.change("pause", request, VmState::Paused).await
+    }
+
+    async fn resume(&self) -> Result<(), Error> {
+        if self.saved.load(Ordering::Acquire) {
+            return Err(Error::MemorySaved);
+        }
+        self.vmm.timeline.restart();
+        let request = Request::put(path::RESUME, None);
+        self.vmm.change("resume", request, VmState::Running).await
+    }
+
+    async fn save(&self, directory: &Path) -> Result<Saved, Error> {
+        self.vmm.timeline.restart();
+        let started = Instant::now();
+        if self.saved.load(Ordering::Acquire) {
+            return Err(Error::MemorySaved);
+        }
+        // The VMM answers one request after the other: now that it has answered
+        // this one, it is not writing any more what an abandoned save began.
+        let found = self.state("save").await?;
+        if found != VmState::Paused {
+            return Err(Error::State {
+                verb: "save",
+                needed: VmState::Paused,
+                found,
+            });
+        }
+        is_free(directory)?;
+        self.files.clear_save()?;
+        let written = self.write_state(directory).await;
+        // What the VMM says of its configuration is not kept.
+        let cleared = self.files.clear_save();
+        let (files, bytes) = written?;
+        let memory_file = self.shared_memory().map(Path::to_owned);
+        let noted = cleared.and_then(|()| match memory_file {
+            Some(_) => self.files.note_saved(),
+            None => Ok(()),
+        });
+        if let Err(error) = noted {
+            for path in &files {
+                // The first error counts.
+                let _ = std::fs::remove_file(path);
+            }
+            return Err(error);
+        }
+        self.saved.store(memory_file.is_some(), Ordering::Release);
+        Ok(Saved {
+            path: directory.join(super::STATE_FILE),
+            files,
+            bytes,
+            duration: started.elapsed(),
+            memory_file,
+        })
+    }
+
+    async fn info(&self) -> Result<VmInfo, Error> {
+        self.vmm.timeline.restart();
+        Ok(VmInfo {
+            state: self.state("info").await?,
+            pid: self.record.pid,
+        })
+    }
+
+    async fn wait(&self) -> Result<VmExit, Error> {
+        self.vmm.rest.process.exited().await
+    }
+
+    async fn shutdown(&self, deadline: Duration) -> Result<VmExit, Error> {
+        self.vmm.timeline.restart();
+        let begun = now();
+        let powered_down = async {
+            // A VMM that does not answer is killed like one that takes too long.
+            if self.state("shutdown").await.ok()? != VmState::Running {
+                return None;
+            }
+            let request = Request::put(path::POWER_BUTTON, None);
+            let deadline = self.vmm.deadlines.command;
+            self.vmm.ask("shutdown", request, deadline).await.ok()?;
+            self.vmm.rest.process.exited().await.ok()
+        };
+        if let Ok(Some(exit)) = timeout(deadline, powered_down).await {
+            self.vmm.timeline.since("exit", begun);
+            self.files.remove();
+            return Ok(exit);
+        }
+        self.end().await
+    }
+
+    async fn kill(&self) -> Result<(), Error> {
+        self.vmm.timeline.restart();
+        self.end().await.map(drop)
+    }
+
+    async fn agent_port_opened(&self, _deadline: Duration) -> Result<(), Error> {
+        Err(Error::Unsupported("telling when a vsock port is opened"))
+    }
+
+    fn record(&self) -> VmRecord {
+        self.record.clone()
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        self.vmm.timeline.spans()
+    }
+}
+
+/// Takes over a VMM whose process was identified.
+pub(super) async fn adopt(
+    deadlines: Deadlines,
+    record: &VmRecord,
+    process: Process,
+) -> Result<ChVm, Error> {
+    let vmm = Vmm {
+        rest: RestVmm {
+            process,
+            socket: record.monitor.clone(),
+            log: record.log.clone(),
+        },
+        deadlines,
+        timeline: Timeline::default(),
+    };
+    vmm.state("adopt").await?;
+    let files = Files::of(&record.monitor);
+    let shared = matches!(record.memory, Backing::FileBacked { shared: true, .. });
+    Ok(ChVm {
+        saved: AtomicBool::new(shared && files.is_saved()),
+        vmm,
+        files,
+        record: record.clone(),
+    })
+}

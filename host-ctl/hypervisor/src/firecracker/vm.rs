@@ -1,0 +1,241 @@
+//! A Firecracker virtual machine and its verbs.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use serde_json::json;
+use tokio::time::timeout;
+
+use super::console::Relay;
+use super::launch::{Saving, Sockets, Started};
+use super::{DRIVER, Deadlines};
+use crate::error::{Error, MonitorError};
+use crate::process::Process;
+use crate::rest::{Request, RestVmm};
+use crate::span::{Span, Timeline, now};
+use crate::spec::{VmSpec, clean_path};
+use crate::vm::{Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
+
+/// How long the console's task may take to notice that its VMM is gone.
+const CONSOLE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A virtual machine of Firecracker's.
+pub(super) struct FirecrackerVm {
+    vmm: RestVmm,
+    deadlines: Deadlines,
+    record: VmRecord,
+    /// The console's task, in the process that booted or restored the VM.
+    console: Option<Relay>,
+    timeline: Timeline,
+}
+
+impl FirecrackerVm {
+    /// Settles a Firecracker that runs a guest. Must be called inside a runtime.
+    pub(super) fn new(started: Started, spec: &VmSpec, deadlines: Deadlines) -> Self {
+        let (vmm, timeline, console) = started.settle();
+        let identity = vmm.process.identity();
+        let record = VmRecord {
+            driver: DRIVER.to_owned(),
+            pid: identity.pid,
+            start_time: identity.start_time,
+            boot_id: identity.boot_id.clone(),
+            monitor: spec.monitor.clone(),
+            console: spec.console.clone(),
+            agent: spec.agent.clone(),
+            memory: spec.memory.backing.clone(),
+            log: spec.log.clone(),
+        };
+        Self {
+            vmm,
+            deadlines,
+            record,
+            console: Some(console.keep()),
+            timeline,
+        }
+    }
+
+    async fn ask(&self, verb: &'static str, request: Request<'_>) -> Result<(), Error> {
+        let asked = self.vmm.ask(verb, request, self.deadlines.command).await;
+        asked.map(drop)
+    }
+
+    /// Has the CPUs stopped or started, as the verb's only step.
+    async fn turn(&self, verb: &'static str, state: &'static str) -> Result<(), Error> {
+        self.timeline.restart();
+        let begun = now();
+        let request = Request::patch("/vm", json!({ "state": state }));
+        self.ask(verb, request).await?;
+        self.timeline.since(format!("PATCH /vm {state}"), begun);
+        Ok(())
+    }
+
+    async fn state(&self, verb: &'static str) -> Result<VmState, Error> {
+        let asked = self
+            .vmm
+            .ask(verb, Request::get("/"), self.deadlines.command);
+        Ok(state_of(asked.await?["state"].as_str().unwrap_or_default()))
+    }
+
+    /// Kills it and removes what it does not remove itself.
+    async fn end(&self) -> Result<VmExit, Error> {
+        let begun = now();
+        let exit = self.vmm.process.kill().await?;
+        self.timeline
+            .since("pidfd_send_signal SIGKILL, waitid", begun);
+        self.clear().await;
+        Ok(exit)
+    }
+
+    /// Removes the sockets of one that has ended.
+    async fn clear(&self) {
+        if let Some(console) = &self.console {
+            // A task that is late removes its socket later.
+            let _ = timeout(CONSOLE_DEADLINE, console.closed()).await;
+        }
+        // Dropped, they are removed; what is in use by now is not ours.
+        drop(Sockets::new(&self.record.monitor, &self.record.agent));
+    }
+}
+
+#[async_trait]
+impl Vm for FirecrackerVm {
+    async fn pause(&self) -> Result<(), Error> {
+        self.turn("pause", "Paused").await
+    }
+
+    async fn resume(&self) -> Result<(), Error> {
+        self.turn("resume", "Resumed").await
+    }
+
+    async fn save(&self, directory: &Path) -> Result<Saved, Error> {
+        self.timeline.restart();
+        let started = Instant::now();
+        let begun = now();
+        let found = self.state("save").await?;
+        let begun = self.timeline.since("GET /", begun);
+        if found != VmState::Paused {
+            return Err(Error::State {
+                verb: "save",
+                needed: VmState::Paused,
+                found,
+            });
+        }
+        let saving = Saving::create(directory)?;
+        let begun = self.timeline.since("open O_EXCL", begun);
+        let request = json!({
+            "snapshot_type": "Full",
+            "snapshot_path": clean_path("state", &saving.state)?,
+            "mem_file_path": clean_path("memory", &saving.memory)?,
+        });
+        let request = Request::put("/snapshot/create", Some(request));
+        let saved = self.vmm.ask("save", request, self.deadlines.save).await;
+        saved.map_err(|error| in_its_words("save", error))?;
+        self.timeline.since("PUT /snapshot/create", begun);
+        let path = saving.state.clone();
+        let bytes = std::fs::metadata(&path).map_err(Error::path("stat", &path))?;
+        let memory_file = Some(saving.memory.clone());
+        let files = vec![path.clone(), saving.memory.clone()];
+        saving.keep();
+        Ok(Saved {
+            path,
+            files,
+            bytes: bytes.len(),
+            duration: started.elapsed(),
+            memory_file,
+        })
+    }
+
+    async fn info(&self) -> Result<VmInfo, Error> {
+        Ok(VmInfo {
+            state: self.state("info").await?,
+            pid: self.record.pid,
+        })
+    }
+
+    async fn wait(&self) -> Result<VmExit, Error> {
+        self.vmm.process.exited().await
+    }
+
+    /// There is no power button: Ctrl-Alt-Del is pressed on a PS/2 keyboard, on
+    /// which a kernel with that driver (CONFIG_KEYBOARD_ATKBD) resets at once,
+    /// or tells its PID 1 where that has asked for it (reboot(2)). A guest that
+    /// resets ends Firecracker.
+    async fn shutdown(&self, deadline: Duration) -> Result<VmExit, Error> {
+        self.timeline.restart();
+        let begun = now();
+        let pressed = async {
+            // A VMM that does not answer is killed like one that takes too long.
+            if self.state("shutdown").await.ok()? != VmState::Running {
+                return None;
+            }
+            let keys = Request::put("/actions", Some(json!({"action_type": "SendCtrlAltDel"})));
+            self.ask("shutdown", keys).await.ok()?;
+            self.vmm.process.exited().await.ok()
+        };
+        let exit = timeout(deadline, pressed).await;
+        self.timeline.since("SendCtrlAltDel", begun);
+        if let Ok(Some(exit)) = exit {
+            self.clear().await;
+            return Ok(exit);
+        }
+        self.end().await
+    }
+
+    async fn kill(&self) -> Result<(), Error> {
+        self.timeline.restart();
+        self.end().await.map(drop)
+    }
+
+    async fn agent_port_opened(&self, _deadline: Duration) -> Result<(), Error> {
+        Err(Error::Unsupported("telling when a vsock port is opened"))
+    }
+
+    fn record(&self) -> VmRecord {
+        self.record.clone()
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        self.timeline.spans()
+    }
+}
+
+/// Firecracker's states as ours.
+fn state_of(state: &str) -> VmState {
+    match state {
+        "Running" => VmState::Running,
+        "Paused" => VmState::Paused,
+        _ => VmState::Halted,
+    }
+}
+
+/// A refused save or restore is the VMM's own failure at it.
+pub(super) fn in_its_words(verb: &'static str, error: Error) -> Error {
+    match error {
+        Error::Monitor(MonitorError::Refused { reason, .. }) => Error::Migration { verb, reason },
+        error => error,
+    }
+}
+
+/// Connects to a Firecracker whose process was identified.
+pub(super) async fn adopt(
+    deadlines: Deadlines,
+    record: &VmRecord,
+    process: Process,
+) -> Result<FirecrackerVm, Error> {
+    let vm = FirecrackerVm {
+        vmm: RestVmm {
+            process,
+            socket: record.monitor.clone(),
+            log: record.log.clone(),
+        },
+        deadlines,
+        record: record.clone(),
+        console: None,
+        timeline: Timeline::default(),
+    };
+    let begun = now();
+    vm.state("adopt").await?;
+    vm.timeline.since("GET /", begun);
+    Ok(vm)
+}

@@ -1,0 +1,110 @@
+//! A VMM's program: where it is, what it says of itself, and whether it is still
+//! the same.
+
+use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::error::Error;
+
+/// How long a program may take to print a line about itself.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// How much of it is read.
+const MOST_OUTPUT: u64 = 4 << 10;
+
+/// A file's contents, by what changes with them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FileIdentity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl FileIdentity {
+    pub(crate) fn of(path: &Path) -> Result<Self, Error> {
+        let found = std::fs::metadata(path).map_err(Error::path("stat", path))?;
+        Ok(Self {
+            device: found.dev(),
+            inode: found.ino(),
+            size: found.size(),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
+    }
+}
+
+/// The error of a program that can't be used.
+pub(crate) fn unusable(program: &Path, reason: impl Into<String>) -> Error {
+    Error::Probe {
+        program: program.to_owned(),
+        reason: reason.into(),
+    }
+}
+
+/// Finds a program: the wanted one, or else the one a variable names, or else
+/// the first on PATH.
+pub(crate) fn find(wanted: Option<&Path>, variable: &str, name: &str) -> Result<PathBuf, Error> {
+    let named = wanted
+        .map(Path::to_owned)
+        .or_else(|| std::env::var_os(variable).map(PathBuf::from));
+    if let Some(program) = named {
+        return match program.canonicalize() {
+            Ok(program) if program.is_file() => Ok(program),
+            _ => Err(unusable(&program, "there is no such program")),
+        };
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found =
+        std::env::split_paths(&path).find_map(|directory| program_in(&directory, name.as_ref()));
+    let missing = || {
+        unusable(
+            Path::new(name),
+            format!("not on PATH, and ${variable} is not set"),
+        )
+    };
+    found.ok_or_else(missing)
+}
+
+fn program_in(directory: &Path, name: &OsStr) -> Option<PathBuf> {
+    let program = directory.join(name).canonicalize().ok()?;
+    program.is_file().then_some(program)
+}
+
+/// What a program prints when it is run with one option.
+pub(crate) async fn printed(program: &Path, option: &str) -> Result<String, Error> {
+    let printed = timeout(DEADLINE, run(program, option)).await;
+    let printed =
+        printed.map_err(|_| unusable(program, format!("no version within {DEADLINE:?}")))?;
+    printed.map_err(|error| unusable(program, format!("{option}: {error}")))
+}
+
+async fn run(program: &Path, option: &str) -> std::io::Result<String> {
+    let mut command = Command::new(program);
+    command
+        .arg(option)
+        .env_clear()
+        .current_dir("/")
+        .kill_on_drop(true);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    let mut printed = String::new();
+    if let Some(output) = child.stdout.take() {
+        output
+            .take(MOST_OUTPUT)
+            .read_to_string(&mut printed)
+            .await?;
+    }
+    child.wait().await?;
+    Ok(printed)
+}

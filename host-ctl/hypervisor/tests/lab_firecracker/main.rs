@@ -1,0 +1,14 @@
+//! The Firecracker driver against the real one, in the nested host: KVM is real
+//! there, and emulated, so that a guest takes seconds.
+//!
+//! Needed are Firecracker, a guest kernel as an ELF image and an initrd with the
+//! agent ($TARDIGRADE_TEST_VMLINUX and $TARDIGRADE_INITRD, or target/guest of
+//! the workspace). A test that lacks one of them fails and says so.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that can't go on fails there, also in what tests share"
+)]
+
+mod firecracker;
+mod lab;

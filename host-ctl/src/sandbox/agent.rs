@@ -1,0 +1,321 @@
+//! The way to a sandbox's agent: what the VM is given for it, where the host
+//! dials, and how long it tries.
+//!
+//! A virtio-serial port takes the host's first words also while the VM is
+//! paused, and says when somebody in the guest has opened it. Vsock does
+//! neither: a guest is dialled once it runs, again and again until it answers.
+
+use super::spec::VmFiles;
+use super::vmm::Carrier;
+use crate::config::random_bytes;
+use crate::host::explain;
+use agent_client::AgentClient;
+use hypervisor::{AgentDevice, Vm, VmExit};
+use protocols::{AgentAddress, GuestAddress, Link, VsockPeers, port, unix};
+use rustix::io::Errno;
+use std::io;
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// The name of the virtio-serial port the agent listens on.
+pub const AGENT_PORT_NAME: &str = "tardigrade.agent";
+/// The context id of a guest whose vsock is the VMM's own: there it means
+/// nothing to the host, and clones must keep it.
+pub const HYBRID_CID: u32 = 3;
+/// How many random context ids are tried. Of 2^32 one is rarely taken.
+pub(super) const CID_ATTEMPTS: usize = 4;
+
+/// How long the first dial may wait; each that has to wait longer is given
+/// twice as much. A guest that comes to life may lose the first packets, and
+/// one that is emulated may be slow.
+const FIRST_PATIENCE: Duration = Duration::from_millis(200);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
+/// The pause after a dial that failed at once, doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// Why an agent was not reached.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreached {
+    /// The VM has ended.
+    #[error("the vm has ended: {0}")]
+    Ended(VmExit),
+    /// Nobody can tell whether it has.
+    #[error("wait for the vm")]
+    Wait(#[source] hypervisor::Error),
+    /// It did not answer in time.
+    #[error("{address}: no agent within {after:?}, the last dial said: {last}")]
+    Silent {
+        /// Where it was dialled.
+        address: AgentAddress,
+        /// How long.
+        after: Duration,
+        /// What came of the last dial.
+        last: String,
+    },
+}
+
+impl Carrier {
+    /// The device, for a VM with these files and, where the host's kernel
+    /// tells VMs apart by it, this context id.
+    #[must_use]
+    pub fn device(self, files: &VmFiles, cid: u32) -> AgentDevice {
+        match self {
+            Carrier::Serial => AgentDevice::Serial {
+                socket: files.link.clone(),
+                port_name: AGENT_PORT_NAME.to_owned(),
+            },
+            Carrier::Vsock { .. } => AgentDevice::Vsock { cid },
+            Carrier::HybridVsock => AgentDevice::HybridVsock {
+                socket: files.link.clone(),
+                cid: HYBRID_CID,
+            },
+        }
+    }
+
+    /// Where the agent listens.
+    #[must_use]
+    pub fn listens_at(self) -> GuestAddress {
+        match self {
+            Carrier::Serial => GuestAddress::Serial {
+                port_name: AGENT_PORT_NAME.to_owned(),
+            },
+            Carrier::Vsock { .. } | Carrier::HybridVsock => GuestAddress::Vsock { port: port::RPC },
+        }
+    }
+
+    /// Whom the agent takes. A VMM that dials for us is no privileged process.
+    #[must_use]
+    pub fn peers(self) -> VsockPeers {
+        match self {
+            Carrier::Vsock { privileged: true } => VsockPeers::PrivilegedHost,
+            _ => VsockPeers::Host,
+        }
+    }
+}
+
+/// A context id that probably nobody has: any but the reserved ones (vsock(7)).
+///
+/// # Errors
+/// When getrandom(2) fails.
+pub fn draw_cid() -> Result<u32, Errno> {
+    random_bytes().map(|bytes| cid_from(u32::from_ne_bytes(bytes)))
+}
+
+/// 0 to 2 and -1 are reserved.
+fn cid_from(random: u32) -> u32 {
+    3 + random % (u32::MAX - 3)
+}
+
+/// Whether a VM could not be made because its context id is another's. QEMU
+/// has no other way to tell than the words of VHOST_VSOCK_SET_GUEST_CID.
+pub(super) fn is_cid_taken(error: &hypervisor::Error) -> bool {
+    let hypervisor::Error::Ended { log, .. } = error else {
+        return false;
+    };
+    log.contains("guest cid") && log.contains("in use")
+}
+
+/// Where the host dials a device.
+#[must_use]
+pub fn address(device: &AgentDevice) -> AgentAddress {
+    match device {
+        AgentDevice::Serial { socket, .. } => AgentAddress::Serial {
+            socket: socket.clone(),
+        },
+        AgentDevice::Vsock { cid } => AgentAddress::Vsock {
+            cid: *cid,
+            port: port::RPC,
+        },
+        AgentDevice::HybridVsock { socket, .. } => AgentAddress::HybridVsock {
+            socket: socket.clone(),
+            port: port::RPC,
+        },
+    }
+}
+
+/// The same device with what is a new VM's own.
+#[must_use]
+pub(super) fn rebound(device: &AgentDevice, files: &VmFiles, cid: u32) -> AgentDevice {
+    match device {
+        AgentDevice::Serial { port_name, .. } => AgentDevice::Serial {
+            socket: files.link.clone(),
+            port_name: port_name.clone(),
+        },
+        AgentDevice::Vsock { .. } => AgentDevice::Vsock { cid },
+        AgentDevice::HybridVsock { cid, .. } => AgentDevice::HybridVsock {
+            socket: files.link.clone(),
+            cid: *cid,
+        },
+    }
+}
+
+/// Begins a link whose first words can wait in the device; none where a guest
+/// must run to be dialled.
+///
+/// # Errors
+/// What connect(2) or getrandom(2) said.
+pub(super) async fn begin(address: &AgentAddress) -> io::Result<Option<Link>> {
+    let AgentAddress::Serial { socket } = address else {
+        return Ok(None);
+    };
+    let stream = unix::connect(socket).await?;
+    Link::over_serial(stream)
+        .map(Some)
+        .map_err(io::Error::other)
+}
+
+/// Dials until the agent answers, the VM ends or the deadline has passed.
+///
+/// # Errors
+/// [`Unreached`].
+pub(super) async fn reach(
+    address: &AgentAddress,
+    vm: &dyn Vm,
+    deadline: Duration,
+) -> Result<(Link, AgentClient), Unreached> {
+    tokio::select! {
+        reached = dial(address, deadline) => reached,
+        ended = vm.wait() => Err(ended.map_or_else(Unreached::Wait, Unreached::Ended)),
+    }
+}
+
+async fn dial(
+    address: &AgentAddress,
+    deadline: Duration,
+) -> Result<(Link, AgentClient), Unreached> {
+    let end = Instant::now() + deadline;
+    let (mut patience, mut pause) = (FIRST_PATIENCE, FIRST_PAUSE);
+    loop {
+        let begun = Instant::now();
+        let last = match attempt(address, patience).await {
+            Ok(reached) => return Ok(reached),
+            Err(last) => last,
+        };
+        if Instant::now() >= end {
+            return Err(Unreached::Silent {
+                address: address.clone(),
+                after: deadline,
+                last,
+            });
+        }
+        if begun.elapsed() < patience {
+            sleep_until(Instant::now() + pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        } else {
+            patience = (patience * 2).min(LONGEST_PATIENCE);
+        }
+    }
+}
+
+/// One dial, to the first answer: a connection alone proves no agent.
+async fn attempt(
+    address: &AgentAddress,
+    patience: Duration,
+) -> Result<(Link, AgentClient), String> {
+    let answered = async {
+        let link = Link::connect(address, patience).await;
+        let link = link.map_err(|error| explain(&error))?;
+        let client = AgentClient::connect(&link, patience).await;
+        let client = client.map_err(|error| explain(&error))?;
+        let checked = client.check(patience).await;
+        checked.map_err(|error| explain(&error))?;
+        Ok((link, client))
+    };
+    timeout(patience, answered)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {patience:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stand_in::{StandIn, StandInVm};
+    use super::*;
+    use proptest::prelude::*;
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+
+    proptest! {
+        #[test]
+        fn no_context_id_is_a_reserved_one(random: u32) {
+            let cid = cid_from(random);
+            prop_assert!((3..u32::MAX).contains(&cid), "{}", cid);
+        }
+    }
+
+    fn carriers() -> [Carrier; 4] {
+        [
+            Carrier::Serial,
+            Carrier::Vsock { privileged: true },
+            Carrier::Vsock { privileged: false },
+            Carrier::HybridVsock,
+        ]
+    }
+
+    #[test]
+    fn a_clone_is_dialled_at_a_device_of_its_own() {
+        let [one, two] = ["/one", "/two"].map(|path| VmFiles::below(Path::new(path)));
+        for carrier in carriers() {
+            let saved = carrier.device(&one, 7);
+            let own = rebound(&saved, &two, 8);
+            assert_eq!(own, carrier.device(&two, 8));
+            assert_ne!(address(&own), address(&saved), "{carrier:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_every_process_can_dial_asks_for_privilege() {
+        let privileged = carriers().map(|carrier| carrier.peers() == VsockPeers::PrivilegedHost);
+        assert_eq!(privileged, [false, true, false, false]);
+    }
+
+    #[test]
+    fn a_taken_context_id_is_told_from_other_ends() {
+        let ended = |log: &str| hypervisor::Error::Ended {
+            verb: "boot",
+            exit: VmExit::Exited(1),
+            log: log.to_owned(),
+        };
+        let taken = "vhost-vsock: unable to set guest cid: Address already in use";
+        assert!(is_cid_taken(&ended(taken)));
+        assert!(!is_cid_taken(&ended(
+            "vhost-vsock: unable to set guest cid: Permission denied"
+        )));
+        assert!(!is_cid_taken(&hypervisor::Error::MemorySaved));
+    }
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(future)
+    }
+
+    fn nowhere() -> AgentAddress {
+        AgentAddress::HybridVsock {
+            socket: "/nonexistent/socket".into(),
+            port: port::RPC,
+        }
+    }
+
+    #[test]
+    fn nobody_there_is_told_at_the_deadline_with_what_the_last_dial_said() {
+        let vm = StandInVm(Arc::new(StandIn::default()));
+        let deadline = Duration::from_millis(30);
+        let error = run(reach(&nowhere(), &vm, deadline)).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Unreached::Silent { .. }), "{text}");
+        assert!(text.contains("No such file"), "{text}");
+    }
+
+    #[test]
+    fn a_vm_that_ends_is_not_dialled_until_the_deadline() {
+        let stand_in = Arc::new(StandIn::default());
+        stand_in.end();
+        assert!(stand_in.is_over.load(Ordering::SeqCst));
+        let vm = StandInVm(stand_in);
+        let error = run(reach(&nowhere(), &vm, Duration::from_secs(60))).unwrap_err();
+        assert!(matches!(error, Unreached::Ended(_)), "{error}");
+    }
+}
