@@ -86,6 +86,10 @@ pub(super) fn interfaces(spec: &VmSpec) -> Vec<Value> {
 /// The configuration of a VM to restore, as the VMM reads it from a file.
 pub(super) fn restored_vm(spec: &VmSpec, around: Surroundings<'_>) -> Result<Value, Error> {
     let mut config = new_vm(spec, around)?;
+    // The kernel is in the saved RAM; an initrd would be opened all the same.
+    if let Some(payload) = config["payload"].as_object_mut() {
+        payload.remove("initramfs");
+    }
     let mut interfaces = interfaces(spec);
     for interface in &mut interfaces {
         // As it writes descriptors itself: there is one, and it is to come.
@@ -155,3 +159,6 @@ fn interface(nic: &Nic, slot: usize) -> Value {
 fn interface_id(nic: &Nic) -> String {
     format!("nic-{}", nic.id)
 }
+
+#[cfg(test)]
+mod tests;

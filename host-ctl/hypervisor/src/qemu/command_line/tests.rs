@@ -234,3 +234,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_tap_is_an_inherited_descriptor_and_every_one_belongs_to_an_interface() {
+    let mut spec = spec();
+    spec.nics[0].backend = NicBackend::Tap {
+        name: "tap0".to_owned(),
+    };
+    let taps = |taps: &[RawFd]| Descriptors {
+        taps: taps.to_vec(),
+        ..descriptors()
+    };
+    let line = arguments(&spec, TCG, Start::Boot, &taps(&[14])).unwrap();
+    let network = format!("tap,id=network-{},fd=14", spec.nics[0].id);
+    assert_eq!(values(&line, "-netdev"), [network]);
+    for wrong in [vec![], vec![14, 15]] {
+        assert!(arguments(&spec, TCG, Start::Boot, &taps(&wrong)).is_err());
+    }
+}
