@@ -244,7 +244,8 @@ pub struct VmInfo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VmExit {
-    /// By itself, with this exit status. 0: the guest has powered off or reset.
+    /// By itself, with this exit status. 0: the guest has powered off, or has
+    /// reset; a VMM that would start it again gives another status for that.
     Exited(i32),
     /// By this signal.
     Signalled(i32),

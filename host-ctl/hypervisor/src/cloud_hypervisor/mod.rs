@@ -13,6 +13,16 @@
 //! Beside its control socket a VM has a directory, `<socket>.files`, in which
 //! the VMM finds and leaves what is between it and the driver. It vanishes with
 //! [`crate::Vm::kill`] and [`crate::Vm::shutdown`].
+//!
+//! Where the kernel can (Landlock), the VMM keeps itself to the files of its VM.
+//! Among them is the whole directory of the agent's socket, in which it may make
+//! and remove files: whoever keeps records elsewhere keeps them from it.
+//!
+//! A guest that resets is over: the VMM has no such option, but finds no kernel
+//! to start again and ends with status 1.
+//!
+//! virtio-fs, passed-through devices and other things a state could not be saved
+//! with are in no spec, so that no VM has them.
 
 mod config;
 mod files;
