@@ -13,7 +13,9 @@ HOST := $(TARGET)/release/host-ctl
 HOST_DEBUG := $(TARGET)/debug/host-ctl
 FLOOR := $(TARGET)/release/restore-floor
 BUILDER := $(TARGET)/release/rootfs-builder
+KERNEL_CONFIG := $(TARGET)/release/kernel-config
 KERNEL := $(GUEST)/vmlinuz
+VMLINUX := $(GUEST)/vmlinux
 INITRD := $(GUEST)/initrd.img
 DEMO_IMAGE := $(TARGET)/demo/redis.erofs
 LAB := $(TARGET)/debug/lab
@@ -27,6 +29,7 @@ export CARGO_TARGET_DIR := $(TARGET)
 export TARDIGRADE_KERNEL := $(KERNEL)
 export TARDIGRADE_INITRD := $(INITRD)
 export TARDIGRADE_TEST_KERNEL := $(KERNEL)
+export TARDIGRADE_TEST_VMLINUX := $(VMLINUX)
 export ROOTFS_BUILDER := $(BUILDER)
 # As it was typed: make would take a $ for itself.
 export LAB_CMD := $(value CMD)
@@ -89,7 +92,7 @@ agent: $(AGENT) ## the static agent: target/x86_64-unknown-linux-musl/release/gu
 host: tools $(HOST) ## the host side: target/release/host-ctl
 
 .PHONY: image
-image: $(INITRD) ## the guest's kernel and initrd: target/guest/
+image: $(INITRD) $(VMLINUX) ## the guest's kernel and initrd: target/guest/
 
 .PHONY: demo-image
 demo-image: $(DEMO_IMAGE) ## a container image with redis, from the distribution's packages
@@ -131,8 +134,16 @@ $(BUILDER): $(RUST_SOURCES)
 	cargo build -q --release -p rootfs-builder
 	@touch $@
 
+$(KERNEL_CONFIG): $(RUST_SOURCES)
+	cargo build -q --release -p kernel-config
+	@touch $@
+
 $(KERNEL): kernel-config/fetch-distro-kernel.sh | tools
 	@sh kernel-config/fetch-distro-kernel.sh $(GUEST)
+
+# The same kernel for a VMM that does not unpack it.
+$(VMLINUX): $(KERNEL) $(KERNEL_CONFIG)
+	$(KERNEL_CONFIG) vmlinux $(KERNEL) --output $@
 
 $(INITRD): $(AGENT) $(BUILDER) $(KERNEL)
 	$(BUILDER) initrd --agent $(AGENT) --modules $(GUEST)/modules --kernel-config $(GUEST)/config \

@@ -1,11 +1,14 @@
-//! `kernel-config`: checks a kernel's configuration for the guest, and lists
-//! the modules the guest loads.
+//! `kernel-config`: checks a kernel's configuration for the guest, lists the
+//! modules the guest loads, and unpacks a kernel's image.
 //!
 //! Exit status: 0 passes, 1 does not pass, 2 could not be checked.
 
 use clap::{Parser, Subcommand, ValueEnum};
 use kernel_config::config::MAX_CONFIG_BYTES;
-use kernel_config::{ConfigError, KernelConfig, check, check_nested_host, modules_in_load_order};
+use kernel_config::image::MAX_IMAGE_BYTES;
+use kernel_config::{
+    ConfigError, ImageError, KernelConfig, check, check_nested_host, modules_in_load_order, vmlinux,
+};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -38,6 +41,14 @@ enum Command {
         #[arg(long, value_name = "CONFIG")]
         config: Option<PathBuf>,
     },
+    /// Unpack a kernel to the ELF image in it, which some VMMs boot only.
+    Vmlinux {
+        /// A bzImage, for example /boot/vmlinuz-RELEASE.
+        image: PathBuf,
+        /// Where to put it; what is there is replaced at once.
+        #[arg(long, short)]
+        output: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -52,6 +63,14 @@ enum CommandError {
     Read { path: PathBuf, source: io::Error },
     #[error("{path}: {source}")]
     Parse { path: PathBuf, source: ConfigError },
+    #[error("{path}: {source}")]
+    Image { path: PathBuf, source: ImageError },
+    #[error("{call} {path}: {source}")]
+    Output {
+        call: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("write to standard output: {0}")]
     Write(#[from] io::Error),
     #[error("write report as JSON: {0}")]
@@ -66,6 +85,7 @@ fn main() -> ExitCode {
             nested_host,
         } => run_check(&config, output, nested_host),
         Command::Modules { config } => list_modules(config.as_deref()),
+        Command::Vmlinux { image, output } => unpack(&image, &output),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("kernel-config: {error}");
@@ -109,6 +129,30 @@ fn list_modules(config: Option<&Path>) -> Result<ExitCode, CommandError> {
     for module in modules_in_load_order(config.as_ref()) {
         writeln!(to, "{module}")?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn unpack(image: &Path, output: &Path) -> Result<ExitCode, CommandError> {
+    let mut bytes = Vec::new();
+    File::open(image)
+        .and_then(|file| file.take(MAX_IMAGE_BYTES as u64).read_to_end(&mut bytes))
+        .map_err(|source| CommandError::Read {
+            path: image.into(),
+            source,
+        })?;
+    let unpacked = vmlinux(&bytes).map_err(|source| CommandError::Image {
+        path: image.into(),
+        source,
+    })?;
+    // Whole or not at all: a make that was stopped finds no half of it.
+    let mut part = output.as_os_str().to_owned();
+    part.push(".part");
+    let failed = |call, path: &Path| {
+        let path = path.to_owned();
+        move |source| CommandError::Output { call, path, source }
+    };
+    std::fs::write(&part, &unpacked).map_err(failed("write", part.as_ref()))?;
+    std::fs::rename(&part, output).map_err(failed("rename to", output))?;
     Ok(ExitCode::SUCCESS)
 }
 
