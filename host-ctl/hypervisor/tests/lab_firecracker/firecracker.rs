@@ -359,6 +359,7 @@ async fn a_clone_gets_the_tap_of_its_own() {
     });
     let vm = lab.driver.boot(&spec).await.unwrap();
     assert!(attached("fcvm"));
+    agent_answers(vm.as_ref()).await;
     vm.pause().await.unwrap();
     fs::create_dir(lab.path("saved")).unwrap();
     let saved = vm.save(&lab.path("saved")).await.unwrap();

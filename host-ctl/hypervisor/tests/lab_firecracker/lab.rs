@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::time::{Instant, interval, timeout, timeout_at};
+use tokio::time::{interval, timeout};
 
 /// How long a guest may take to say something: its processor is emulated twice.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -153,17 +153,25 @@ pub(crate) fn agent_socket(vm: &dyn Vm) -> PathBuf {
     }
 }
 
-/// Dials the agent until it answers.
+/// Dials the agent until it answers, or the VM is over.
 pub(crate) async fn agent_answers(vm: &dyn Vm) -> UnixStream {
     let socket = agent_socket(vm);
-    let deadline = Instant::now() + PATIENCE;
-    let mut ticks = interval(DIAL_PERIOD);
-    loop {
-        let dialled = timeout_at(deadline, dial(&socket)).await;
-        match dialled.expect("the agent does not answer") {
-            Ok(stream) => return stream,
-            Err(_) => ticks.tick().await,
-        };
+    let dialling = async {
+        let mut ticks = interval(DIAL_PERIOD);
+        loop {
+            ticks.tick().await;
+            if let Ok(stream) = dial(&socket).await {
+                return stream;
+            }
+        }
+    };
+    let log = || fs::read_to_string(vm.record().log).unwrap();
+    tokio::select! {
+        stream = timeout(PATIENCE, dialling) => match stream {
+            Ok(stream) => stream,
+            Err(_) => panic!("no answer within {PATIENCE:?}: {}", log()),
+        },
+        exit = vm.wait() => panic!("no answer, the vm has ended: {}: {}", exit.unwrap(), log()),
     }
 }
 
