@@ -41,7 +41,7 @@ impl Store {
         let lock = flock_within(lock, FlockOperation::LockExclusive, WAIT)
             .map_err(failed("flock", &directory))?;
         // Freed when this returns.
-        let _lock = lock.ok_or_else(|| StoreError::SweepBusy(directory))?;
+        let _lock = lock.ok_or(StoreError::SweepBusy(directory))?;
         let before = self.cold_boots(digest)?;
         let counted = ColdBoots {
             count: before.count.saturating_add(1),
