@@ -12,7 +12,7 @@ use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use tardigrade_tests::{Home, images, lab, processes, sandbox};
+use tardigrade_tests::{Home, built, images, lab, processes, sandbox};
 
 /// The step at which a clone's guest may run already and has no receipt yet.
 const BEFORE_THE_RECEIPT: &str = "clone: agent call Thaw";
@@ -41,6 +41,11 @@ impl Place {
     fn make(&self, command: &[&str], options: &[&str]) -> Value {
         let rootfs = images::busybox();
         let mut arguments = command.to_vec();
+        // It takes no compressed kernel.
+        let unpacked = (self.vmm == "firecracker").then(|| built("guest/vmlinux"));
+        if let Some(kernel) = &unpacked {
+            arguments.extend(["--kernel", kernel.to_str().unwrap()]);
+        }
         arguments.extend(["--vmm", self.vmm, "--memory", "128", "--rootfs"]);
         arguments.push(rootfs.to_str().unwrap());
         arguments.extend(options);
