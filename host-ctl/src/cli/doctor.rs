@@ -88,10 +88,11 @@ fn vmm_findings(kernel: Option<&Path>) -> Result<Vec<Finding>, CliError> {
             },
             advice: "install it, or name its program by the variable",
         });
-        if let Ok(driver) = &found {
+        // The others have nothing else.
+        if let (Vmm::Qemu, Ok(driver)) = (vmm, &found) {
             let capabilities = driver.capabilities();
             findings.push(Finding {
-                what: format!("kvm with {vmm}"),
+                what: "kvm".to_owned(),
                 ok: capabilities.accelerator == Accelerator::Kvm,
                 needed: false,
                 found: capabilities.accelerator_reason.clone(),

@@ -1,0 +1,218 @@
+//! The life of a sandbox on every VMM, in the nested host: the same body, a
+//! module for each.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test ends where something is not as expected"
+)]
+
+use serde_json::Value;
+use std::collections::HashSet;
+use std::fs;
+use std::io::Read;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use tardigrade_tests::{Home, built, images, lab, processes, sandbox};
+
+/// The step at which a clone's guest may run already and has no receipt yet.
+const BEFORE_THE_RECEIPT: &str = "clone: agent call Thaw";
+/// The variable by which a debug build of `host-ctl` is told where to die.
+const KILL_AT: &str = "TARDIGRADE_KILL_AT";
+/// What is drawn from the kernel's generator, and what a sandbox is called.
+const WHO: &str = "hostname; cat /proc/sys/kernel/random/boot_id; \
+                   dd if=/dev/urandom bs=32 count=1 2>/dev/null | sha256sum";
+
+/// A home in the nested host, for one VMM.
+struct Place {
+    home: Home,
+    vmm: &'static str,
+}
+
+impl Place {
+    fn new(vmm: &'static str) -> Self {
+        lab::assert_nested_host();
+        Self {
+            home: Home::new(),
+            vmm,
+        }
+    }
+
+    /// `run` or `template build`, with a container that sleeps.
+    fn make(&self, command: &[&str], options: &[&str]) -> Value {
+        let rootfs = images::busybox();
+        let mut arguments = command.to_vec();
+        // It takes no compressed kernel.
+        let unpacked = (self.vmm == "firecracker").then(|| built("guest/vmlinux"));
+        if let Some(kernel) = &unpacked {
+            arguments.extend(["--kernel", kernel.to_str().unwrap()]);
+        }
+        arguments.extend(["--vmm", self.vmm, "--memory", "128", "--rootfs"]);
+        arguments.push(rootfs.to_str().unwrap());
+        arguments.extend(options);
+        arguments.extend(["--", "sleep", "100000"]);
+        self.home.json(arguments)
+    }
+
+    fn shell(&self, id: &str, script: &str) -> String {
+        self.home.text(["exec", id, "--", "sh", "-c", script])
+    }
+
+    /// Ends all there is; nothing may be left then.
+    fn end(&self) {
+        self.home.text(["rm", "--all"]);
+        self.home.text(["gc"]);
+        assert!(processes::machines(self.home.path()).is_empty());
+        let run = fs::read_dir(self.home.path().join("run")).unwrap();
+        assert_eq!(run.count(), 0);
+        let staging = fs::read_dir(self.home.path().join("store/staging")).unwrap();
+        assert_eq!(staging.count(), 0);
+    }
+}
+
+fn run_freeze_and_clone(vmm: &'static str) {
+    let place = Place::new(vmm);
+    let booted = place.make(&["run"], &[]);
+    let id = sandbox(&booted).to_owned();
+    assert_eq!(
+        place.home.text(["exec", &id, "--", "echo", "here"]),
+        "here\n"
+    );
+    let inspected = place.home.json(["inspect", &id]);
+    assert_eq!(inspected["spec"]["vmm"], vmm);
+    assert_eq!(inspected["vm"]["driver"], vmm);
+    assert!(!place.home.text(["logs", "--console", &id]).is_empty());
+    place.home.text(["stop", &id]);
+    assert!(processes::machines(place.home.path()).is_empty());
+
+    // A warm container: what it wrote before the freeze is in every clone.
+    let warm = ["--ready", "true", "--warm", "sh -c 'echo warm > /tmp/warm'"];
+    place.make(&["template", "build", "shell"], &warm);
+    let clones = place.home.clone_template("shell", 2);
+    let mut said = HashSet::new();
+    for clone in &clones {
+        let id = sandbox(clone);
+        assert_eq!(place.shell(id, "cat /tmp/warm"), "warm\n");
+        let identity = &clone["identity"];
+        let who = place.shell(id, WHO);
+        let lines: Vec<&str> = who.lines().collect();
+        assert_eq!(lines.len(), 3, "{who}");
+        assert_eq!(identity["hostname"], lines[0]);
+        assert_eq!(identity["boot_id"], lines[1]);
+        said.extend(lines.into_iter().map(str::to_owned));
+    }
+    assert_eq!(said.len(), 6, "clones share something: {said:?}");
+    let counted = &place.home.json(["template", "inspect", "shell"])["cold_boots"]["count"];
+    assert_eq!(counted, 0);
+    place.end();
+}
+
+fn adopt(vmm: &'static str) {
+    let place = Place::new(vmm);
+    let booted = place.make(&["run"], &[]);
+    let id = sandbox(&booted);
+    let before = place.shell(id, "cat /proc/sys/kernel/random/boot_id");
+    let inspected = place.home.json(["inspect", id]);
+    let pid = inspected["supervisor"]["pid"].as_i64().unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let after = place.shell(id, "cat /proc/sys/kernel/random/boot_id");
+    assert_eq!(after, before);
+    place.end();
+}
+
+/// A file of a link in /sys, as text; empty when there is no such link.
+fn link(tap: &str, file: &str) -> String {
+    let path = PathBuf::from("/sys/class/net").join(tap).join(file);
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.trim().to_owned()
+}
+
+fn taps() -> usize {
+    let links = fs::read_dir("/sys/class/net").unwrap();
+    let names = links.map(|link| link.unwrap().file_name());
+    names
+        .filter(|name| name.to_string_lossy().starts_with("tg"))
+        .count()
+}
+
+/// Whether the link takes frames: IFF_UP, netdevice(7).
+fn is_up(tap: &str) -> bool {
+    let flags = link(tap, "flags");
+    let flags = u32::from_str_radix(flags.trim_start_matches("0x"), 16).unwrap();
+    flags & 1 == 1
+}
+
+/// Has the guest send its hostname to the host, and gives where it came from.
+fn call_home(place: &Place, clone: &Value) -> String {
+    let addresses = &clone["addresses"];
+    let host = addresses["host"].as_str().unwrap();
+    let listener = TcpListener::bind((host, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let script = format!("hostname | /bin/busybox nc -w 20 {host} {port}");
+    let caller = std::thread::scope(|scope| {
+        let heard = scope.spawn(|| {
+            let (mut stream, from) = listener.accept().unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            (text, from)
+        });
+        place.shell(sandbox(clone), &script);
+        heard.join().unwrap()
+    });
+    let (text, from) = caller;
+    assert_eq!(text.trim(), clone["identity"]["hostname"]);
+    assert_eq!(from.ip().to_string(), addresses["guest"]);
+    from.ip().to_string()
+}
+
+fn network(vmm: &'static str) {
+    let place = Place::new(vmm);
+    let tap = ["--network", "tap"];
+    place.make(&["template", "build", "net"], &tap);
+    assert_eq!(taps(), 0, "a template keeps its tap");
+    let clones = place.home.clone_template("net", 2);
+    let callers: HashSet<String> = clones.iter().map(|one| call_home(&place, one)).collect();
+    assert_eq!(callers.len(), 2);
+    place.home.text(["rm", "--all"]);
+    assert_eq!(taps(), 0);
+
+    let mut command = place.home.command(["clone", "net"]);
+    command.env(KILL_AT, BEFORE_THE_RECEIPT);
+    assert!(!command.output().unwrap().status.success());
+    let listed = place.home.json(["list"]);
+    let id = listed["sandboxes"][0]["sandbox"].as_str().unwrap();
+    let name = format!("tg{}", &id[..8]);
+    assert!(!is_up(&name), "{name} is open before the receipt");
+    assert_eq!(link(&name, "statistics/rx_packets"), "0");
+    assert_eq!(link(&name, "ifalias"), id);
+    place.home.text(["gc"]);
+    assert_eq!(taps(), 0, "a sweep leaves a tap");
+    place.end();
+}
+
+macro_rules! on_each_vmm {
+    ($($module:ident: $vmm:literal),*) => {$(
+        mod $module {
+            #[test]
+            fn a_sandbox_is_run_frozen_cloned_and_stopped_and_leaves_nothing() {
+                super::run_freeze_and_clone($vmm);
+            }
+
+            #[test]
+            fn a_killed_supervisor_is_replaced_and_the_guest_does_not_notice() {
+                super::adopt($vmm);
+            }
+
+            #[test]
+            fn clones_have_a_network_of_their_own_and_none_before_their_receipt() {
+                super::network($vmm);
+            }
+        }
+    )*};
+}
+
+on_each_vmm! {
+    qemu: "qemu",
+    cloud_hypervisor: "cloud-hypervisor",
+    firecracker: "firecracker"
+}
