@@ -269,3 +269,65 @@ fn move_file(from: &Path, to: &Path) -> io::Result<u64> {
         Err(errno) => Err(errno.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made() -> (tempfile::TempDir, Files, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::of(&directory.path().join("api"));
+        files.create().unwrap();
+        let target = directory.path().join("saved");
+        fs::create_dir(&target).unwrap();
+        (directory, files, target)
+    }
+
+    fn write(files: &Files, name: &str, text: &str) {
+        fs::write(files.save().join(name), text).unwrap();
+    }
+
+    #[test]
+    fn a_state_that_was_cut_short_is_an_error_and_is_not_moved() {
+        let (_directory, files, target) = made();
+        write(&files, VMM_STATE, r#"{"snapshots":{"cpu-man"#);
+        let error = files.collect(&target, false).unwrap_err();
+        assert!(error.to_string().contains("is the disk full?"), "{error}");
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_state_whose_memory_is_missing_is_not_left_there_either() {
+        let (_directory, files, target) = made();
+        write(&files, VMM_STATE, "{}");
+        files.collect(&target, true).unwrap_err();
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_whole_state_is_moved_without_the_vmms_own_account_and_read_again() {
+        let (_directory, files, target) = made();
+        is_free(&target).unwrap();
+        write(&files, VMM_STATE, "{}");
+        write(&files, VMM_MEMORY, "ram");
+        write(&files, VMM_CONFIG, "{}");
+        let (moved, bytes) = files.collect(&target, true).unwrap();
+        assert_eq!(moved, [target.join(STATE_FILE), target.join(MEMORY_FILE)]);
+        assert_eq!((bytes, fs::read_dir(&target).unwrap().count()), (5, 2));
+        files.clear_save().unwrap();
+        assert_eq!(fs::read_dir(files.save()).unwrap().count(), 0);
+        is_free(&target).unwrap_err();
+        let state = SavedState::read(&target).unwrap();
+        assert_eq!(state.memory, Some(target.join(MEMORY_FILE)));
+    }
+
+    #[test]
+    fn that_the_memory_was_saved_is_known_until_the_directory_is_made_anew() {
+        let (_directory, files, _target) = made();
+        assert!(!files.is_saved());
+        files.note_saved().unwrap();
+        assert!(files.is_saved());
+        files.create().unwrap();
+        assert!(!files.is_saved());
+    }
+}
