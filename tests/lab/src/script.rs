@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 /// The variables the command has in common with the lab: where programs and
 /// the project's pieces are, how they print, and which VMMs to use.
-const PASSED_ON: [&str; 37] = [
+const PASSED_ON: [&str; 38] = [
     "PATH",
     "HOME",
     "USER",
@@ -32,6 +32,7 @@ const PASSED_ON: [&str; 37] = [
     "TARDIGRADE_KERNEL",
     "TARDIGRADE_INITRD",
     "TARDIGRADE_TEST_KERNEL",
+    "TARDIGRADE_TEST_VMLINUX",
     "TARDIGRADE_HOME",
     "ROOTFS_BUILDER",
     "GUEST_AGENT",

@@ -12,6 +12,7 @@
 //!   used, as it closes all descriptors.
 //! - The console is a task of whoever booted or restored the VM; it ends with
 //!   that process, and the VM runs on without.
+//! - Connections to the agent do not outlive a pause.
 //! - The serial number a guest reads of a disk is Firecracker's, not the spec's.
 
 mod arrival;
@@ -178,7 +179,12 @@ impl Hypervisor for Firecracker {
         let started = launch(self, spec, Start::Boot).await?;
         self.ask_all("boot", &started, requests, self.deadlines.start)
             .await?;
-        Ok(Box::new(FirecrackerVm::new(started, spec, self.deadlines)))
+        Ok(Box::new(FirecrackerVm::new(
+            started,
+            spec,
+            self.deadlines,
+            false,
+        )))
     }
 
     async fn restore(
@@ -201,7 +207,12 @@ impl Hypervisor for Firecracker {
         asked
             .await
             .map_err(|error| vm::in_its_words("restore", error))?;
-        Ok(Box::new(FirecrackerVm::new(started, &spec, self.deadlines)))
+        Ok(Box::new(FirecrackerVm::new(
+            started,
+            &spec,
+            self.deadlines,
+            true,
+        )))
     }
 
     async fn adopt(&self, record: &VmRecord) -> Result<Box<dyn Vm>, Error> {

@@ -1,6 +1,7 @@
 //! A Firecracker virtual machine and its verbs.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -9,6 +10,7 @@ use tokio::time::timeout;
 
 use super::console::Relay;
 use super::launch::{Saving, Sockets, Started};
+use super::request::{MONITOR_DIRECTORY, inherited};
 use super::{DRIVER, Deadlines};
 use crate::error::{Error, MonitorError};
 use crate::process::Process;
@@ -27,12 +29,21 @@ pub(super) struct FirecrackerVm {
     record: VmRecord,
     /// The console's task, in the process that booted or restored the VM.
     console: Option<Relay>,
+    /// Whether the guest finds the event that its vsock was reset when it runs
+    /// again; see [`FirecrackerVm::reset_vsock`].
+    resets_vsock: AtomicBool,
     timeline: Timeline,
 }
 
 impl FirecrackerVm {
-    /// Settles a Firecracker that runs a guest. Must be called inside a runtime.
-    pub(super) fn new(started: Started, spec: &VmSpec, deadlines: Deadlines) -> Self {
+    /// Settles a Firecracker that has a guest, which was `restored` or booted.
+    /// Must be called inside a runtime.
+    pub(super) fn new(
+        started: Started,
+        spec: &VmSpec,
+        deadlines: Deadlines,
+        restored: bool,
+    ) -> Self {
         let (vmm, timeline, console) = started.settle();
         let identity = vmm.process.identity();
         let record = VmRecord {
@@ -51,6 +62,7 @@ impl FirecrackerVm {
             deadlines,
             record,
             console: Some(console.keep()),
+            resets_vsock: AtomicBool::new(restored),
             timeline,
         }
     }
@@ -60,13 +72,38 @@ impl FirecrackerVm {
         asked.map(drop)
     }
 
-    /// Has the CPUs stopped or started, as the verb's only step.
+    /// Has the CPUs stopped or started.
     async fn turn(&self, verb: &'static str, state: &'static str) -> Result<(), Error> {
-        self.timeline.restart();
         let begun = now();
         let request = Request::patch("/vm", json!({ "state": state }));
         self.ask(verb, request).await?;
         self.timeline.since(format!("PATCH /vm {state}"), begun);
+        Ok(())
+    }
+
+    /// Leaves the guest the event that its vsock was reset, where none is left.
+    ///
+    /// On every resume Firecracker (1.16.1) holds back what goes to the guest
+    /// until that has seen such an event, but it leaves one in a save only:
+    /// after a mere pause nobody would ever reach the agent again. A save leaves
+    /// it before it opens its files, so one that can open none does nothing but
+    /// that. The guest's connections are over then, as after a restore.
+    async fn reset_vsock(&self) -> Result<(), Error> {
+        if self.resets_vsock.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let begun = now();
+        // A directory can't be written to.
+        let nowhere = inherited(MONITOR_DIRECTORY);
+        let request = json!({"snapshot_path": nowhere, "mem_file_path": nowhere});
+        let request = Request::put("/snapshot/create", Some(request));
+        match self.ask("resume", request).await {
+            Ok(()) | Err(Error::Monitor(MonitorError::Refused { .. })) => {}
+            Err(error) => return Err(error),
+        }
+        self.resets_vsock.store(true, Ordering::Release);
+        self.timeline
+            .since("PUT /snapshot/create (vsock reset)", begun);
         Ok(())
     }
 
@@ -101,11 +138,24 @@ impl FirecrackerVm {
 #[async_trait]
 impl Vm for FirecrackerVm {
     async fn pause(&self) -> Result<(), Error> {
+        self.timeline.restart();
         self.turn("pause", "Paused").await
     }
 
+    /// Connections to the guest's vsock are over when it runs again.
     async fn resume(&self) -> Result<(), Error> {
-        self.turn("resume", "Resumed").await
+        self.timeline.restart();
+        let begun = now();
+        let found = self.state("resume").await?;
+        self.timeline.since("GET /", begun);
+        // To resume a running one would hold back its vsock.
+        if found == VmState::Running {
+            return Ok(());
+        }
+        self.reset_vsock().await?;
+        self.turn("resume", "Resumed").await?;
+        self.resets_vsock.store(false, Ordering::Release);
+        Ok(())
     }
 
     async fn save(&self, directory: &Path) -> Result<Saved, Error> {
@@ -131,6 +181,7 @@ impl Vm for FirecrackerVm {
         let request = Request::put("/snapshot/create", Some(request));
         let saved = self.vmm.ask("save", request, self.deadlines.save).await;
         saved.map_err(|error| in_its_words("save", error))?;
+        self.resets_vsock.store(true, Ordering::Release);
         self.timeline.since("PUT /snapshot/create", begun);
         let path = saving.state.clone();
         let bytes = std::fs::metadata(&path).map_err(Error::path("stat", &path))?;
@@ -159,8 +210,9 @@ impl Vm for FirecrackerVm {
 
     /// There is no power button: Ctrl-Alt-Del is pressed on a PS/2 keyboard, on
     /// which a kernel with that driver (CONFIG_KEYBOARD_ATKBD) resets at once,
-    /// or tells its PID 1 where that has asked for it (reboot(2)). A guest that
-    /// resets ends Firecracker.
+    /// or tells its PID 1 where that has asked for it (reboot(2)). A reset ends
+    /// Firecracker if it goes through the keyboard controller too: the command
+    /// line has to say `reboot=k`, or the guest is killed at the deadline.
     async fn shutdown(&self, deadline: Duration) -> Result<VmExit, Error> {
         self.timeline.restart();
         let begun = now();
@@ -232,6 +284,7 @@ pub(super) async fn adopt(
         deadlines,
         record: record.clone(),
         console: None,
+        resets_vsock: AtomicBool::new(false),
         timeline: Timeline::default(),
     };
     let begun = now();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use hypervisor::{Disk, Error, Hypervisor, Nic, NicBackend, Vm, VmExit, VmState};
@@ -14,6 +15,16 @@ use crate::lab::{
 
 async fn state(vm: &dyn Vm) -> VmState {
     vm.info().await.unwrap().state
+}
+
+fn assert_open_read_only(lab: &Lab, pid: i32, path: &Path) {
+    let opened = open_files(pid, lab.directory.path());
+    let mut ours = opened
+        .iter()
+        .filter(|(opened, _)| opened == path)
+        .peekable();
+    assert!(ours.peek().is_some(), "{} is open", path.display());
+    assert!(ours.all(|(_, writable)| !writable), "{}", path.display());
 }
 
 fn spans(what: &str, vm: &dyn Vm) {
@@ -49,9 +60,7 @@ async fn a_guest_boots_answers_pauses_resumes_and_is_killed_without_a_trace() {
         let mode = fs::metadata(socket).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{}", socket.display());
     }
-    let opened = open_files(pid, lab.directory.path());
-    let disks = opened.iter().filter(|(path, _)| *path == lab.path("a.img"));
-    assert!(disks.clone().count() > 0 && disks.clone().all(|(_, writable)| !writable));
+    assert_open_read_only(&lab, pid, &lab.path("a.img"));
 
     for _ in 0..2 {
         vm.pause().await.unwrap();
@@ -62,6 +71,11 @@ async fn a_guest_boots_answers_pauses_resumes_and_is_killed_without_a_trace() {
         vm.resume().await.unwrap();
         assert_eq!(state(vm.as_ref()).await, VmState::Running);
     }
+    agent_answers(vm.as_ref()).await;
+    // Once more: each time the guest has to be told.
+    vm.pause().await.unwrap();
+    vm.resume().await.unwrap();
+    spans("resume", vm.as_ref());
     agent_answers(vm.as_ref()).await;
     let refused = vm.save(&lab.path("vm")).await.unwrap_err();
     assert!(matches!(refused, Error::State { .. }), "{refused}");
@@ -149,14 +163,8 @@ async fn two_clones_live_on_one_memory_file_and_a_clone_is_saved_and_cloned_agai
     for clone in [&one, &two] {
         drop(agent_answers(clone.as_ref()).await);
         let pid = clone.info().await.unwrap().pid;
-        let opened = open_files(pid, lab.directory.path());
         for path in [&memory, &saved.path, &lab.path("b.img")] {
-            let mut ours = opened
-                .iter()
-                .filter(|(opened, _)| opened == path)
-                .peekable();
-            assert!(ours.peek().is_some(), "{} is open", path.display());
-            assert!(ours.all(|(_, writable)| !writable), "{}", path.display());
+            assert_open_read_only(&lab, pid, path);
         }
     }
     assert_eq!((digest(&memory), digest(&saved.path)), before);

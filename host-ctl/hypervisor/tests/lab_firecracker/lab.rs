@@ -72,7 +72,9 @@ impl Lab {
             },
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
-            cmdline: format!("console=ttyS0 panic=-1 agent.server_addr=vsock://-1:{AGENT_PORT}"),
+            cmdline: format!(
+                "console=ttyS0 panic=-1 reboot=k agent.server_addr=vsock://-1:{AGENT_PORT}"
+            ),
             disks: Vec::new(),
             agent: AgentDevice::HybridVsock {
                 socket: run.join("agent.sock"),
