@@ -6,12 +6,14 @@
     reason = "a test ends where something is not as expected"
 )]
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::time::Duration;
 use tardigrade_tests::{Home, built, images, lab, processes, sandbox};
 
 /// The step at which a clone's guest may run already and has no receipt yet.
@@ -21,6 +23,12 @@ const KILL_AT: &str = "TARDIGRADE_KILL_AT";
 /// What is drawn from the kernel's generator, and what a sandbox is called.
 const WHO: &str = "hostname; cat /proc/sys/kernel/random/boot_id; \
                    dd if=/dev/urandom bs=32 count=1 2>/dev/null | sha256sum";
+
+/// How long a guest may take to call the host.
+const CALL_DEADLINE: Timespec = Timespec {
+    tv_sec: 60,
+    tv_nsec: 0,
+};
 
 /// A home in the nested host, for one VMM.
 struct Place {
@@ -151,7 +159,12 @@ fn call_home(place: &Place, clone: &Value) -> String {
     let script = format!("hostname | /bin/busybox nc -w 20 {host} {port}");
     let caller = std::thread::scope(|scope| {
         let heard = scope.spawn(|| {
+            let mut ready = [PollFd::new(&listener, PollFlags::IN)];
+            let heard = poll(&mut ready, Some(&CALL_DEADLINE)).unwrap();
+            assert_eq!(heard, 1, "nobody called");
             let (mut stream, from) = listener.accept().unwrap();
+            let deadline = Duration::from_secs(CALL_DEADLINE.tv_sec.unsigned_abs());
+            stream.set_read_timeout(Some(deadline)).unwrap();
             let mut text = String::new();
             stream.read_to_string(&mut text).unwrap();
             (text, from)
