@@ -21,7 +21,10 @@ use std::ptr;
 use rustix::fs::Mode;
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::process::{Pid, Resource, Rlimit, chdir, geteuid, setrlimit, setsid, umask};
-use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set, set_no_new_privs};
+use rustix::thread::{
+    CapabilitySet, capabilities, remove_capability_from_bounding_set, set_capabilities,
+    set_no_new_privs,
+};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -48,8 +51,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) placed: &'a [(BorrowedFd<'a>, RawFd)],
     /// Its standard output and error.
     pub(crate) log: &'a File,
-    /// Started by root, it loses every capability; with this, all but that of
-    /// opening files against their mode.
+    /// It inherits no capability, and started by root it loses every one; with
+    /// this, all but that of opening files against their mode.
     pub(crate) may_override_modes: bool,
 }
 
@@ -160,6 +163,7 @@ impl Child<'_> {
             maximum: Some(0),
         };
         setrlimit(Resource::Core, none)?;
+        inherit_no_capability()?;
         if let Some(kept) = self.kept {
             drop_capabilities(kept)?;
         }
@@ -262,6 +266,14 @@ pub(crate) fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // else gets at it.
     let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
     Ok(watched?)
+}
+
+/// Empties the inheritable set, and with it the ambient one: of both execve takes
+/// capabilities that no bounding set holds back (capabilities(7)).
+fn inherit_no_capability() -> Result<(), Errno> {
+    let mut own = capabilities(None)?;
+    own.inheritable = CapabilitySet::empty();
+    set_capabilities(None, own)
 }
 
 /// Empties the bounding set, from which root's capabilities are made at execve
@@ -370,6 +382,33 @@ mod tests {
             ignored(&before[1]) & !pipe
         );
         assert_eq!(field(&theirs, "NoNewPrivs"), "1");
+    }
+
+    #[test]
+    fn what_this_thread_would_hand_down_of_its_capabilities_stays_here() {
+        use rustix::thread::configure_capability_in_ambient_set;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let log = File::create(&path).unwrap();
+        // Capabilities are each thread's own.
+        let started = std::thread::spawn(move || {
+            let mut own = capabilities(None).unwrap();
+            if own.permitted.is_empty() {
+                eprintln!("skipped in part: this user has no capability to hand down");
+            }
+            own.inheritable = own.permitted;
+            set_capabilities(None, own).unwrap();
+            for capability in own.permitted.iter() {
+                configure_capability_in_ambient_set(capability, true).unwrap();
+            }
+            let pid = start("/bin/cat", &["/proc/self/status"], &log).unwrap();
+            waitpid(Some(pid), WaitOptions::empty()).unwrap();
+        });
+        started.join().unwrap();
+        let theirs = read_to_string(&path).unwrap();
+        for name in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert_eq!(field(&theirs, name), "0000000000000000", "{name}");
+        }
     }
 
     #[test]
