@@ -57,8 +57,8 @@ impl SandboxId {
         &self.0
     }
 
-    /// The unique word that a VMM of this sandbox carries on its command line,
-    /// so that it is found even when it was never recorded.
+    /// The unique name of this sandbox's VM, which a VMM that takes one carries on
+    /// its command line, so that it is found even when it was never recorded.
     #[must_use]
     pub fn vm_name(&self) -> String {
         format!("tardigrade-{}", self.0)

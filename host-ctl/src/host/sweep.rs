@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -25,7 +25,7 @@ use super::process::ProcessIdentity;
 use super::record::{RecordError, RecordHead, Stage, read_record};
 use super::run_directory::open_directory;
 use super::tree::remove_tree;
-use crate::config::{Paths, SandboxId};
+use crate::config::{Paths, SandboxId, SandboxPaths};
 
 /// How long a killed VMM may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -141,7 +141,7 @@ fn sweep_sandbox(paths: &Paths, run: &File, id: &SandboxId, whole: bool) -> Vec<
         Err(error) => return vec![Finding::kept(subject, explain(&error))],
     };
     let mut findings = Vec::new();
-    let verdict = verdict(id, head.as_ref());
+    let verdict = verdict(&files, id, head.as_ref());
     for process in verdict.kill {
         let name = format!("process {}", process.pid);
         match process.kill(KILL_DEADLINE) {
@@ -158,15 +158,21 @@ fn sweep_sandbox(paths: &Paths, run: &File, id: &SandboxId, whole: bool) -> Vec<
     }
     let tap = head.as_ref().and_then(|head| head.tap.as_ref());
     if let Some(tap) = tap.filter(|_| verdict.release) {
+        let name = format!("link {}", tap.name);
+        // Its alias is compared with what is recorded beside it.
+        if tap.sandbox != *id {
+            let reason = format!("sandbox {id} has recorded another's tap");
+            findings.push(Finding::kept(name, reason));
+            return findings;
+        }
         match remove_tap_now(tap) {
             Ok(true) => findings.push(Finding::removed(
-                format!("link {}", tap.name),
+                name,
                 format!("tap of sandbox {id}, which has no VM"),
             )),
             Ok(false) => {}
             // Its directory is what says whose it is.
             Err(error) => {
-                let name = format!("link {}", tap.name);
                 findings.push(Finding::kept(name, explain(&error)));
                 return findings;
             }
@@ -196,7 +202,7 @@ struct Verdict {
 }
 
 /// What is to become of a sandbox whose lock is ours.
-fn verdict(id: &SandboxId, head: Option<&RecordHead>) -> Verdict {
+fn verdict(files: &SandboxPaths, id: &SandboxId, head: Option<&RecordHead>) -> Verdict {
     let supervisor = head.and_then(|head| head.supervisor.as_ref());
     if supervisor.is_some_and(ProcessIdentity::is_alive) {
         return Verdict::default();
@@ -219,7 +225,7 @@ fn verdict(id: &SandboxId, head: Option<&RecordHead>) -> Verdict {
             kill: match alive {
                 Some(vmm) => vec![vmm],
                 // Killed between spawning the VMM and recording it.
-                None => processes_named(&id.vm_name()),
+                None => vmms_of(&id.vm_name(), &files.vmm_log()),
             },
             release: true,
             remove: true,
@@ -227,35 +233,47 @@ fn verdict(id: &SandboxId, head: Option<&RecordHead>) -> Verdict {
     }
 }
 
-/// Processes of ours that run a VM of this name.
-fn processes_named(name: &str) -> Vec<ProcessIdentity> {
+/// Processes of ours that run a VM of this name, or have this file for all that
+/// they say, as every VMM has its log: not each is told a name.
+fn vmms_of(name: &str, log: &Path) -> Vec<ProcessIdentity> {
     let Ok(processes) = fs::read_dir("/proc") else {
         return Vec::new();
     };
+    let log = fs::symlink_metadata(log).ok().filter(fs::Metadata::is_file);
     processes
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
         .filter_map(|pid| {
             // In this order: had the number been reused in between, the kill
             // would find another start time.
             let identity = ProcessIdentity::capture(pid).ok()?;
-            runs_vm_named(pid, name).then_some(identity)
+            let directory = PathBuf::from(format!("/proc/{pid}"));
+            let ours = fs::metadata(&directory).ok()?.uid() == geteuid().as_raw();
+            let is_vmm = ours
+                && (runs_vm_named(&directory, name)
+                    || log.as_ref().is_some_and(|log| says_all_to(&directory, log)));
+            is_vmm.then_some(identity)
         })
         .collect()
 }
 
-fn runs_vm_named(pid: i32, name: &str) -> bool {
-    let directory = format!("/proc/{pid}");
-    let directory = Path::new(&directory);
-    let ours = fs::metadata(directory).is_ok_and(|found| found.uid() == geteuid().as_raw());
-    ours && fs::read(directory.join("cmdline")).is_ok_and(|line| names_vm(&line, name))
+fn runs_vm_named(process: &Path, name: &str) -> bool {
+    fs::read(process.join("cmdline")).is_ok_and(|line| names_vm(&line, name))
 }
 
-/// Whether a command line names its VM so: the value of a VMM's own name
-/// option (`-name` of qemu(1), `--id` of firecracker), not a mere mention.
+/// Whether standard output and error of a process are this file.
+fn says_all_to(process: &Path, log: &fs::Metadata) -> bool {
+    ["fd/1", "fd/2"].iter().all(|descriptor| {
+        fs::metadata(process.join(descriptor))
+            .is_ok_and(|found| (found.dev(), found.ino()) == (log.dev(), log.ino()))
+    })
+}
+
+/// Whether a command line names its VM so: the value of `-name` of qemu(1), not
+/// a mere mention.
 fn names_vm(command_line: &[u8], name: &str) -> bool {
     let arguments: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
     arguments.windows(2).any(|pair| {
-        let option = matches!(pair[0], b"-name" | b"--name" | b"--id");
+        let option = matches!(pair[0], b"-name" | b"--name");
         option
             && pair[1].split(|byte| *byte == b',').any(|part| {
                 let value = part.strip_prefix(b"guest=").unwrap_or(part);
@@ -275,7 +293,6 @@ mod tests {
             "qemu\0-name\0tardigrade-0123456789ab\0-S",
             "qemu\0-name\0guest=tardigrade-0123456789ab,debug-threads=on\0",
             "qemu\0-name\0tardigrade-0123456789ab,process=x\0",
-            "firecracker\0--id\0tardigrade-0123456789ab\0",
         ] {
             assert!(names_vm(line.as_bytes(), name), "{line:?}");
         }

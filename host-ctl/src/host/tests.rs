@@ -247,6 +247,42 @@ fn gc_leaves_a_reused_process_number_alive() {
 }
 
 #[test]
+fn gc_kills_a_vmm_that_was_told_no_name_by_the_log_it_writes() {
+    let home = home();
+    let id = abandoned(&home, &head(Stage::Starting));
+    let log = File::create(home.paths.sandbox(&id).vmm_log()).unwrap();
+    let process = |errors: std::process::Stdio| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "read line"]).stderr(errors);
+        command.stdin(std::process::Stdio::piped());
+        command.stdout(log.try_clone().unwrap()).spawn().unwrap()
+    };
+    let mut vmm = process(log.try_clone().unwrap().into());
+    let mut reader = process(std::process::Stdio::null());
+    assert_eq!(removed(&sweep(&home.paths).unwrap()), 2);
+    assert!(!vmm.wait().unwrap().success());
+    assert!(reader.try_wait().unwrap().is_none(), "it is no vmm");
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+}
+
+#[test]
+fn gc_removes_no_tap_that_is_recorded_as_another_sandboxs() {
+    let home = home();
+    let theirs = SandboxId::random().unwrap();
+    let addresses = network::Block::SHARED.pair(0);
+    let guest = network::HardwareAddress::TEMPLATE;
+    let record = RecordHead {
+        tap: Some(network::TapRecord::planned(&theirs, addresses, guest)),
+        ..head(Stage::Starting)
+    };
+    let ours = abandoned(&home, &record);
+    let findings = sweep(&home.paths).unwrap();
+    assert_eq!((findings.len(), removed(&findings)), (1, 0), "{findings:?}");
+    assert!(home.paths.sandbox(&ours).record().exists());
+}
+
+#[test]
 fn gc_leaves_what_a_live_supervisor_holds_or_is_recorded_for() {
     let home = home();
     let held = SandboxId::random().unwrap();
