@@ -69,6 +69,8 @@ enum MakeError {
     Random(#[from] Errno),
     #[error(transparent)]
     Directory(#[from] RunDirectoryError),
+    #[error("clone")]
+    Clone(#[source] RestoreError),
     #[error("cold boot")]
     Boot(#[source] BootError),
     #[error("no clone ({refusal}), and no cold boot in its place")]
@@ -308,6 +310,9 @@ async fn bring_to_life(
                 source: source @ hypervisor::Error::Unsupported(_),
                 ..
             }) if plan.memory.is_some() => return Err(MakeError::Unsupported(source)),
+            // Its VM still has the memory, the sockets and the tap: nothing can be
+            // booted beside it.
+            Err(error @ RestoreError::Lingers { .. }) => return Err(MakeError::Clone(error)),
             Err(error) => Some(explain(&error)),
         },
     };
@@ -441,11 +446,27 @@ impl MakeError {
         matches!(
             self,
             Self::Lingers { .. }
+                | Self::Clone(RestoreError::Lingers { .. })
                 | Self::Boot(BootError::Lingers { .. })
                 | Self::Fallback {
                     source: BootError::Lingers { .. },
                     ..
                 }
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_that_could_not_be_killed_keeps_its_directory_and_its_tap() {
+        let lingers = RestoreError::Lingers {
+            first: Box::new(RestoreError::Identity),
+            kill: hypervisor::Error::MemorySaved,
+        };
+        assert!(MakeError::Clone(lingers).lingers());
+        assert!(!MakeError::Clone(RestoreError::Identity).lingers());
     }
 }
