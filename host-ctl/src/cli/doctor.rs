@@ -14,12 +14,15 @@ use crate::sandbox::vmm::{Carrier, Vmm, memory_mode_name};
 use crate::store::{Sha256, Store};
 use hypervisor::Accelerator;
 use serde::Serialize;
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::ExitCode;
 
 /// Where the build puts the agent, seen from the directory of this program.
 const AGENT: &str = "../x86_64-unknown-linux-musl/release/guest-agent";
+
+/// The filter of IPv4 sources on all links.
+const SOURCE_FILTER: &str = "/proc/sys/net/ipv4/conf/all/rp_filter";
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
@@ -51,6 +54,7 @@ pub(super) fn doctor(guest: &GuestImage, output: Output) -> Result<ExitCode, Cli
     ));
     findings.push(state_directory());
     findings.push(agent());
+    findings.extend(fs::read_to_string(SOURCE_FILTER).ok().map(source_filter));
     findings.extend(open_sandboxes());
     findings.extend(unused_templates());
     print(output, &serde_json::json!({ "findings": findings }), |_| {
@@ -155,6 +159,21 @@ fn unused_templates() -> Vec<Finding> {
         .collect()
 }
 
+/// Whether a guest with a tap can send from its own address only: of a tap's
+/// filter, which is strict (1), and that of all links the larger number counts,
+/// and 2 is loose (Documentation/networking/ip-sysctl.rst).
+fn source_filter(text: impl AsRef<str>) -> Finding {
+    let loose = text.as_ref().trim() == "2";
+    let found = if loose { "loose" } else { "strict on taps" };
+    Finding {
+        what: "source filter".to_owned(),
+        ok: !loose,
+        needed: false,
+        found: format!("{found}, by {SOURCE_FILTER}"),
+        advice: "guests with a tap can send from addresses of others: write 0 or 1 there",
+    }
+}
+
 /// Sandboxes whose agent takes every process of this host.
 fn open_sandboxes() -> Vec<Finding> {
     let Ok(paths) = Paths::from_environment() else {
@@ -242,4 +261,15 @@ fn describe(findings: &[Finding]) -> String {
         table.row([&finding.what, state, &finding.found, advice].map(str::to_owned));
     }
     table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loose_filter_on_all_links_is_told() {
+        assert!(source_filter("0\n").ok && source_filter("1\n").ok);
+        assert!(!source_filter("2\n").ok);
+    }
 }
