@@ -194,7 +194,7 @@ fn network(vmm: &'static str) {
     assert!(!command.output().unwrap().status.success());
     let listed = place.home.json(["list"]);
     let id = listed["sandboxes"][0]["sandbox"].as_str().unwrap();
-    let name = format!("tg{}", &id[..8]);
+    let name = format!("tg{id}");
     assert!(!is_up(&name), "{name} is open before the receipt");
     assert_eq!(link(&name, "statistics/rx_packets"), "0");
     assert_eq!(link(&name, "ifalias"), id);

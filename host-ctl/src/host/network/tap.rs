@@ -34,6 +34,7 @@ pub struct TapRecord {
 /// A link that is there.
 struct Found {
     index: u32,
+    name: Option<String>,
     is_tap: bool,
     is_up: bool,
     alias: Option<String>,
@@ -45,8 +46,9 @@ impl TapRecord {
     #[must_use]
     pub fn planned(sandbox: &SandboxId, addresses: AddressPair, guest: HardwareAddress) -> Self {
         Self {
-            // 15 bytes is the most, and `ip link` is read by people.
-            name: format!("tg{}", &sandbox.as_str()[..8]),
+            // 15 bytes is the most: there is room for all of the id, so that no two
+            // sandboxes ever mean the same link.
+            name: format!("tg{sandbox}"),
             sandbox: sandbox.clone(),
             index: None,
             addresses,
@@ -74,6 +76,7 @@ impl Found {
     fn from_message(message: &LinkMessage) -> Self {
         let mut found = Self {
             index: message.header.index,
+            name: None,
             is_tap: false,
             is_up: message.header.flags.contains(LinkFlags::Up),
             alias: None,
@@ -81,6 +84,7 @@ impl Found {
         };
         for attribute in &message.attributes {
             match attribute {
+                LinkAttribute::IfName(name) => found.name = Some(name.clone()),
                 LinkAttribute::IfAlias(alias) => found.alias = Some(alias.clone()),
                 LinkAttribute::Address(bytes) => {
                     found.hardware_address = HardwareAddress::from_bytes(bytes);
@@ -119,7 +123,9 @@ impl HostNetwork {
     pub async fn lift_fence(&self, tap: &TapRecord) -> Result<(), NetworkError> {
         let index = self.ours(tap).await?.index;
         // Strict: a packet is dropped whose source is not routed to this link,
-        // and only the guest's address is (RFC 3704).
+        // and only the guest's address is (RFC 3704). A host that filters loosely
+        // on all links overrules it (ip-sysctl.rst: the larger number counts),
+        // which `doctor` tells.
         set_parameter("ipv4", &tap.name, "rp_filter", "1")?;
         // No address of IPv6 is given, and none is to be made up by the kernel
         // or offered by the guest. A kernel without IPv6 has no such file.
@@ -212,6 +218,11 @@ impl HostNetwork {
         };
         match tap.difference(&found) {
             None => Ok(found),
+            // After a boot of the host indices are given anew: it is another
+            // link altogether, and ours is gone.
+            Some(_) if tap.index.is_some() && found.name.as_ref() != Some(&tap.name) => {
+                Err(NetworkError::Missing(tap.name.clone()))
+            }
             Some(difference) => Err(NetworkError::Foreign {
                 name: tap.name.clone(),
                 difference,

@@ -107,6 +107,22 @@ fn another_sandboxs_tap_of_that_name_or_index_stays() {
 }
 
 #[test]
+fn a_tap_whose_index_is_another_links_by_now_is_gone() {
+    in_own_network(|network| async move {
+        let theirs = made(&network, 0).await;
+        let mut ours = planned(2);
+        // 1 is the loopback device.
+        for index in [Some(1), theirs.index] {
+            ours.index = index;
+            assert!(!network.remove_tap(&ours).await.unwrap());
+            let error = network.lift_fence(&ours).await.unwrap_err();
+            assert!(matches!(error, NetworkError::Missing(_)), "{error}");
+        }
+        assert!(network.is_fenced(&theirs).await.unwrap());
+    });
+}
+
+#[test]
 fn a_link_that_is_no_tap_or_is_in_use_stays() {
     in_own_network(|network| async move {
         let tap = planned(0);
@@ -142,5 +158,6 @@ fn a_record_survives_its_text() {
     let tap = planned(8);
     let text = serde_json::to_string(&tap).unwrap();
     assert_eq!(serde_json::from_str::<TapRecord>(&text).unwrap(), tap);
-    assert_eq!(tap.name.len(), 10);
+    assert_eq!(tap.name, format!("tg{}", tap.sandbox));
+    assert!(tap.name.len() <= 15);
 }
