@@ -15,7 +15,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use serde_json::Value;
 
@@ -225,7 +225,7 @@ impl SavedState {
 fn read_bounded(path: &Path) -> Result<Vec<u8>, Error> {
     let read = || {
         let mut bytes = Vec::new();
-        let mut file = io::Read::take(File::open(path)?, LONGEST_STATE + 1);
+        let mut file = io::Read::take(open_regular(path)?, LONGEST_STATE + 1);
         io::Read::read_to_end(&mut file, &mut bytes)?;
         if bytes.len() as u64 > LONGEST_STATE {
             return Err(io::ErrorKind::FileTooLarge.into());
@@ -233,6 +233,25 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, Error> {
         Ok(bytes)
     };
     read().map_err(Error::path("read", path))
+}
+
+/// Opens what a VMM has written, which nobody vouches for: a file, and not what a
+/// symlink leads to or a pipe that is never written to.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(not_a_file())
+    }
+}
+
+fn not_a_file() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "not a regular file")
 }
 
 fn create_directory(path: &Path) -> Result<(), Error> {
@@ -250,21 +269,28 @@ pub(super) fn create_exclusively(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Moves a file, also to another file system; returns its size.
+/// Moves a file and nothing else, also to another file system; returns its size.
 fn move_file(from: &Path, to: &Path) -> io::Result<u64> {
-    let length = fs::symlink_metadata(from)?.len();
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(length),
-        Err(Errno::XDEV) => {
-            let mut source = File::open(from)?;
-            let mut target = create_exclusively(to)?;
-            let copied = io::copy(&mut source, &mut target).and_then(|_| fs::remove_file(from));
-            if let Err(error) = copied {
+        // Looked at where the VMM cannot exchange it any more.
+        Ok(()) => match fs::symlink_metadata(to) {
+            Ok(moved) if moved.is_file() => Ok(moved.len()),
+            found => {
                 // The first error counts.
                 let _ = fs::remove_file(to);
-                return Err(error);
+                Err(found.err().unwrap_or_else(not_a_file))
             }
-            Ok(length)
+        },
+        Err(Errno::XDEV) => {
+            let mut source = open_regular(from)?;
+            let mut target = create_exclusively(to)?;
+            let copied = io::copy(&mut source, &mut target)
+                .and_then(|length| fs::remove_file(from).map(|()| length));
+            if copied.is_err() {
+                // The first error counts.
+                let _ = fs::remove_file(to);
+            }
+            copied
         }
         Err(errno) => Err(errno.into()),
     }
@@ -294,6 +320,26 @@ mod tests {
         let error = files.collect(&target, false).unwrap_err();
         assert!(error.to_string().contains("is the disk full?"), "{error}");
         assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_no_file_is_neither_followed_nor_waited_for_nor_moved() {
+        let (directory, files, target) = made();
+        let elsewhere = directory.path().join("elsewhere");
+        fs::write(&elsewhere, "{}").unwrap();
+        let [state, memory] = [VMM_STATE, VMM_MEMORY].map(|name| files.save().join(name));
+        symlink(&elsewhere, &state).unwrap();
+        files.collect(&target, false).unwrap_err();
+        fs::remove_file(&state).unwrap();
+        let private = rustix::fs::Mode::RWXU;
+        rustix::fs::mkfifoat(CWD, &state, private).unwrap();
+        files.collect(&target, false).unwrap_err();
+        fs::remove_file(&state).unwrap();
+        write(&files, VMM_STATE, "{}");
+        symlink(&elsewhere, &memory).unwrap();
+        files.collect(&target, true).unwrap_err();
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+        assert!(elsewhere.exists());
     }
 
     #[test]
