@@ -66,10 +66,17 @@ impl SandboxPaths {
         self.directory.join("monitor.sock")
     }
 
+    /// What a VMM may make files in, which binds a socket itself: the record of
+    /// its sandbox is none of its business.
+    #[must_use]
+    pub fn vmm(&self) -> PathBuf {
+        self.directory.join("vmm")
+    }
+
     /// The VMM's end of the device that carries the agent's link.
     #[must_use]
     pub fn link(&self) -> PathBuf {
-        self.directory.join("link.sock")
+        self.vmm().join("link.sock")
     }
 
     /// The guest's console.

@@ -67,7 +67,8 @@ pub struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Makes the directory, 0700, takes its lock and writes the first record.
+    /// Makes the directory, 0700, with one in it for the VMM, takes its lock and
+    /// writes the first record.
     /// A sweep never sees one of these without the others, unless this process
     /// died in between.
     ///
@@ -89,6 +90,8 @@ impl RunDirectory {
         let made = Lock::try_acquire(&files.lock(), purpose)
             .map_err(RunDirectoryError::from)
             .and_then(|lock| {
+                let vmm = files.vmm();
+                mkdirat(CWD, &vmm, Mode::RWXU).map_err(failed("mkdir", &vmm))?;
                 write_record(&files.record(), first_record)?;
                 Ok(lock)
             });

@@ -73,6 +73,11 @@ fn a_run_directory_is_private_locked_and_leaves_nothing() {
         .unwrap()
         .permissions();
     assert_eq!(mode.mode() & 0o7777, 0o700);
+    // Where a VMM may make files, it finds neither record nor lock.
+    let vmm = directory.paths().link().parent().unwrap().to_owned();
+    assert_eq!(fs::read_dir(&vmm).unwrap().count(), 0);
+    let mode = fs::metadata(vmm).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o700);
     assert!(matches!(
         RunDirectory::open(&home.paths, &id, "second"),
         Err(RunDirectoryError::Lock(LockError::Held { .. }))

@@ -83,7 +83,7 @@ impl VmFiles {
     #[must_use]
     pub fn below(directory: &Path) -> Self {
         Self {
-            link: directory.join("link.sock"),
+            link: directory.join("vmm/link.sock"),
             console: directory.join("console.sock"),
             monitor: directory.join("monitor.sock"),
             log: directory.join("vmm.log"),
