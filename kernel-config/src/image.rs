@@ -6,7 +6,8 @@
 
 use std::io::{self, Read};
 
-/// The largest image that is unpacked, in bytes. A distribution's is 50 MiB.
+/// The largest image that is read or unpacked, in bytes. A distribution's is
+/// 50 MiB.
 pub const MAX_IMAGE_BYTES: usize = 512 << 20;
 
 /// Size of a setup sector, and the sectors of a header that names none.
@@ -30,6 +31,9 @@ pub enum ImageError {
     /// Neither a bzImage nor an ELF image.
     #[error("neither a bzImage nor an elf image")]
     Unknown,
+    /// More than is read.
+    #[error("larger than {MAX_IMAGE_BYTES} bytes")]
+    Large,
     /// A bzImage of before 2008, Linux 2.6.26.
     #[error(
         "boot protocol {0:#06x} is older than {OLDEST:#06x} and does not tell where the payload is"
@@ -109,8 +113,12 @@ impl Format {
 /// The ELF image of a kernel, of a bzImage or of itself.
 ///
 /// # Errors
-/// When it is neither, damaged, or compressed in a way that is not known here.
+/// When it is neither, larger than [`MAX_IMAGE_BYTES`], damaged, or compressed
+/// in a way that is not known here.
 pub fn vmlinux(image: &[u8]) -> Result<Vec<u8>, ImageError> {
+    if image.len() > MAX_IMAGE_BYTES {
+        return Err(ImageError::Large);
+    }
     if image.starts_with(ELF) {
         return Ok(image.to_vec());
     }
@@ -301,5 +309,8 @@ mod tests {
         let last = longer.len() - b"what follows it".len() - 4;
         longer[last] += 1;
         assert!(named(&longer).contains("4 bytes, 5 were"));
+        let mut large = vec![0; MAX_IMAGE_BYTES + 1];
+        large[..ELF.len()].copy_from_slice(ELF);
+        assert!(named(&large).contains("larger than"));
     }
 }

@@ -134,8 +134,10 @@ fn list_modules(config: Option<&Path>) -> Result<ExitCode, CommandError> {
 
 fn unpack(image: &Path, output: &Path) -> Result<ExitCode, CommandError> {
     let mut bytes = Vec::new();
+    // One byte more than allowed, so that an excess is seen and not cut off.
+    let limit = MAX_IMAGE_BYTES as u64 + 1;
     File::open(image)
-        .and_then(|file| file.take(MAX_IMAGE_BYTES as u64).read_to_end(&mut bytes))
+        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
         .map_err(|source| CommandError::Read {
             path: image.into(),
             source,
@@ -151,9 +153,14 @@ fn unpack(image: &Path, output: &Path) -> Result<ExitCode, CommandError> {
         let path = path.to_owned();
         move |source| CommandError::Output { call, path, source }
     };
-    std::fs::write(&part, &unpacked).map_err(failed("write", part.as_ref()))?;
-    std::fs::rename(&part, output).map_err(failed("rename to", output))?;
-    Ok(ExitCode::SUCCESS)
+    let written = std::fs::write(&part, &unpacked).map_err(failed("write", part.as_ref()));
+    let put =
+        written.and_then(|()| std::fs::rename(&part, output).map_err(failed("rename to", output)));
+    if put.is_err() {
+        // It may never have been made; the error that is told is the first.
+        let _ = std::fs::remove_file(&part);
+    }
+    put.map(|()| ExitCode::SUCCESS)
 }
 
 fn read(path: &Path) -> Result<KernelConfig, CommandError> {

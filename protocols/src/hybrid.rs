@@ -106,6 +106,7 @@ where
         stream,
         line: Vec::with_capacity(32),
         told: Some(told),
+        is_refused: false,
     };
     Ok((asked, answer))
 }
@@ -117,6 +118,8 @@ pub(crate) struct Asked<S> {
     line: Vec<u8>,
     /// Present until the answer was read.
     told: Option<oneshot::Sender<Result<(), WordsError>>>,
+    /// The answer was no `OK`: nothing that follows it is the port's.
+    is_refused: bool,
 }
 
 impl<S: AsyncRead + Unpin> Asked<S> {
@@ -139,8 +142,12 @@ impl<S: AsyncRead + Unpin> Asked<S> {
                 let _ = told.send(answer);
             }
             if outcome.is_err() {
+                self.is_refused = true;
                 return Poll::Ready(outcome);
             }
+        }
+        if self.is_refused {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into()));
         }
         Poll::Ready(Ok(()))
     }
@@ -435,15 +442,18 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_that_comes_later_is_told_and_ends_the_stream() {
         for (answer, is_refusal) in [
-            ("ERR no\x1b[2J\n", true),
-            ("HTTP/1.1\n", false),
+            ("ERR no\x1b[2J\nand more", true),
+            ("HTTP/1.1\nand more", false),
             ("", false),
         ] {
             let (near, mut far) = tokio::io::duplex(1024);
             let (mut asked, told) = request_early(near, 7).await.unwrap();
             far.write_all(answer.as_bytes()).await.unwrap();
             drop(far);
-            assert!(asked.read_u8().await.is_err(), "{answer}");
+            // Nor is what follows taken for the port's by whoever reads on.
+            for _ in 0..2 {
+                assert!(asked.read_u8().await.is_err(), "{answer}");
+            }
             let error = told.await.unwrap().unwrap_err();
             assert_eq!(
                 matches!(error, WordsError::Refused { .. }),

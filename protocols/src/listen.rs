@@ -86,8 +86,9 @@ pub struct Listener {
 
 impl Listener {
     /// Listens at `address` for streams to `ports`; of vsock's only those of
-    /// `peers` are taken. Must be called inside a runtime, whose tasks carry it. On serial this blocks the thread until
-    /// the port has appeared, at most 10 s.
+    /// `peers` are taken. Must be called inside a runtime, whose tasks carry
+    /// it. On serial this blocks the thread until the port has appeared, at
+    /// most 10 s.
     ///
     /// # Errors
     /// The address cannot be bound, or the virtio-serial port is not there.

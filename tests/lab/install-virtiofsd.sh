@@ -51,7 +51,7 @@ for library in libseccomp libcap-ng; do
     say "installing $library-dev (virtiofsd links it)"
     DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "$library-dev" >/dev/null
 done
-say "building virtiofsd from crates.io into $tools (no virtiofsd of the distribution's serves this user; once, about two minutes)"
+say "building the crate virtiofsd into $tools (no virtiofsd of the distribution's serves this user; once, about two minutes)"
 cargo install -q --locked --root "$tools" virtiofsd
 fits || {
     say 'the virtiofsd that was built does not run' >&2

@@ -7,7 +7,8 @@
 # lies in a module named after the VMM it needs. Where a VMM is absent its tests
 # are left out and named: they count as skipped, never as passed. REQUIRE_ALL=1
 # makes that an error. FILTER (nextest's language) chooses among them.
-set -eu
+# No word here is a pattern of files.
+set -euf
 
 lab=$1
 kernel=$2
@@ -20,7 +21,6 @@ selection='--workspace --test lab_*'
 say() {
     printf 'lab: %s\n' "$*"
 }
-
 
 mkdir -p "$output"
 # shellcheck disable=SC2086

@@ -12,6 +12,11 @@ use std::str::FromStr;
 /// Where a policy lies in the image, if there is one.
 pub(crate) const DEFAULT_POLICY: &str = "/etc/kata-opa/default-policy.rego";
 
+/// How the machine ends when the agent does, and the two ways.
+const END: &str = "agent.end";
+const RESET: &str = "reset";
+const POWER_OFF: &str = "power-off";
+
 /// A start-up value that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigurationError {
@@ -66,6 +71,14 @@ impl Configuration {
                 Some(("agent.vsock_peers", value)) => {
                     configuration.vsock_peers = parse("agent.vsock_peers", value)?;
                 }
+                // PID 1 goes by it: see `ends_by_reset`.
+                Some((END, value)) if ![RESET, POWER_OFF].contains(&value) => {
+                    return Err(ConfigurationError::Value {
+                        key: END,
+                        value: value.into(),
+                        reason: format!("expected {RESET} or {POWER_OFF}"),
+                    });
+                }
                 Some(("agent.log", value)) => {
                     configuration.log_level = log_level("agent.log", value)?;
                 }
@@ -111,8 +124,8 @@ impl Configuration {
 /// Firecracker's: there a guest that powers off stands still for ever.
 pub(crate) fn ends_by_reset(line: &str) -> bool {
     let words = line.split_ascii_whitespace();
-    let mut ends = words.filter_map(|word| word.strip_prefix("agent.end="));
-    ends.next_back() == Some("reset")
+    let mut ends = words.filter_map(|word| word.split_once('='));
+    ends.rfind(|(key, _)| *key == END) == Some((END, RESET))
 }
 
 fn parse<T>(key: &'static str, value: &str) -> Result<T, ConfigurationError>
@@ -187,6 +200,8 @@ mod tests {
     #[test]
     fn a_malformed_value_of_a_known_key_is_an_error() {
         assert!(Configuration::from_command_line("agent.log=loud").is_err());
+        assert!(Configuration::from_command_line("agent.end=halt").is_err());
+        assert!(Configuration::from_command_line("agent.end=reset").is_ok());
         assert!(Configuration::from_command_line("agent.server_addr=nowhere").is_err());
     }
 

@@ -5,7 +5,9 @@
 //! ends with the daemon and nobody else ever sees it.
 
 use crate::error::{At, LabError};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount_bind_recursive, mount_remount};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -45,19 +47,30 @@ pub(crate) fn bind_root(directory: &Path) -> Result<(), LabError> {
     };
     mount_bind_recursive("/", directory).map_err(failed("bind / to", directory))?;
     let table = std::fs::read(MOUNTS).at("read", MOUNTS)?;
-    for mount in table.split(|&byte| byte == b'\n').filter_map(parse) {
-        if mount.point.starts_with(directory) {
-            let flags = mount.flags | MountFlags::BIND | MountFlags::RDONLY;
-            match mount_remount(&mount.point, flags, "") {
-                Ok(()) => {}
-                // Hidden below a later mount, or a directory this user may not
-                // enter: the nested host cannot reach it either.
-                Err(rustix::io::Errno::INVAL | rustix::io::Errno::ACCESS) => {}
-                Err(error) => return Err(failed("make read-only", &mount.point)(error)),
-            }
+    for (point, flags) in points(&table, directory) {
+        let flags = flags | MountFlags::BIND | MountFlags::RDONLY;
+        match mount_remount(&point, flags, "") {
+            Ok(()) => {}
+            // Hidden below a later mount, gone, or in a directory this user may
+            // not enter: the nested host cannot reach it either.
+            Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => {}
+            Err(error) => return Err(failed("make read-only", &point)(error)),
         }
     }
     Ok(())
+}
+
+/// The mount points in `directory`, each with the flags of all that is mounted
+/// there: where one mount covers another, a path leads to the upper one, whose
+/// flags may not be dropped for the lower one's.
+fn points(table: &[u8], directory: &Path) -> BTreeMap<PathBuf, MountFlags> {
+    let mut points = BTreeMap::new();
+    for mount in table.split(|&byte| byte == b'\n').filter_map(parse) {
+        if mount.point.starts_with(directory) {
+            *points.entry(mount.point).or_insert(MountFlags::empty()) |= mount.flags;
+        }
+    }
+    points
 }
 
 fn parse(line: &[u8]) -> Option<Mount> {
@@ -123,6 +136,18 @@ mod tests {
         assert_eq!(mount.flags, MountFlags::NOSUID | MountFlags::NOATIME);
         assert_eq!(parse(b""), None);
         assert_eq!(parse(b"36 35 98:0 / /mnt"), None);
+    }
+
+    #[test]
+    fn a_mount_over_another_keeps_its_flags() {
+        let table = b"1 0 0:1 / /v rw - ext4 / rw\n\
+            2 1 0:2 / /v/misc rw,relatime - autofs misc rw\n\
+            3 2 0:3 / /v/misc rw,nosuid,noexec - binfmt_misc misc rw\n\
+            4 1 0:4 / /view rw,nodev - tmpfs tmpfs rw\n";
+        let found: Vec<_> = points(table, Path::new("/v")).into_iter().collect();
+        let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+        let root = (PathBuf::from("/v"), MountFlags::empty());
+        assert_eq!(found, [root, ("/v/misc".into(), flags)]);
     }
 
     proptest! {

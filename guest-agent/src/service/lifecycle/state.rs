@@ -43,8 +43,11 @@ impl LastThaw {
     /// How far the clock is to be moved: by the difference that the host found
     /// between the receipt's reading and its own clock.
     fn correction(&self, request: &Release) -> Result<i64, ServiceError> {
+        let Some(corrected) = request.corrected_realtime_nanos else {
+            // It stays where it is, wherever it was moved to before.
+            return Ok(0);
+        };
         let read = self.receipt.guest_realtime_nanos;
-        let corrected = request.corrected_realtime_nanos.unwrap_or(read);
         let nanos = corrected.saturating_sub(read);
         if u128::from(nanos.unsigned_abs()) > CORRECTION_LIMIT.as_nanos() {
             return Err(ServiceError::Correction {
@@ -343,11 +346,18 @@ mod tests {
         // The clock was moved, the workload could not be unfrozen.
         lifecycle.corrected(5);
         lifecycle.release_failed();
-        let again = lifecycle.begin_release(&request).unwrap();
-        assert_eq!(again, BegunRelease::Correct(None));
+        // Nor when it is asked for without a word about the clock.
+        for request in [&request, &release(None)] {
+            let again = lifecycle.begin_release(request).unwrap();
+            assert_eq!(again, BegunRelease::Correct(None));
+            lifecycle.release_failed();
+        }
+        lifecycle.begin_release(&request).unwrap();
         lifecycle.released();
-        let done = lifecycle.begin_release(&request).unwrap();
-        assert_eq!(done, BegunRelease::Done);
+        for request in [&request, &release(None)] {
+            let done = lifecycle.begin_release(request).unwrap();
+            assert_eq!(done, BegunRelease::Done);
+        }
         let other = lifecycle.begin_release(&release(Some(READ + 6)));
         assert!(matches!(other, Err(ServiceError::WrongState { .. })));
     }
