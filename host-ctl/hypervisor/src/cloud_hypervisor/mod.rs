@@ -16,6 +16,7 @@
 
 mod config;
 mod files;
+mod floor;
 mod launch;
 mod making;
 mod probe;

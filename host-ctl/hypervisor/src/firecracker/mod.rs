@@ -16,6 +16,7 @@
 
 mod arrival;
 mod console;
+mod floor;
 mod launch;
 mod probe;
 mod request;
