@@ -85,6 +85,14 @@ bench: host image demo-image probe floor ## figures, a line each, against floors
 	cargo build -q --release -p tardigrade-tests --bin bench
 	@HOST_CTL=$(HOST) RESTORE_FLOOR=$(FLOOR) GUEST_AGENT=$(AGENT) DEMO_IMAGE=$(DEMO_IMAGE) $(TARGET)/release/bench
 
+# The guests of 32 clones, their VMMs and the template fit.
+.PHONY: bench-vmm
+bench-vmm: LAB_OPTIONS ?= --memory 6144
+bench-vmm: host image probe floor lab-ready ## figures of each VMM, in the lab; REQUIRE_ALL=1: skip none
+	cargo build -q --release -p tardigrade-tests --bin bench
+	@HOST_CTL=$(HOST) RESTORE_FLOOR=$(FLOOR) $(LAB) run --quiet --kernel $(GUEST) --tools $(LAB_TOOLS)/bin \
+		--deadline 3600 --share $(LAB_OUTPUT) $(LAB_OPTIONS) -- $(TARGET)/release/bench vmms
+
 .PHONY: agent
 agent: $(AGENT) ## the static agent: target/x86_64-unknown-linux-musl/release/guest-agent
 

@@ -79,14 +79,19 @@ pub fn spec(directory: &Path, memory_mib: u32, rootfs: Option<&Path>) -> VmSpec 
 /// its RAM a private view of the saved one.
 ///
 /// # Errors
-/// When the VM's agent is not reached by a serial port.
+/// When the VM's agent is reached by the host's vsock: a copy needs a context id
+/// of its own.
 pub fn copy_of(saved: &VmSpec, memory: &Path, directory: &Path) -> Result<VmSpec, Failure> {
-    let AgentDevice::Serial { port_name, .. } = &saved.agent else {
-        return Err("the saved VM has no serial port".into());
-    };
-    let agent = AgentDevice::Serial {
-        socket: directory.join("serial.sock"),
-        port_name: port_name.clone(),
+    let agent = match &saved.agent {
+        AgentDevice::Serial { port_name, .. } => AgentDevice::Serial {
+            socket: directory.join("serial.sock"),
+            port_name: port_name.clone(),
+        },
+        AgentDevice::HybridVsock { cid, .. } => AgentDevice::HybridVsock {
+            socket: directory.join("agent.sock"),
+            cid: *cid,
+        },
+        AgentDevice::Vsock { .. } => return Err("a copy needs a context id of its own".into()),
     };
     copy_with(saved, memory, directory, agent)
 }

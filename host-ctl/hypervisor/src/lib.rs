@@ -13,6 +13,7 @@
 pub mod cloud_hypervisor;
 mod error;
 pub mod firecracker;
+pub mod floor;
 mod log;
 mod process;
 mod program;

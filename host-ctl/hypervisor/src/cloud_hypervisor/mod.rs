@@ -26,6 +26,7 @@
 
 mod config;
 mod files;
+mod floor;
 mod launch;
 mod making;
 mod probe;

@@ -123,7 +123,7 @@ pub(super) fn agent_of(spec: &VmSpec) -> Result<(&Path, Agent<'_>), Error> {
 }
 
 /// The directory and the name of a socket.
-fn place<'a>(field: &'static str, path: &'a Path) -> Result<(&'a Path, &'a str), Error> {
+pub(super) fn place<'a>(field: &'static str, path: &'a Path) -> Result<(&'a Path, &'a str), Error> {
     let name = path.file_name().and_then(|name| name.to_str());
     path.parent().zip(name).ok_or_else(|| Error::Spec {
         field,

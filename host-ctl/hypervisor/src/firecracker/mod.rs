@@ -17,6 +17,7 @@
 
 mod arrival;
 mod console;
+mod floor;
 mod launch;
 mod probe;
 mod request;

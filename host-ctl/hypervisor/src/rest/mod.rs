@@ -74,8 +74,8 @@ impl Request<'_> {
         }
     }
 
-    /// The bytes on the wire.
-    fn encoded(&self) -> Vec<u8> {
+    /// What is sent on the wire.
+    pub(crate) fn text(&self) -> String {
         let Self {
             method, path, id, ..
         } = self;
@@ -89,7 +89,7 @@ impl Request<'_> {
         }
         text.push_str("\r\n");
         text.push_str(body.as_deref().unwrap_or_default());
-        text.into_bytes()
+        text
     }
 }
 
@@ -144,7 +144,7 @@ pub(crate) async fn call(
     let exchange = async {
         // A listener of ours has room for us even before the VMM accepts.
         let mut stream = connect_at(socket).map_err(|_| MonitorError::Closed)?;
-        send(&stream, &request.encoded(), request.descriptors).await?;
+        send(&stream, request.text().as_bytes(), request.descriptors).await?;
         read_answer(&mut stream, request.path).await
     };
     timeout(deadline, exchange)

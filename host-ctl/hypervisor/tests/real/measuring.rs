@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use hypervisor::floor::RestoreInput;
 use hypervisor::{Hypervisor, Span};
 
 use crate::lab::{Console, Lab};
@@ -58,9 +59,9 @@ async fn the_bare_floor_is_below_a_restore_and_both_are_told() {
         vm.kill().await.unwrap();
 
         let rebind = lab.rebind(&spec, &format!("floor-{round}"), lab.private());
-        let input = lab
-            .driver
-            .restore_input(lab.directory.path(), &spec.rebound(&rebind).unwrap());
+        let own = spec.rebound(&rebind).unwrap();
+        let input = lab.driver.restore_input(lab.directory.path(), &own);
+        let input = RestoreInput::Qemu(Box::new(input));
         let path = lab.path(&format!("floor-{round}.json"));
         fs::write(&path, serde_json::to_vec(&input).unwrap()).unwrap();
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_restore-floor"))
@@ -69,9 +70,9 @@ async fn the_bare_floor_is_below_a_restore_and_both_are_told() {
             .unwrap();
         let printed = String::from_utf8(output.stdout).unwrap();
         let microseconds = printed
-            .trim()
-            .rsplit_once("cont_us=")
-            .map(|(_, number)| number.parse().unwrap());
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix("cont_us="))
+            .map(|number| number.parse().unwrap());
         floor.push(Duration::from_micros(
             microseconds.unwrap_or_else(|| panic!("{:?}", output.stderr)),
         ));

@@ -1,19 +1,13 @@
 //! Clones against the bare floor, against a cold boot, and eight at once.
 
+use super::floor::Floor;
 use super::sizes::{proportional, status};
 use super::{Failure, Goal, median, report};
-use host_ctl::config::Paths;
-use host_ctl::sandbox::driver::{GuestKernel, fresh_driver};
 use host_ctl::sandbox::vmm::Vmm;
-use host_ctl::store::{Sha256, Store};
-use host_ctl::template::plan_clone;
 use host_ctl::timeline::Report;
-use hypervisor::qemu::RestoreInput;
-use hypervisor::{Hypervisor, Rebind};
 use serde_json::Value;
 use std::path::Path;
-use std::process::Command;
-use tardigrade_tests::{Home, built, machine, sandbox};
+use tardigrade_tests::{Home, sandbox};
 use tokio::runtime::Runtime;
 
 /// Turns of floor and clone.
@@ -24,20 +18,18 @@ const ROUNDS_AT_ONCE: usize = 3;
 const TEMPLATE: &str = "bench";
 
 /// Times of one clone, in milliseconds since host-ctl began.
-struct Times {
-    vmm: f64,
-    agent: f64,
-    wall: f64,
-    coverage: f64,
+pub(super) struct Times {
+    pub(super) vmm: f64,
+    pub(super) agent: f64,
+    pub(super) wall: f64,
+    /// How much of it the leaves of the timeline explain, in per cent.
+    pub(super) coverage: f64,
+    pub(super) timeline: Report,
 }
 
-pub(super) fn measure(
-    home: &Home,
-    rootfs: &Path,
-    floor: &Path,
-    runtime: &Runtime,
-) -> Result<(), Failure> {
+pub(super) fn measure(home: &Home, rootfs: &Path, runtime: &Runtime) -> Result<(), Failure> {
     let built = home.build_template(TEMPLATE, rootfs, &["sleep", "100000"]);
+    let floor = Floor::of(home, TEMPLATE, Vmm::Qemu, runtime)?;
     let touched = number(&built["touched_bytes"])? / f64::from(1 << 20);
     report(
         "publish_per_mib",
@@ -49,14 +41,14 @@ pub(super) fn measure(
     let (mut floors, mut clones) = (Vec::new(), Vec::new());
     // One of each first: caches are warm for all that count.
     for round in 0..=ROUNDS {
-        let bare = run_floor(home, floor, runtime)?;
+        let bare = floor.restore()?.loaded;
         let clone = one_clone(home)?;
         if round > 0 {
             floors.push(bare);
             clones.push(clone);
         }
     }
-    let floor_vmm = median(&floors.iter().map(|floor| floor.loaded).collect::<Vec<_>>());
+    let floor_vmm = median(&floors);
     let of = |time: fn(&Times) -> f64| median(&clones.iter().map(time).collect::<Vec<_>>());
     let (vmm, agent) = (of(|clone| clone.vmm), of(|clone| clone.agent));
     report("floor_vmm", floor_vmm, "ms", Goal::None);
@@ -103,16 +95,21 @@ pub(super) fn measure(
         "x",
         Goal::AtMost(0.75),
     );
-    memory(home, runtime)
+    let held = memory(home, TEMPLATE, &floor)?;
+    let supervisor = held.supervisor_resident * f64::from(1 << 20) / 1e6;
+    report("supervisor_rss", supervisor, "MB", Goal::AtMost(6.0));
+    report("clone_pss", held.vmm, "MiB", Goal::None);
+    report("bare_pss", held.bare, "MiB", Goal::None);
+    Ok(())
 }
 
-fn number(value: &Value) -> Result<f64, Failure> {
+pub(super) fn number(value: &Value) -> Result<f64, Failure> {
     value
         .as_f64()
         .ok_or_else(|| format!("not a number: {value}").into())
 }
 
-fn one_clone(home: &Home) -> Result<Times, Failure> {
+pub(super) fn one_clone(home: &Home) -> Result<Times, Failure> {
     let outcome = home.json(["clone", TEMPLATE]);
     let clone = &outcome["clones"][0];
     if clone["booted"] != false {
@@ -124,6 +121,7 @@ fn one_clone(home: &Home) -> Result<Times, Failure> {
         agent: number(&clone["times"]["t_agent_ms"])?,
         wall: number(&outcome["wall_ms"])?,
         coverage: timeline.coverage(),
+        timeline,
     };
     home.text(["rm", sandbox(clone)]);
     Ok(times)
@@ -138,51 +136,23 @@ fn cold_boot(home: &Home, rootfs: &Path) -> Result<f64, Failure> {
     number(&booted["times"]["t_agent_ms"])
 }
 
-/// What the bare restore took, in milliseconds.
-struct Bare {
-    loaded: f64,
+/// What VMs hold of the host's memory, in MiB.
+pub(super) struct Held {
+    /// The bare VM.
+    pub(super) bare: f64,
+    /// A clone's VMM.
+    pub(super) vmm: f64,
+    /// A clone's supervisor.
+    pub(super) supervisor: f64,
+    /// All that the supervisor has in memory, whoever else has it too.
+    pub(super) supervisor_resident: f64,
 }
 
-/// The template's restore input for the floor, with files in `directory`.
-fn restore_input(
-    home: &Home,
-    directory: &Path,
-    runtime: &Runtime,
-) -> Result<RestoreInput, Failure> {
-    let qemu = runtime.block_on(machine::qemu())?;
-    let store = Store::open(&Paths::below(home.path())?)?;
-    let template = store.find(TEMPLATE)?;
-    let kernel = built("guest/vmlinuz");
-    let digest = Sha256::of_file(&std::fs::File::open(&kernel)?)?;
-    let kernel = GuestKernel {
-        path: &kernel,
-        digest: &digest,
-    };
-    let driver = runtime.block_on(fresh_driver(Vmm::Qemu, Some(kernel)))?;
-    let plan = plan_clone(&store, template.digest(), &driver)?;
-    let spec = machine::copy_of(&plan.vm, &plan.template.memory(), directory)?;
-    Ok(qemu.restore_input(plan.template.directory(), &spec))
-}
-
-fn run_floor(home: &Home, floor: &Path, runtime: &Runtime) -> Result<Bare, Failure> {
-    let (_kept, directory) = machine::directory();
-    let input = directory.join("input.json");
-    let restore = restore_input(home, &directory, runtime)?;
-    std::fs::write(&input, serde_json::to_vec(&restore)?)?;
-    let output = Command::new(floor).arg(&input).output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let loaded = text
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("incoming_us="))
-        .ok_or_else(|| format!("floor: {}", String::from_utf8_lossy(&output.stderr)))?;
-    Ok(Bare {
-        loaded: loaded.parse::<f64>()? / 1e3,
-    })
-}
-
-/// What a clone adds to the memory of the host, beside what its VMM alone does.
-fn memory(home: &Home, runtime: &Runtime) -> Result<(), Failure> {
-    let clones = home.clone_template(TEMPLATE, 2);
+/// What a clone adds to the memory of the host, and what the bare VM does. All
+/// live at once: what they share counts the same for each.
+pub(super) fn memory(home: &Home, template: &str, floor: &Floor) -> Result<Held, Failure> {
+    let clones = home.clone_template(template, 2);
+    let bare = floor.restore()?;
     let inspected = home.json(["inspect", sandbox(&clones[0])]);
     let pid = |who: &str| {
         let pid = inspected[who]["pid"].as_u64();
@@ -190,24 +160,12 @@ fn memory(home: &Home, runtime: &Runtime) -> Result<(), Failure> {
             .ok_or_else(|| format!("no {who}"))
     };
     let mebibyte = f64::from(1 << 20);
-    let supervisor = status(pid("supervisor")?, "VmRSS:")? / 1e6;
-    report("supervisor_rss", supervisor, "MB", Goal::AtMost(6.0));
-    let pss = proportional(pid("vmm")?)? / mebibyte;
-
-    let (_kept, directory) = machine::directory();
-    let input = restore_input(home, &directory, runtime)?;
-    let bare = runtime.block_on(async {
-        let qemu = machine::qemu().await?;
-        let vm = qemu
-            .restore(&input.state, &input.spec, &Rebind::default())
-            .await?;
-        vm.resume().await?;
-        let pss = proportional(u32::try_from(vm.record().pid)?)? / mebibyte;
-        vm.kill().await?;
-        Ok::<_, Failure>(pss)
-    })?;
-    report("clone_pss", pss, "MiB", Goal::None);
-    report("bare_pss", bare, "MiB", Goal::None);
+    let held = Held {
+        bare: proportional(bare.pid)? / mebibyte,
+        vmm: proportional(pid("vmm")?)? / mebibyte,
+        supervisor: proportional(pid("supervisor")?)? / mebibyte,
+        supervisor_resident: status(pid("supervisor")?, "VmRSS:")? / mebibyte,
+    };
     home.text(["rm", "--all"]);
-    Ok(())
+    Ok(held)
 }

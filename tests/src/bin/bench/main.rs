@@ -3,10 +3,16 @@
 //! What can be a ratio is one, against a floor measured in the same run and in
 //! turns with it: absolute times of a shared or emulated machine say little.
 //! Nothing here passes or fails; `short` says that a goal was not met.
+//!
+//! `bench` measures this machine, `bench vmms` every VMM there is in the nested
+//! host, `bench VMM` one of them.
 
 mod clones;
+mod floor;
 mod saves;
 mod sizes;
+mod spawned;
+mod vmms;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -60,13 +66,20 @@ fn program(variable: &str) -> Result<std::path::PathBuf, Failure> {
 }
 
 fn measure() -> Result<(), Failure> {
+    let wish = std::env::args().nth(1);
+    if wish.as_deref() == Some("vmms") {
+        return vmms::all();
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    if let Some(vmm) = wish {
+        return vmms::measure(vmm.parse()?, &runtime);
+    }
     let home = Home::with_program(program("HOST_CTL")?);
     let rootfs = images::busybox();
     sizes::agent(&program("GUEST_AGENT")?)?;
-    clones::measure(&home, &rootfs, &program("RESTORE_FLOOR")?, &runtime)?;
+    clones::measure(&home, &rootfs, &runtime)?;
     runtime.block_on(saves::measure())
 }
 

@@ -1,28 +1,20 @@
-//! The least a restore can take: QEMU started with the driver's command line,
-//! a state loaded, the VM resumed, and nothing else. No session, no checks, no
-//! record, no runtime. What the driver takes is measured against it.
-//!
-//! `restore-floor INPUT`, INPUT being a [`RestoreInput`] as JSON with paths of
-//! its own. Prints, in microseconds since before the fork: when QEMU greeted,
-//! when the state was loaded, when the VM ran. The VM is killed then.
+//! QEMU: all that it is told before the VM is to run waits in its socket when
+//! it starts.
 
-use std::error::Error;
 use std::fs::File;
 use std::io::{BufRead, BufReader, IoSlice, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hypervisor::AgentDevice;
 use hypervisor::qemu::{Descriptors, RestoreInput, STATE_FILE, Start, arguments};
-use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-/// How long QEMU may be silent before the measurement is given up.
-const DEADLINE: Duration = Duration::from_secs(30);
+use super::{DEADLINE, Failure, Inheritance, Running, Times};
 
 /// What QEMU is told; the state's descriptor goes with it.
 const COMMANDS: &str = concat!(
@@ -34,26 +26,11 @@ const COMMANDS: &str = concat!(
     "\n"
 );
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let path = std::env::args_os()
-        .nth(1)
-        .ok_or("usage: restore-floor INPUT")?;
-    let input: RestoreInput = serde_json::from_reader(File::open(path)?)?;
-    let [greeted, loaded, ran] = measure(&input)?.map(|time| time.as_micros());
-    println!("greeting_us={greeted} incoming_us={loaded} cont_us={ran}");
-    Ok(())
-}
-
 /// Does the restore once.
-fn measure(input: &RestoreInput) -> Result<[Duration; 3], Box<dyn Error>> {
+pub(super) fn measure(input: &RestoreInput) -> Result<(Running, Times), Failure> {
     let spec = &input.spec;
-    let mut inherited = Vec::new();
-    let mut inherit = |descriptor: OwnedFd| {
-        fcntl_setfd(&descriptor, FdFlags::empty())?;
-        let number = descriptor.as_raw_fd();
-        inherited.push(descriptor);
-        Ok::<_, std::io::Error>(number)
-    };
+    let mut inheritance = Inheritance::default();
+    let mut inherit = |descriptor: OwnedFd| inheritance.add(descriptor);
     let descriptors = Descriptors {
         monitor: inherit(UnixListener::bind(&spec.monitor)?.into())?,
         console: inherit(UnixListener::bind(&spec.console)?.into())?,
@@ -80,7 +57,7 @@ fn measure(input: &RestoreInput) -> Result<[Duration; 3], Box<dyn Error>> {
     send_with(&monitor, COMMANDS.as_bytes(), &state)?;
 
     let begun = Instant::now();
-    let _vm = Running(start(&input.program, &arguments)?);
+    let vm = Running(start(&input.program, &arguments)?);
     let mut lines = BufReader::new(monitor.try_clone()?);
     wait_for(&mut lines, "\"QMP\"")?;
     let greeted = begun.elapsed();
@@ -88,7 +65,7 @@ fn measure(input: &RestoreInput) -> Result<[Duration; 3], Box<dyn Error>> {
     let loaded = begun.elapsed();
     (&monitor).write_all(b"{\"execute\":\"cont\"}\n")?;
     wait_for(&mut lines, "\"return\"")?;
-    Ok([greeted, loaded, begun.elapsed()])
+    Ok((vm, [greeted, loaded, begun.elapsed()]))
 }
 
 fn start(program: &Path, arguments: &[String]) -> std::io::Result<Child> {
@@ -97,17 +74,7 @@ fn start(program: &Path, arguments: &[String]) -> std::io::Result<Child> {
     command.stdin(Stdio::null()).spawn()
 }
 
-/// A VM, until this is dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Nothing is left to be done about a VM that can't be killed.
-        let _ = self.0.kill().and_then(|()| self.0.wait());
-    }
-}
-
-fn wait_for(lines: &mut impl BufRead, word: &str) -> Result<(), Box<dyn Error>> {
+fn wait_for(lines: &mut impl BufRead, word: &str) -> Result<(), Failure> {
     let mut line = String::new();
     while !line.contains(word) {
         line.clear();
@@ -119,7 +86,7 @@ fn wait_for(lines: &mut impl BufRead, word: &str) -> Result<(), Box<dyn Error>> 
     Ok(())
 }
 
-fn send_with(stream: &UnixStream, bytes: &[u8], file: &File) -> Result<(), Box<dyn Error>> {
+fn send_with(stream: &UnixStream, bytes: &[u8], file: &File) -> Result<(), Failure> {
     let descriptors = [file.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
