@@ -41,20 +41,26 @@ fn with(files: &[&str], text: &str) -> Vec<Pid> {
         .collect()
 }
 
-/// The QEMU processes whose command line names `directory`.
+/// The VMMs of a home: the QEMU processes whose command line names `directory`,
+/// and whatever writes to the log of a VMM below it, for not all are told a path.
 ///
 /// # Panics
 /// When /proc cannot be read.
 #[must_use]
 pub fn machines(directory: &Path) -> Vec<Pid> {
-    let name = |pid: &Pid| {
-        let path = format!("/proc/{}/comm", pid.as_raw_nonzero());
-        std::fs::read_to_string(path).unwrap_or_default()
+    let text = directory.to_string_lossy();
+    let is_machine = |pid: &Pid| {
+        let process = Path::new("/proc").join(pid.as_raw_nonzero().to_string());
+        let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+        let command = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        let named = String::from_utf8_lossy(&command).contains(&*text);
+        // A file that was removed is told by its old name, and more after it.
+        let output = std::fs::read_link(process.join("fd/1")).unwrap_or_default();
+        let logs = output.starts_with(directory) && output.to_string_lossy().contains("/vmm.log");
+        named && name.starts_with("qemu") || logs
     };
-    naming(&directory.to_string_lossy())
-        .into_iter()
-        .filter(|pid| name(pid).starts_with("qemu"))
-        .collect()
+    let all = naming("").into_iter();
+    all.filter(is_machine).collect()
 }
 
 /// Kills every process whose command line names `directory`.
