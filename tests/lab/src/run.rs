@@ -15,6 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufRea
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// The least memory that is worth a start, in MiB.
@@ -74,8 +75,23 @@ struct Lab {
     directory: PathBuf,
     shares: Vec<Share>,
     qemu: Child,
-    output: Vec<JoinHandle<()>>,
+    output: [Output; 2],
     report: UnixListener,
+}
+
+/// One of the command's two streams on its way out.
+struct Output {
+    task: JoinHandle<()>,
+    /// The bytes that were passed on.
+    passed: watch::Receiver<u64>,
+}
+
+impl Output {
+    fn start(listener: UnixListener, to: impl AsyncWrite + Send + Unpin + 'static) -> Self {
+        let (count, passed) = watch::channel(0);
+        let task = tokio::spawn(copy(listener, to, count));
+        Self { task, passed }
+    }
 }
 
 /// How a machine that is being followed ends, short of an error of the lab's.
@@ -131,9 +147,9 @@ impl Lab {
             UnixListener::bind(&path).at("bind", path)
         };
         let [stdout, stderr, report] = PORTS;
-        let output = vec![
-            tokio::spawn(copy(bind(stdout)?, own_output(std::io::stdout())?)),
-            tokio::spawn(copy(bind(stderr)?, own_output(std::io::stderr())?)),
+        let output = [
+            Output::start(bind(stdout)?, own_output(std::io::stdout())?),
+            Output::start(bind(stderr)?, own_output(std::io::stderr())?),
         ];
         let report = bind(report)?;
         let log = directory.join("qemu.log");
@@ -216,7 +232,11 @@ impl Lab {
                             started.elapsed().as_secs_f32()
                         ));
                     }
-                    Report::Exit(status) => return Ok(status),
+                    Report::Exit { status, written } => {
+                        say("the command has ended");
+                        self.passed_on(written).await;
+                        return Ok(status);
+                    }
                     Report::Failed(step) => {
                         let tail = self.tails();
                         return Err(LabError::Start { step, tail });
@@ -242,6 +262,15 @@ impl Lab {
                     });
                 }
             }
+        }
+    }
+
+    /// Waits until all that the command wrote is passed on: until then QEMU may
+    /// hold some of it, for a reader that takes its time.
+    async fn passed_on(&mut self, written: [u64; 2]) {
+        for (output, written) in self.output.iter_mut().zip(written) {
+            // It fails when QEMU is gone: then nothing more will come.
+            let _ = output.passed.wait_for(|passed| *passed >= written).await;
         }
     }
 
@@ -276,11 +305,11 @@ impl Lab {
             }
         }
         for output in &mut self.output {
-            if tokio::time::timeout(LAST_WORDS, &mut *output)
+            if tokio::time::timeout(LAST_WORDS, &mut output.task)
                 .await
                 .is_err()
             {
-                output.abort();
+                output.task.abort();
             }
         }
     }
@@ -290,18 +319,31 @@ impl Lab {
 #[derive(Debug, PartialEq, Eq)]
 enum Report {
     Up,
-    Exit(u8),
+    Exit {
+        status: u8,
+        /// What was written to standard output and standard error, in bytes.
+        written: [u64; 2],
+    },
     Failed(String),
 }
 
 fn parse(line: &str) -> Result<Report, LabError> {
     let report = match line.split_once(' ') {
         None if line == "up" => Some(Report::Up),
-        Some(("exit", status)) => status.parse().ok().map(Report::Exit),
+        Some(("exit", numbers)) => parse_exit(numbers),
         Some(("failed", step)) => Some(Report::Failed(step.into())),
         _ => None,
     };
     report.ok_or_else(|| LabError::Malformed(line.into()))
+}
+
+fn parse_exit(numbers: &str) -> Option<Report> {
+    let mut numbers = numbers.split(' ');
+    let status = numbers.next()?.parse().ok()?;
+    let mut bytes = || numbers.next()?.parse().ok();
+    let written = [bytes()?, bytes()?];
+    let exit = Report::Exit { status, written };
+    numbers.next().is_none().then_some(exit)
 }
 
 /// The next line of the report; connected first, and none when QEMU is gone.
@@ -346,7 +388,7 @@ async fn first_to_end(shares: &mut [Share]) -> Result<(usize, ExitStatus), LabEr
 
 /// Passes on all that comes. A reader that has gone away does not stop the
 /// command, as a file system that is full would not.
-async fn copy(listener: UnixListener, mut to: impl AsyncWrite + Unpin) {
+async fn copy(listener: UnixListener, mut to: impl AsyncWrite + Unpin, passed: watch::Sender<u64>) {
     let Ok((mut from, _)) = listener.accept().await else {
         return;
     };
@@ -360,6 +402,7 @@ async fn copy(listener: UnixListener, mut to: impl AsyncWrite + Unpin) {
             };
             open = written.await.is_ok();
         }
+        passed.send_modify(|passed| *passed += length as u64);
     }
 }
 
@@ -406,10 +449,26 @@ mod tests {
     #[test]
     fn a_report_is_one_of_three() {
         assert_eq!(parse("up").unwrap(), Report::Up);
-        assert_eq!(parse("exit 137").unwrap(), Report::Exit(137));
+        let exit = Report::Exit {
+            status: 137,
+            written: [5, 0],
+        };
+        assert_eq!(parse("exit 137 5 0").unwrap(), exit);
         let failed = Report::Failed("load kvm_amd".into());
         assert_eq!(parse("failed load kvm_amd").unwrap(), failed);
-        for line in ["", "exit", "exit 256", "exit x", "down", "up x"] {
+        let bad = [
+            "",
+            "exit",
+            "exit 7",
+            "exit 7 1",
+            "exit 7 1 -2",
+            "exit 7 1 2 3",
+            "exit 256 1 2",
+            "exit x 1 2",
+            "down",
+            "up x",
+        ];
+        for line in bad {
             assert!(parse(line).is_err(), "{line:?}");
         }
     }

@@ -7,7 +7,7 @@
 )]
 
 use rustix::process::{Pid, Signal, kill_process};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -99,6 +99,27 @@ fn streams_and_status_come_out_and_only_the_shared_directory_is_changed() {
     assert_eq!(read(shared, "copy").as_deref(), Some("old"));
     assert_eq!(read(other, "old").as_deref(), Some("old"));
     assert_eq!(read(other, "lost"), None);
+    place.assert_empty();
+}
+
+/// As much as the pipes and queues on the way hold, and more than the last does.
+#[test]
+fn a_reader_that_takes_its_time_misses_nothing() {
+    let place = Place::new();
+    let mut lab = place
+        .lab(&[], "head -c 200000 /dev/zero")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(lab.stderr.take().unwrap()).lines();
+    let has_ended = |line: std::io::Result<String>| line.unwrap().contains("has ended");
+    assert!(said.any(has_ended));
+    let mut output = Vec::new();
+    lab.stdout.take().unwrap().read_to_end(&mut output).unwrap();
+    assert_eq!(output.len(), 200_000);
+    assert_eq!(said.last().unwrap().unwrap().split(' ').nth(3), Some("0"));
+    assert!(lab.wait().unwrap().success());
     place.assert_empty();
 }
 

@@ -59,12 +59,16 @@ chmod 666 /dev/kvm /dev/net/tun
 ulimit -Hn 1048576
 ulimit -n 65536
 
-# Its output goes through pipes, as anywhere else: a port can be opened once.
-mkfifo /run/lab/stdout /run/lab/stderr
-cat </run/lab/stdout >"$(port stdout)" &
-out=$!
-cat </run/lab/stderr >"$(port stderr)" &
-err=$!
+# Its output goes through pipes, as anywhere else: a port can be opened once. It
+# is counted on the way: what was written to a port is not yet at the lab.
+keep=
+for stream in stdout stderr; do
+    mkfifo "/run/lab/$stream" "/run/lab/$stream.copy"
+    tee "$(port "$stream")" <"/run/lab/$stream" >"/run/lab/$stream.copy" &
+    keep="$keep $!"
+    wc -c <"/run/lab/$stream.copy" >"/run/lab/$stream.count" &
+    keep="$keep $!"
+done
 echo up >"$report"
 setsid sh /run/lab/command </dev/null >/run/lab/stdout 2>/run/lab/stderr &
 wait $!
@@ -74,10 +78,13 @@ status=$?
 # this shell, cannot be killed.
 for process in /proc/[0-9]*; do
     process=${process##*/}
-    [ "$process" = "$out" ] || [ "$process" = "$err" ] || kill -9 "$process" 2>/dev/null
+    case "$keep " in
+    *" $process "*) ;;
+    *) kill -9 "$process" 2>/dev/null ;;
+    esac
 done
-wait "$out" "$err"
+wait $keep
 sync
-echo "exit $status" >"$report"
+echo "exit $status $(cat /run/lab/stdout.count) $(cat /run/lab/stderr.count)" >"$report"
 # The lab ends the machine.
 while :; do sleep 3600; done
