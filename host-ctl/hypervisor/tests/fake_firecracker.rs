@@ -127,8 +127,10 @@ fn silent() -> String {
     let own = std::env::current_exe().unwrap();
     let own = own.to_str().unwrap();
     assert!(!own.contains('\''), "{own}");
-    // --id UUID --enable-pci --api-sock PATH
-    format!("{SOCKET}=\"$5\" exec '{own}' --ignored --exact a_vmm_that_accepts_and_never_answers")
+    // --id UUID --enable-pci --api-sock PATH. Its word that it listens must get
+    // into the log, as Firecracker's does: the driver waits for either.
+    let words = "--ignored --nocapture --exact a_vmm_that_accepts_and_never_answers";
+    format!("{SOCKET}=\"$5\" exec '{own}' {words}")
 }
 
 #[tokio::test]
