@@ -54,6 +54,9 @@ pub(crate) struct RunArguments {
     /// How long boot and command may take together.
     #[arg(long, value_name = "SECONDS", default_value = "1200", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub(crate) deadline: u64,
+    /// How long the nested host may give no sign of life.
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) silence: u64,
     /// The memory, at most; less on a machine that has not got it.
     #[arg(long, value_name = "MIB", default_value = "4096", value_parser = clap::value_parser!(u64).range(512..=65_536))]
     pub(crate) memory: u64,

@@ -108,6 +108,14 @@ pub(crate) enum LabError {
         /// The end of the console.
         tail: String,
     },
+    /// It answers nothing: an emulated machine can stand still for good.
+    #[error("the nested host has given no sign of life for {} s\n{tail}", .silence.as_secs())]
+    Silent {
+        /// What was allowed.
+        silence: Duration,
+        /// The end of the console.
+        tail: String,
+    },
     /// A signal.
     #[error("ended by {name}")]
     Interrupted {

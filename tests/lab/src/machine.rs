@@ -11,7 +11,7 @@ const CPU: &str = "EPYC-v1,+svm,+npt,+x2apic";
 /// panic=-1 ends the machine, for -no-reboot makes an exit of a reboot.
 const KERNEL: &str = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on";
 /// The ports of the nested host, by which it speaks: one process for each.
-pub(crate) const PORTS: [&str; 3] = ["stdout", "stderr", "report"];
+pub(crate) const PORTS: [&str; 4] = ["stdout", "stderr", "report", "pulse"];
 /// What the rest of this machine keeps of its memory, in MiB.
 const KEPT_MIB: u64 = 512;
 

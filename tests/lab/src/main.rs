@@ -17,6 +17,7 @@ mod error;
 mod image;
 mod machine;
 mod mounts;
+mod pulse;
 mod run;
 mod script;
 mod share;

@@ -6,7 +6,7 @@ use crate::error::{At, LabError};
 use crate::machine::{PORTS, Size, arguments, memory};
 use crate::share::{Share, What};
 use crate::tools::Tools;
-use crate::{image, script};
+use crate::{image, pulse, script};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -77,6 +77,8 @@ struct Lab {
     qemu: Child,
     output: [Output; 2],
     report: UnixListener,
+    /// Ends when the nested host is silent for too long.
+    silence: JoinHandle<()>,
 }
 
 /// One of the command's two streams on its way out.
@@ -99,6 +101,7 @@ enum Event {
     Line(Option<String>),
     Qemu(ExitStatus),
     Share(usize, ExitStatus),
+    Silence,
 }
 
 impl Lab {
@@ -146,12 +149,14 @@ impl Lab {
             let path = directory.join(name);
             UnixListener::bind(&path).at("bind", path)
         };
-        let [stdout, stderr, report] = PORTS;
+        let [stdout, stderr, report, pulse] = PORTS;
         let output = [
             Output::start(bind(stdout)?, own_output(std::io::stdout())?),
             Output::start(bind(stderr)?, own_output(std::io::stderr())?),
         ];
         let report = bind(report)?;
+        let silence = Duration::from_secs(request.silence);
+        let silence = pulse::watch(bind(pulse)?, silence);
         let log = directory.join("qemu.log");
         let file = std::fs::File::create(&log).at("create", &log)?;
         let qemu = Command::new(&own)
@@ -171,11 +176,12 @@ impl Lab {
             qemu,
             output,
             report,
+            silence,
         })
     }
 
-    /// Waits for the command's end, the deadline, a signal, or the loss of a
-    /// process, whichever is first.
+    /// Waits for the command's end, the deadline, a signal, a standstill, or the
+    /// loss of a process, whichever is first.
     async fn follow(
         &mut self,
         request: &RunArguments,
@@ -197,6 +203,10 @@ impl Lab {
             Err(LabError::Deadline { deadline, .. }) => Err(LabError::Deadline {
                 deadline,
                 up,
+                tail: self.tails(),
+            }),
+            Err(LabError::Silent { .. }) => Err(LabError::Silent {
+                silence: Duration::from_secs(request.silence),
                 tail: self.tails(),
             }),
             outcome => outcome,
@@ -222,6 +232,7 @@ impl Lab {
                     let (index, status) = ended?;
                     Event::Share(index, status)
                 }
+                _ = &mut self.silence => Event::Silence,
             };
             match event {
                 Event::Line(Some(line)) => match parse(&line)? {
@@ -259,6 +270,12 @@ impl Lab {
                     return Err(LabError::Share {
                         how: status.to_string(),
                         tail: tail("its log", &self.shares[index].log),
+                    });
+                }
+                Event::Silence => {
+                    return Err(LabError::Silent {
+                        silence: Duration::ZERO,
+                        tail: String::new(),
                     });
                 }
             }

@@ -45,14 +45,28 @@ impl Place {
     }
 
     /// Processes whose command line names this place.
-    fn processes(&self) -> Vec<String> {
+    fn processes(&self) -> Vec<(PathBuf, String)> {
         let name = self.0.path().to_str().unwrap();
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
         processes
-            .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
-            .map(|words| String::from_utf8_lossy(&words).replace('\0', " "))
-            .filter(|words| words.contains(name))
+            .filter_map(|entry| {
+                let words = std::fs::read(entry.path().join("cmdline")).ok()?;
+                let words = String::from_utf8_lossy(&words).replace('\0', " ");
+                Some((entry.path(), words))
+            })
+            .filter(|(_, words)| words.contains(name))
             .collect()
+    }
+
+    /// The only one of them that has this word.
+    fn process(&self, word: &str) -> Pid {
+        let mut found = self.processes();
+        found.retain(|(_, words)| words.contains(word));
+        let [(directory, _)] = found.as_slice() else {
+            panic!("{found:?}");
+        };
+        let number = directory.file_name().unwrap().to_str().unwrap();
+        Pid::from_raw(number.parse().unwrap()).unwrap()
     }
 
     fn assert_no_process(&self) {
@@ -134,6 +148,19 @@ fn a_command_that_takes_too_long_is_told_and_ended() {
 }
 
 #[test]
+fn a_machine_that_stands_still_is_told_and_ended() {
+    let place = Place::new();
+    let lab = up(&place, &["--quiet", "--silence", "30"]);
+    let emulator = place.process("-nodefaults");
+    kill_process(emulator, Signal::STOP).unwrap();
+    let output = lab.wait_with_output().unwrap();
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{error}");
+    assert!(error.contains("no sign of life for 30 s"), "{error}");
+    place.assert_empty();
+}
+
+#[test]
 fn a_panic_of_the_kernel_is_told_with_its_reason() {
     let place = Place::new();
     let output = place.run(&["--quiet"], "echo c >/proc/sysrq-trigger; sleep 1000");
@@ -145,9 +172,9 @@ fn a_panic_of_the_kernel_is_told_with_its_reason() {
 }
 
 /// Starts a lab and waits until its command speaks.
-fn up(place: &Place) -> std::process::Child {
+fn up(place: &Place, options: &[&str]) -> std::process::Child {
     let mut lab = place
-        .lab(&["--quiet"], "echo up; sleep 1000")
+        .lab(options, "echo up; sleep 1000")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -168,7 +195,7 @@ fn kill(lab: &std::process::Child, signal: Signal) {
 #[test]
 fn a_signal_ends_the_machine_and_all_that_belongs_to_it() {
     let place = Place::new();
-    let lab = up(&place);
+    let lab = up(&place, &["--quiet"]);
     kill(&lab, Signal::TERM);
     let output = lab.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(143));
@@ -179,7 +206,7 @@ fn a_signal_ends_the_machine_and_all_that_belongs_to_it() {
 #[test]
 fn a_killed_lab_takes_its_processes_along() {
     let place = Place::new();
-    let mut lab = up(&place);
+    let mut lab = up(&place, &["--quiet"]);
     kill(&lab, Signal::KILL);
     lab.wait().unwrap();
     place.assert_no_process();

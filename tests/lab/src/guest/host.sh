@@ -69,6 +69,10 @@ for stream in stdout stderr; do
     wc -c <"/run/lab/$stream.copy" >"/run/lab/$stream.count" &
     keep="$keep $!"
 done
+# What the lab sends comes back: it tells a busy machine from one that stands still.
+pulse=$(port pulse)
+while read -r beat; do echo; done <>"$pulse" >&0 &
+heart=$!
 echo up >"$report"
 setsid sh /run/lab/command </dev/null >/run/lab/stdout 2>/run/lab/stderr &
 wait $!
@@ -78,7 +82,7 @@ status=$?
 # this shell, cannot be killed.
 for process in /proc/[0-9]*; do
     process=${process##*/}
-    case "$keep " in
+    case "$keep $heart " in
     *" $process "*) ;;
     *) kill -9 "$process" 2>/dev/null ;;
     esac
