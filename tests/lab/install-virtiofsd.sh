@@ -10,6 +10,8 @@
 # not root get the crate's.
 set -eu
 
+# The crate's version that the lab has run with.
+version=1.14.0
 tools=$1
 [ -z "${VIRTIOFSD:-}" ] || exit 0
 
@@ -52,7 +54,7 @@ for library in libseccomp libcap-ng; do
     DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "$library-dev" >/dev/null
 done
 say "building the crate virtiofsd into $tools (no virtiofsd of the distribution's serves this user; once, about two minutes)"
-cargo install -q --locked --root "$tools" virtiofsd
+cargo install -q --locked --root "$tools" --version "$version" virtiofsd
 fits || {
     say 'the virtiofsd that was built does not run' >&2
     exit 1

@@ -31,6 +31,8 @@ use std::time::Duration;
 
 /// The lab's own failures.
 const FAILED: u8 = 125;
+/// The emulated machine's failure: the command may do better on the next.
+const STOOD_STILL: u8 = 124;
 /// How long what is still unread on this side may hold up the end.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -66,6 +68,7 @@ fn fail(error: &LabError) -> ExitCode {
     eprintln!("lab: {}", chain(error));
     ExitCode::from(match error {
         LabError::Interrupted { number, .. } => 128 + number,
+        LabError::Silent { .. } => STOOD_STILL,
         _ => FAILED,
     })
 }

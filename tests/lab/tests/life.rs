@@ -155,7 +155,7 @@ fn a_machine_that_stands_still_is_told_and_ended() {
     kill_process(emulator, Signal::STOP).unwrap();
     let output = lab.wait_with_output().unwrap();
     let error = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(125), "{error}");
+    assert_eq!(output.status.code(), Some(124), "{error}");
     assert!(error.contains("no sign of life for 30 s"), "{error}");
     place.assert_empty();
 }

@@ -93,7 +93,8 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
     state: Mutex<State>,
-    /// The keys of [`Asked::entropy`].
+    /// The keys of [`Asked::entropy`]; the same in every copy, for they tell
+    /// requests apart and keep nothing secret.
     keys: RandomState,
 }
 
