@@ -198,8 +198,10 @@ impl Store {
             Err(error) => return Err(failed("rename", &template)(error).into()),
         }
         sync_directory(&self.templates())?;
-        self.forget_cold_boots()?;
-        staging.discard()
+        // The template is gone: what else can't be cleared is told, last.
+        let forgotten = self.forget_cold_boots();
+        staging.discard()?;
+        forgotten
     }
 
     pub(super) fn digests(&self) -> Result<Vec<TemplateDigest>, crate::host::CallFailed> {
