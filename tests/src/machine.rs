@@ -4,9 +4,9 @@
 
 use crate::built;
 use agent_client::{AgentClient, ContainerConfig, ExecConfig, ExecEvent, Rootfs, SandboxConfig};
-use hypervisor::qemu::{Deadlines, ProbeRequest, Qemu, probe};
+use hypervisor::qemu::{ProbeRequest, Qemu, probe};
 use hypervisor::{
-    AgentDevice, Backing, Disk, Hypervisor, Memory, Rebind, Saved, Vm, VmSpec, VmState,
+    AgentDevice, Backing, Deadlines, Disk, Hypervisor, Memory, Rebind, Saved, Vm, VmSpec, VmState,
 };
 use protocols::{AgentAddress, Link, port};
 use std::error::Error;

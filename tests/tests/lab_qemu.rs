@@ -7,8 +7,9 @@
 
 mod qemu {
     use agent_client::{Generation, Identity, Network, Purpose, Receipt, ThawOrder};
-    use hypervisor::qemu::{Deadlines, ProbeRequest, Qemu, probe};
-    use hypervisor::{Accelerator, AgentDevice, VmSpec};
+    use guest_runtime::container::Capability;
+    use hypervisor::qemu::{ProbeRequest, Qemu, probe};
+    use hypervisor::{Accelerator, AgentDevice, Deadlines, VmSpec};
     use std::path::{Path, PathBuf};
     use std::process::Command;
     use std::time::Duration;
@@ -175,9 +176,9 @@ mod qemu {
     #[tokio::test]
     async fn a_container_with_all_capabilities_reaches_no_agent_over_vsock() {
         let driver = driver().await.unwrap();
-        let guest = boot(&driver, &images::busybox(), &lab::ALL_CAPABILITIES)
-            .await
-            .unwrap();
+        let all: Vec<String> = Capability::all().map(|one| one.to_string()).collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let guest = boot(&driver, &images::busybox(), &all).await.unwrap();
         // The dialler is heard by this very agent when the host dials.
         assert!(answers(TEMPLATE_CID), "the host's own call fails");
         let mut command: Vec<String> = vec!["/bin/probe".into(), "dial".into()];

@@ -3,6 +3,7 @@
 
 use rustix::process::{Signal, kill_process};
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tardigrade_tests::{Home, images, processes, sandbox};
@@ -99,6 +100,48 @@ fn a_killed_supervisor_is_replaced_by_the_next_command() {
     assert!(processes::machines(home.path()).is_empty());
     home.text(["rm", id]);
     assert!(!home.text(["list"]).contains(id));
+}
+
+/// The program that `host-ctl` takes for QEMU.
+fn qemu() -> PathBuf {
+    let on_path = || {
+        let path = std::env::var_os("PATH")?;
+        let mut programs = std::env::split_paths(&path).map(|at| at.join("qemu-system-x86_64"));
+        programs.find(|program| program.is_file())
+    };
+    let named = std::env::var_os("QEMU").map(PathBuf::from);
+    named.or_else(on_path).expect("qemu-system-x86_64 on PATH")
+}
+
+#[test]
+fn a_sandbox_whose_vmm_was_uninstalled_is_adopted_stopped_and_removed() {
+    let home = Home::new();
+    let program = home.path().join("qemu");
+    std::os::unix::fs::symlink(qemu(), &program).unwrap();
+    let by_it = |arguments: &[&str]| {
+        let output = home.command(arguments).env("QEMU", &program).output();
+        let output = output.unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let rootfs = images::busybox();
+    let rootfs = rootfs.to_str().unwrap();
+    let booted = by_it(&[
+        "--output", "json", "run", "--memory", "128", "--rootfs", rootfs, "--", "sleep", "100000",
+    ]);
+    let booted: serde_json::Value = serde_json::from_str(&booted).unwrap();
+    let id = sandbox(&booted);
+    let inspected = home.json(["inspect", id]);
+    let pid = inspected["supervisor"]["pid"].as_i64().unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    std::fs::remove_file(&program).unwrap();
+
+    assert_eq!(by_it(&["exec", id, "--", "echo", "here"]), "here\n");
+    by_it(&["stop", id]);
+    assert!(processes::machines(home.path()).is_empty());
+    by_it(&["rm", id]);
 }
 
 #[test]

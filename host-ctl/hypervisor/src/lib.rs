@@ -10,6 +10,8 @@
 //! its documentation says: `boot` and `restore` leave no process and no socket,
 //! the verbs of a VM leave it running or paused, which [`Vm::info`] tells.
 
+mod adopt;
+mod answer;
 pub mod cloud_hypervisor;
 mod error;
 pub mod firecracker;
@@ -24,11 +26,12 @@ mod span;
 mod spec;
 mod vm;
 
+pub use adopt::adopt;
 pub use error::{Error, MonitorError};
 pub use process::create_tap;
 pub use span::Span;
 pub use spec::{AgentDevice, Backing, Disk, Memory, MemoryMode, Nic, NicBackend, Rebind, VmSpec};
 pub use vm::{
-    Accelerator, AgentDevices, Capabilities, Hypervisor, Saved, Vm, VmExit, VmInfo, VmRecord,
-    VmState,
+    Accelerator, AgentDevices, Capabilities, Deadlines, Hypervisor, Saved, Vm, VmExit, VmInfo,
+    VmRecord, VmState,
 };

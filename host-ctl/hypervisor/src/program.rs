@@ -2,6 +2,8 @@
 //! the same.
 
 use std::ffi::OsStr;
+use std::fmt;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,6 +16,8 @@ use tokio::time::timeout;
 
 use crate::error::Error;
 
+/// The device of KVM.
+pub(crate) const KVM: &str = "/dev/kvm";
 /// How long a program may take to print a line about itself.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How much of it is read.
@@ -38,6 +42,62 @@ impl FileIdentity {
             size: found.size(),
             changed: (found.ctime(), found.ctime_nsec()),
         })
+    }
+}
+
+/// What decides whether KVM can be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct KvmHost {
+    /// Device number, owner and mode of /dev/kvm, if there is one.
+    device: Option<(u64, u32, u32)>,
+    user: u32,
+    kernel: String,
+}
+
+impl KvmHost {
+    pub(crate) fn here() -> Self {
+        let device = std::fs::metadata(KVM).ok();
+        Self {
+            device: device.map(|found| (found.rdev(), found.uid(), found.mode())),
+            user: rustix::process::geteuid().as_raw(),
+            kernel: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
+        }
+    }
+}
+
+/// Opens what a VMM needs for KVM, since what the mode of the device says is not
+/// all that decides.
+pub(crate) fn open_kvm() -> std::io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(KVM)
+}
+
+/// A version; patch levels are not distinguished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Version {
+    /// Major version.
+    pub major: u16,
+    /// Minor version.
+    pub minor: u16,
+}
+
+impl Version {
+    /// Reads `MAJOR.MINOR`; what follows another dot or a space does not count.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.split(['.', ' ']);
+        Some(Self {
+            major: numbers.next()?.parse().ok()?,
+            minor: numbers.next()?.parse().ok()?,
+        })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
     }
 }
 

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::process::Identity;
 use crate::span::Span;
 use crate::spec::{AgentDevice, Backing, MemoryMode, Rebind, VmSpec};
 
@@ -44,15 +45,6 @@ pub trait Hypervisor: Send + Sync {
         spec: &VmSpec,
         rebind: &Rebind,
     ) -> Result<Box<dyn Vm>, Error>;
-
-    /// Takes over a VM whose owner went away, after checking that the process
-    /// is the recorded one.
-    ///
-    /// # Errors
-    /// [`Error::Identity`] when it is gone or another one; [`Error::Monitor`]
-    /// when it does not answer, for instance because its owner still holds its
-    /// control socket. The process is left alone in either case.
-    async fn adopt(&self, record: &VmRecord) -> Result<Box<dyn Vm>, Error>;
 }
 
 /// A VM. Dropping it leaves the VM as it is; its record adopts it again.
@@ -123,6 +115,36 @@ pub trait Vm: Send + Sync {
 
     /// The leaf steps of the last verb, for a new VM those of its making.
     fn spans(&self) -> Vec<Span>;
+}
+
+/// How long a verb may take inside the VMM. Generous: they only decide when a
+/// VMM counts as hung, and a host may itself be an emulated one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// From execve to the first answer on the control socket.
+    pub start: Duration,
+    /// Any single command that is not one of the others.
+    pub command: Duration,
+    /// Loading kernel and initrd, making the devices, starting the CPUs, where
+    /// that is a command.
+    pub boot: Duration,
+    /// Writing a state. RAM that is no shared file is written too, so this grows
+    /// with it.
+    pub save: Duration,
+    /// Loading a state. RAM that is copied is read, so this grows with it.
+    pub load: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            start: Duration::from_secs(15),
+            command: Duration::from_secs(10),
+            boot: Duration::from_secs(60),
+            save: Duration::from_secs(120),
+            load: Duration::from_secs(60),
+        }
+    }
 }
 
 /// How guest code is executed.
@@ -305,4 +327,21 @@ pub struct VmRecord {
     pub memory: Backing,
     /// Its standard error.
     pub log: PathBuf,
+}
+
+impl VmRecord {
+    /// The record of a VM of this driver that was just made from a spec.
+    pub(crate) fn new(driver: &str, process: &Identity, spec: &VmSpec) -> Self {
+        Self {
+            driver: driver.to_owned(),
+            pid: process.pid,
+            start_time: process.start_time,
+            boot_id: process.boot_id.clone(),
+            monitor: spec.monitor.clone(),
+            console: spec.console.clone(),
+            agent: spec.agent.clone(),
+            memory: spec.memory.backing.clone(),
+            log: spec.log.clone(),
+        }
+    }
 }

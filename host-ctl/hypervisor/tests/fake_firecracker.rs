@@ -16,10 +16,10 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hypervisor::firecracker::{Deadlines, Firecracker, Probe, probe};
+use hypervisor::firecracker::{Firecracker, Probe, probe};
 use hypervisor::{
-    AgentDevice, Backing, Disk, Error, Hypervisor, Memory, MemoryMode, MonitorError, Nic,
-    NicBackend, Rebind, VmExit, VmSpec,
+    AgentDevice, Backing, Deadlines, Disk, Error, Hypervisor, Memory, MemoryMode, MonitorError,
+    Nic, NicBackend, Rebind, VmExit, VmSpec,
 };
 use serde_json::json;
 use tempfile::TempDir;

@@ -19,7 +19,9 @@ pub use call::{CallFailed, explain};
 pub use cpu::{cpu, tsc_khz};
 pub use lock::{Holder, Lock, LockError};
 pub use process::{ProcessError, ProcessIdentity};
-pub use record::{RECORD_LIMIT, RecordError, RecordHead, Stage, read_record, write_record};
+pub use record::{
+    RECORD_LIMIT, RecordError, RecordHead, Stage, read_record, write_record, write_shared_record,
+};
 pub use ring::Ring;
 pub use run_directory::{RunDirectory, RunDirectoryError, sandboxes};
 pub use sweep::{Action, Finding, sweep};

@@ -14,6 +14,7 @@ use thiserror::Error;
 use super::call::{CallFailed, failed};
 use super::network::TapRecord;
 use super::process::ProcessIdentity;
+use crate::config::{hexadecimal, random_bytes};
 
 /// Most bytes read of any record, so that a damaged one cannot fill memory.
 pub const RECORD_LIMIT: u64 = 1 << 20;
@@ -103,12 +104,44 @@ pub struct RecordHead {
 /// # Errors
 /// When a call fails; the old record is untouched then.
 pub fn write_record<T: Serialize>(path: &Path, value: &T) -> Result<(), RecordError> {
+    let text = text_of(path, value)?;
+    Ok(replace(path, &text, 0o600, Durability::Process)?)
+}
+
+/// The same for a record that several may write at once, each of them the same
+/// as far as it matters: whoever renames last counts. A kill in between leaves a
+/// file beside it.
+///
+/// # Errors
+/// When a call fails; the old record is untouched then.
+pub fn write_shared_record<T: Serialize>(path: &Path, value: &T) -> Result<(), RecordError> {
+    let text = text_of(path, value)?;
+    let random = random_bytes::<8>().map_err(failed("getrandom", path))?;
+    let temporary = temporary_name(path, &format!(".{}.new", hexadecimal(&random)));
+    Ok(replace_by(
+        &temporary,
+        path,
+        &text,
+        0o600,
+        Durability::Process,
+    )?)
+}
+
+fn text_of<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, RecordError> {
     let mut text = serde_json::to_vec_pretty(value).map_err(|source| RecordError::Serialize {
         path: path.to_owned(),
         source,
     })?;
     text.push(b'\n');
-    Ok(replace(path, &text, 0o600, Durability::Process)?)
+    Ok(text)
+}
+
+/// A hidden name beside a file.
+fn temporary_name(path: &Path, end: &str) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(end);
+    path.with_file_name(name)
 }
 
 /// Reads a record of at most [`RECORD_LIMIT`] bytes, following no symlink.
@@ -170,12 +203,18 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(
 /// Replaces a file as a whole. The temporary name is fixed, so that a kill in
 /// between leaves at most one, which the next write takes over.
 fn replace(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> Result<(), CallFailed> {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".new");
-    let temporary = path.with_file_name(name);
-    let written = write_new(&temporary, bytes, mode, durability).and_then(|()| {
-        fs::rename(&temporary, path).map_err(failed("rename", path))?;
+    replace_by(&temporary_name(path, ".new"), path, bytes, mode, durability)
+}
+
+fn replace_by(
+    temporary: &Path,
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    durability: Durability,
+) -> Result<(), CallFailed> {
+    let written = write_new(temporary, bytes, mode, durability).and_then(|()| {
+        fs::rename(temporary, path).map_err(failed("rename", path))?;
         match durability {
             Durability::Process => Ok(()),
             Durability::Host => sync_directory(path.parent().unwrap_or(Path::new("/"))),
@@ -183,7 +222,7 @@ fn replace(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> Resu
     });
     if written.is_err() {
         // The first failure is what counts; a full disk is freed again.
-        let _ = fs::remove_file(&temporary);
+        let _ = fs::remove_file(temporary);
     }
     written
 }
@@ -266,6 +305,24 @@ mod tests {
             read_record::<RecordHead>(&path),
             Err(RecordError::Missing(_))
         ));
+    }
+
+    #[test]
+    fn two_who_write_one_record_at_once_leave_a_whole_one_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record.json");
+        std::thread::scope(|scope| {
+            for writer in ["one", "other"] {
+                let path = &path;
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        write_shared_record(path, &writer.repeat(1000)).unwrap();
+                        read_record::<String>(path).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -3,11 +3,11 @@
 //! kernel), so the answer is kept and looked at again only where something it
 //! depends on has changed.
 
-use super::vmm::{UnknownVmm, Vmm};
+use super::vmm::Vmm;
 use crate::config::Paths;
-use crate::host::{read_record, write_record};
+use crate::host::{read_record, write_shared_record};
 use crate::store::Sha256;
-use hypervisor::{Capabilities, Error, Hypervisor, VmRecord, cloud_hypervisor, firecracker, qemu};
+use hypervisor::{Capabilities, Deadlines, Error, Hypervisor, cloud_hypervisor, firecracker, qemu};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -23,15 +23,6 @@ pub enum DriverError {
         /// What its probe said.
         #[source]
         source: Error,
-    },
-    /// A record names a driver that this program does not know.
-    #[error("driver {name:?}")]
-    Unknown {
-        /// The name.
-        name: String,
-        /// What is known.
-        #[source]
-        source: UnknownVmm,
     },
 }
 
@@ -95,22 +86,6 @@ pub async fn fresh_driver(
     find(vmm, kernel, &Kept::nowhere()).await
 }
 
-/// The driver a recorded VM is adopted with: what differs between kernels does
-/// not matter to a VM that runs.
-///
-/// # Errors
-/// When the record's driver is unknown, or its VMM cannot be used.
-pub async fn adopting_driver(record: &VmRecord) -> Result<Box<dyn Hypervisor>, DriverError> {
-    let vmm = record
-        .driver
-        .parse()
-        .map_err(|source| DriverError::Unknown {
-            name: record.driver.clone(),
-            source,
-        })?;
-    Ok(fresh_driver(vmm, None).await?.hypervisor)
-}
-
 async fn find(
     vmm: Vmm,
     kernel: Option<GuestKernel<'_>>,
@@ -134,13 +109,13 @@ async fn find_qemu(kernel: Option<GuestKernel<'_>>, kept: &Kept) -> Result<Drive
     let found = qemu::probe(&request, known.as_ref()).await?;
     kept.update(known.as_ref(), &found);
     Ok(Driver {
-        hypervisor: Box::new(qemu::Qemu::new(&found, qemu::Deadlines::default())),
+        hypervisor: Box::new(qemu::Qemu::new(&found, Deadlines::default())),
         program: found.program,
     })
 }
 
 async fn find_cloud_hypervisor(kept: &Kept) -> Result<Driver, Error> {
-    use cloud_hypervisor::{CloudHypervisor, Deadlines, probe};
+    use cloud_hypervisor::{CloudHypervisor, probe};
     let known = kept.read();
     let found = probe(None, known.as_ref()).await?;
     kept.update(known.as_ref(), &found);
@@ -151,7 +126,7 @@ async fn find_cloud_hypervisor(kept: &Kept) -> Result<Driver, Error> {
 }
 
 async fn find_firecracker(kept: &Kept) -> Result<Driver, Error> {
-    use firecracker::{Deadlines, Firecracker, probe};
+    use firecracker::{Firecracker, probe};
     let known = kept.read();
     let found = probe(None, known.as_ref()).await?;
     kept.update(known.as_ref(), &found);
@@ -177,7 +152,7 @@ impl Kept {
     fn update<T: Serialize + PartialEq>(&self, known: Option<&T>, found: &T) {
         if known != Some(found) && !self.0.as_os_str().is_empty() {
             // What could not be kept costs time the next time, nothing else.
-            let _ = write_record(&self.0, found);
+            let _ = write_shared_record(&self.0, found);
         }
     }
 }

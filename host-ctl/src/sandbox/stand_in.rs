@@ -111,6 +111,28 @@ impl Vm for StandInVm {
     }
 }
 
+/// What a VMM can do that does not exist.
+pub(crate) fn capabilities() -> Capabilities {
+    Capabilities {
+        vmm: "stand-in".into(),
+        version: "1".into(),
+        accelerator: Accelerator::Tcg,
+        accelerator_reason: "a test".into(),
+        machine: "none".into(),
+        default_cpu_model: "none".into(),
+        private_memory_is_read_only: true,
+        agent_devices: AgentDevices {
+            serial: true,
+            vsock: false,
+            hybrid_vsock: false,
+        },
+        boots_on_memory_file: true,
+        saves_anonymous_memory: true,
+        memory_modes: vec![MemoryMode::CopyOnWrite],
+        console_outlives_owner: true,
+    }
+}
+
 /// A VMM whose VMs are all the same one.
 pub(crate) struct StandInVmm {
     pub(crate) vm: Arc<StandIn>,
@@ -121,24 +143,7 @@ impl StandInVmm {
     pub(crate) fn new() -> Self {
         Self {
             vm: Arc::default(),
-            capabilities: Capabilities {
-                vmm: "stand-in".into(),
-                version: "1".into(),
-                accelerator: Accelerator::Tcg,
-                accelerator_reason: "a test".into(),
-                machine: "none".into(),
-                default_cpu_model: "none".into(),
-                private_memory_is_read_only: true,
-                agent_devices: AgentDevices {
-                    serial: true,
-                    vsock: false,
-                    hybrid_vsock: false,
-                },
-                boots_on_memory_file: true,
-                saves_anonymous_memory: true,
-                memory_modes: vec![MemoryMode::CopyOnWrite],
-                console_outlives_owner: true,
-            },
+            capabilities: capabilities(),
         }
     }
 }
@@ -155,9 +160,5 @@ impl Hypervisor for StandInVmm {
 
     async fn restore(&self, _: &Path, _: &VmSpec, _: &Rebind) -> Result<Box<dyn Vm>, Error> {
         Err(Error::Unsupported("restore"))
-    }
-
-    async fn adopt(&self, _record: &VmRecord) -> Result<Box<dyn Vm>, Error> {
-        Err(Error::Unsupported("adopt"))
     }
 }

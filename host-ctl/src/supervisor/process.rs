@@ -8,12 +8,11 @@ use super::server::{ServeError, Sockets, Supervised};
 use crate::config::{ConfigError, Paths, SandboxId};
 use crate::host::{LockError, ProcessIdentity, RunDirectory, RunDirectoryError, Stage, explain};
 use crate::sandbox::agent::address;
-use crate::sandbox::driver::adopting_driver;
 use crate::sandbox::link::AgentLink;
 use crate::sandbox::network::detach;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::State;
-use hypervisor::VmState;
+use hypervisor::{Deadlines, VmState};
 use rustix::io::Errno;
 use std::fs::OpenOptions;
 use std::future::pending;
@@ -150,11 +149,7 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
             });
         }
     };
-    let driver = adopting_driver(recorded)
-        .await
-        .map_err(|error| failed(&error))?;
-    let vm = driver
-        .adopt(recorded)
+    let vm = hypervisor::adopt(recorded, Deadlines::default())
         .await
         .map_err(|error| failed(&error))?;
     let info = vm.info().await.map_err(|error| failed(&error))?;

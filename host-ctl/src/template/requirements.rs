@@ -213,9 +213,9 @@ fn container(saved: &SavedContainer) -> ContainerPlan {
 mod tests {
     use super::*;
     use crate::config::Paths;
+    use crate::sandbox::stand_in;
     use crate::sandbox::vmm::Vmm;
     use crate::store::compare;
-    use hypervisor::{AgentDevices, MemoryMode};
 
     fn spec() -> SandboxSpec {
         SandboxSpec {
@@ -240,21 +240,7 @@ mod tests {
     fn capabilities() -> Capabilities {
         Capabilities {
             vmm: "qemu".into(),
-            version: "7.2".into(),
-            accelerator: Accelerator::Tcg,
-            accelerator_reason: "none".into(),
-            machine: "q35".into(),
-            default_cpu_model: "max".into(),
-            private_memory_is_read_only: false,
-            agent_devices: AgentDevices {
-                serial: true,
-                vsock: false,
-                hybrid_vsock: false,
-            },
-            boots_on_memory_file: true,
-            saves_anonymous_memory: true,
-            memory_modes: vec![MemoryMode::CopyOnWrite],
-            console_outlives_owner: true,
+            ..stand_in::capabilities()
         }
     }
 

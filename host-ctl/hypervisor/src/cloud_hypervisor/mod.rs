@@ -34,16 +34,15 @@ mod vm;
 mod vmm;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use async_trait::async_trait;
 
 use crate::error::Error;
-use crate::process::{Identity, Process};
 use crate::spec::{AgentDevice, Backing, MemoryMode, NicBackend, Rebind, VmSpec};
-use crate::vm::{Accelerator, AgentDevices, Capabilities, Hypervisor, Vm, VmRecord};
+use crate::vm::{Accelerator, AgentDevices, Capabilities, Deadlines, Hypervisor, Vm};
 
 pub use probe::{Probe, Version, probe};
+pub(crate) use vm::adopt;
 
 /// The driver's name in records.
 pub const DRIVER: &str = "cloud-hypervisor";
@@ -60,34 +59,6 @@ const CPU_MODEL: &str = "host";
 /// The longest path of a socket that the VMM binds: `sun_path` has 108 bytes,
 /// the last of which is zero (unix(7)).
 const LONGEST_SOCKET: usize = 107;
-
-/// How long a verb may take inside the VMM. Generous: they only decide when a
-/// VMM counts as hung, and a host may itself be an emulated one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deadlines {
-    /// From execve to the first answer on the control socket.
-    pub start: Duration,
-    /// Any single request that is not one of the others.
-    pub command: Duration,
-    /// Loading kernel and initrd, making the devices, starting the CPUs.
-    pub boot: Duration,
-    /// Writing a state. Private RAM is written too, so this grows with it.
-    pub save: Duration,
-    /// Loading a state. RAM that is copied is read, so this grows with it.
-    pub load: Duration,
-}
-
-impl Default for Deadlines {
-    fn default() -> Self {
-        Self {
-            start: Duration::from_secs(15),
-            command: Duration::from_secs(10),
-            boot: Duration::from_secs(60),
-            save: Duration::from_secs(60),
-            load: Duration::from_secs(60),
-        }
-    }
-}
 
 /// Cloud Hypervisor on this host.
 #[derive(Debug, Clone)]
@@ -230,17 +201,5 @@ impl Hypervisor for CloudHypervisor {
         self.check(&spec)?;
         let mode = self.memory_mode(rebind.memory_mode, &spec.memory.backing)?;
         Ok(Box::new(making::restore(self, &spec, state, mode).await?))
-    }
-
-    async fn adopt(&self, record: &VmRecord) -> Result<Box<dyn Vm>, Error> {
-        if record.driver != DRIVER {
-            return Err(Error::Unsupported("adopting another driver's vm"));
-        }
-        let process = Process::adopt(&Identity {
-            pid: record.pid,
-            start_time: record.start_time,
-            boot_id: record.boot_id.clone(),
-        })?;
-        Ok(Box::new(vm::adopt(self.deadlines, record, process).await?))
     }
 }

@@ -1,7 +1,6 @@
 //! Which Cloud Hypervisor there is, and whether it can be used here.
 
-use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,13 +13,14 @@ use super::vmm::path;
 use crate::error::{Error, quote};
 use crate::log::last_line;
 use crate::process::{Launch, Process, landlock_version, spawn};
-use crate::program::{FileIdentity, find, unusable};
+use crate::program::{FileIdentity, KVM, find, open_kvm, unusable};
 use crate::rest::{Request, RestVmm};
 use crate::socket::Listener;
 
+pub use crate::program::Version;
+
 /// The program's name on PATH.
 const PROGRAM: &str = "cloud-hypervisor";
-const KVM: &str = "/dev/kvm";
 /// What loads RAM on demand without a privilege (userfaultfd(2), Linux 6.1).
 const USERFAULTFD: &str = "/dev/userfaultfd";
 /// How long it may take to start and to answer: it opens /dev/kvm and no more.
@@ -33,21 +33,6 @@ const OLDEST: Version = Version {
 /// The version of Landlock without which the VMM confines itself to nothing and
 /// fails (vmm/src/landlock.rs of Cloud Hypervisor); Linux 6.2.
 const OLDEST_LANDLOCK: u32 = 3;
-
-/// A version; patch levels are not distinguished.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Version {
-    /// Major version.
-    pub major: u16,
-    /// Minor version.
-    pub minor: u16,
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
 
 /// What was found. It can be kept and given to the next [`probe`], which does
 /// not start the program again while that is the same.
@@ -78,8 +63,7 @@ pub struct Probe {
 pub async fn probe(program: Option<&Path>, known: Option<&Probe>) -> Result<Probe, Error> {
     let program = find(program, "CLOUD_HYPERVISOR", PROGRAM)?;
     let identity = FileIdentity::of(&program)?;
-    let opened = open(KVM);
-    opened.map_err(|error| unusable(&program, format!("open {KVM}: {error}")))?;
+    open_kvm().map_err(|error| unusable(&program, format!("open {KVM}: {error}")))?;
     let known = known.filter(|known| known.program == program && known.identity == identity);
     let (version, version_text) = match known {
         Some(known) => (known.version, known.version_text.clone()),
@@ -89,14 +73,14 @@ pub async fn probe(program: Option<&Path>, known: Option<&Probe>) -> Result<Prob
         program,
         version,
         version_text,
-        loads_on_demand: open(USERFAULTFD).is_ok(),
+        loads_on_demand: OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(USERFAULTFD)
+            .is_ok(),
         confines_files: landlock_version() >= OLDEST_LANDLOCK,
         identity,
     })
-}
-
-fn open(device: &str) -> std::io::Result<File> {
-    OpenOptions::new().read(true).write(true).open(device)
 }
 
 /// Starts it, without a VM, and asks who it is.
@@ -145,11 +129,7 @@ async fn ask(program: &Path) -> Result<(Version, String), Error> {
 
 /// `{"build_version": "v53.0", "version": "53.0.0", ...}`.
 fn parse(answer: &Value) -> Option<(Version, String)> {
-    let mut numbers = answer["version"].as_str()?.split('.');
-    let version = Version {
-        major: numbers.next()?.parse().ok()?,
-        minor: numbers.next()?.parse().ok()?,
-    };
+    let version = Version::parse(answer["version"].as_str()?)?;
     let text = answer["build_version"].as_str()?;
     Some((version, quote(text)))
 }

@@ -6,22 +6,21 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde_json::json;
-use tokio::time::timeout;
 
+use super::DRIVER;
 use super::config::directory_url;
 use super::files::{Files, is_free};
 use super::launch::Started;
 use super::vmm::{Vmm, path, refused};
-use super::{DRIVER, Deadlines};
 use crate::error::Error;
 use crate::process::Process;
 use crate::rest::{Request, RestVmm};
 use crate::span::{Span, Timeline, now};
 use crate::spec::{Backing, VmSpec};
-use crate::vm::{Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
+use crate::vm::{Deadlines, Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
 
 /// A virtual machine of Cloud Hypervisor's.
-pub(super) struct ChVm {
+pub(crate) struct ChVm {
     vmm: Vmm,
     files: Files,
     record: VmRecord,
@@ -33,18 +32,7 @@ impl ChVm {
     /// Settles a VMM that was started.
     pub(super) fn new(started: Started, spec: &VmSpec) -> Self {
         let vmm = started.settle();
-        let identity = vmm.rest.process.identity();
-        let record = VmRecord {
-            driver: DRIVER.to_owned(),
-            pid: identity.pid,
-            start_time: identity.start_time,
-            boot_id: identity.boot_id.clone(),
-            monitor: spec.monitor.clone(),
-            console: spec.console.clone(),
-            agent: spec.agent.clone(),
-            memory: spec.memory.backing.clone(),
-            log: spec.log.clone(),
-        };
+        let record = VmRecord::new(DRIVER, vmm.rest.process.identity(), spec);
         Self {
             files: Files::of(&spec.monitor),
             vmm,
@@ -172,17 +160,17 @@ impl Vm for ChVm {
     async fn shutdown(&self, deadline: Duration) -> Result<VmExit, Error> {
         self.vmm.timeline.restart();
         let begun = now();
-        let powered_down = async {
+        let asked = async {
             // A VMM that does not answer is killed like one that takes too long.
             if self.state("shutdown").await.ok()? != VmState::Running {
                 return None;
             }
             let request = Request::put(path::POWER_BUTTON, None);
             let deadline = self.vmm.deadlines.command;
-            self.vmm.ask("shutdown", request, deadline).await.ok()?;
-            self.vmm.rest.process.exited().await.ok()
+            let pressed = self.vmm.ask("shutdown", request, deadline).await;
+            pressed.ok().map(drop)
         };
-        if let Ok(Some(exit)) = timeout(deadline, powered_down).await {
+        if let Some(exit) = self.vmm.rest.process.ended_within(deadline, asked).await {
             self.vmm.timeline.since("exit", begun);
             self.files.remove();
             return Ok(exit);
@@ -209,10 +197,10 @@ impl Vm for ChVm {
 }
 
 /// Takes over a VMM whose process was identified.
-pub(super) async fn adopt(
-    deadlines: Deadlines,
+pub(crate) async fn adopt(
     record: &VmRecord,
     process: Process,
+    deadlines: Deadlines,
 ) -> Result<ChVm, Error> {
     let vmm = Vmm {
         rest: RestVmm {

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::Deadlines;
 use crate::error::{Error, MonitorError};
 use crate::rest::{Request, RestVmm};
 use crate::span::{Timeline, now};
-use crate::vm::VmState;
+use crate::vm::{Deadlines, VmState};
 
 /// Its requests. The version of its interface has never changed.
 pub(super) mod path {

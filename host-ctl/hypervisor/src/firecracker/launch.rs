@@ -16,6 +16,7 @@ use super::request::{
     arguments,
 };
 use super::{Firecracker, MEMORY_FILE, STATE_FILE};
+use crate::answer::ended;
 use crate::error::Error;
 use crate::log::open_log;
 use crate::process::{Launch, Process, spawn};
@@ -202,7 +203,7 @@ async fn wait_for_socket(
         while connect_at(&vmm.socket).is_err() {
             tokio::select! {
                 happened = arrival.next() => happened?,
-                exit = vmm.process.exited() => return Err(vmm.ended("start", exit?)),
+                exit = vmm.process.exited() => return Err(ended(&vmm.log, "start", exit?)),
             }
         }
         Ok(())

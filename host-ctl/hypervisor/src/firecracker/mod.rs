@@ -29,14 +29,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::error::Error;
-use crate::process::{Identity, Process};
 use crate::rest::Request;
 use crate::spec::{Backing, MemoryMode, Rebind, VmSpec};
-use crate::vm::{Accelerator, AgentDevices, Capabilities, Hypervisor, Vm, VmRecord};
+use crate::vm::{Accelerator, AgentDevices, Capabilities, Deadlines, Hypervisor, Vm};
 use launch::{Start, Started, agent_of, launch};
 use vm::FirecrackerVm;
 
 pub use probe::{Probe, Version, probe};
+pub(crate) use vm::adopt;
 
 /// The driver's name in records.
 pub const DRIVER: &str = "firecracker";
@@ -46,31 +46,6 @@ pub const STATE_FILE: &str = "state";
 
 /// The file of a saved VM's RAM, next to the state.
 pub const MEMORY_FILE: &str = "memory";
-
-/// How long a verb may take inside the VMM. Generous: they only decide when a
-/// VMM counts as hung, and a host under emulation may be slow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deadlines {
-    /// From execve to a control socket, and from there to a guest that runs.
-    pub start: Duration,
-    /// Any single command.
-    pub command: Duration,
-    /// Writing a state and all RAM, to the disk itself.
-    pub save: Duration,
-    /// Loading a state.
-    pub load: Duration,
-}
-
-impl Default for Deadlines {
-    fn default() -> Self {
-        Self {
-            start: Duration::from_secs(15),
-            command: Duration::from_secs(5),
-            save: Duration::from_secs(120),
-            load: Duration::from_secs(60),
-        }
-    }
-}
 
 /// Firecracker on this host.
 #[derive(Debug, Clone)]
@@ -178,7 +153,7 @@ impl Hypervisor for Firecracker {
         }
         let requests = request::boot(spec, agent_of(spec)?.1)?;
         let started = launch(self, spec, Start::Boot).await?;
-        self.ask_all("boot", &started, requests, self.deadlines.start)
+        self.ask_all("boot", &started, requests, self.deadlines.boot)
             .await?;
         Ok(Box::new(FirecrackerVm::new(
             started,
@@ -214,17 +189,5 @@ impl Hypervisor for Firecracker {
             self.deadlines,
             true,
         )))
-    }
-
-    async fn adopt(&self, record: &VmRecord) -> Result<Box<dyn Vm>, Error> {
-        if record.driver != DRIVER {
-            return Err(Error::Unsupported("adopting another driver's vm"));
-        }
-        let process = Process::adopt(&Identity {
-            pid: record.pid,
-            start_time: record.start_time,
-            boot_id: record.boot_id.clone(),
-        })?;
-        Ok(Box::new(vm::adopt(self.deadlines, record, process).await?))
     }
 }

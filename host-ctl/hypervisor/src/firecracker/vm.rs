@@ -8,22 +8,22 @@ use async_trait::async_trait;
 use serde_json::json;
 use tokio::time::timeout;
 
+use super::DRIVER;
 use super::console::Relay;
 use super::launch::{Saving, Sockets, Started};
 use super::request::{MONITOR_DIRECTORY, inherited};
-use super::{DRIVER, Deadlines};
 use crate::error::{Error, MonitorError};
 use crate::process::Process;
 use crate::rest::{Request, RestVmm};
 use crate::span::{Span, Timeline, now};
 use crate::spec::{VmSpec, clean_path};
-use crate::vm::{Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
+use crate::vm::{Deadlines, Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
 
 /// How long the console's task may take to notice that its VMM is gone.
 const CONSOLE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A virtual machine of Firecracker's.
-pub(super) struct FirecrackerVm {
+pub(crate) struct FirecrackerVm {
     vmm: RestVmm,
     deadlines: Deadlines,
     record: VmRecord,
@@ -45,18 +45,7 @@ impl FirecrackerVm {
         restored: bool,
     ) -> Self {
         let (vmm, timeline, console) = started.settle();
-        let identity = vmm.process.identity();
-        let record = VmRecord {
-            driver: DRIVER.to_owned(),
-            pid: identity.pid,
-            start_time: identity.start_time,
-            boot_id: identity.boot_id.clone(),
-            monitor: spec.monitor.clone(),
-            console: spec.console.clone(),
-            agent: spec.agent.clone(),
-            memory: spec.memory.backing.clone(),
-            log: spec.log.clone(),
-        };
+        let record = VmRecord::new(DRIVER, vmm.process.identity(), spec);
         Self {
             vmm,
             deadlines,
@@ -216,18 +205,17 @@ impl Vm for FirecrackerVm {
     async fn shutdown(&self, deadline: Duration) -> Result<VmExit, Error> {
         self.timeline.restart();
         let begun = now();
-        let pressed = async {
+        let asked = async {
             // A VMM that does not answer is killed like one that takes too long.
             if self.state("shutdown").await.ok()? != VmState::Running {
                 return None;
             }
             let keys = Request::put("/actions", Some(json!({"action_type": "SendCtrlAltDel"})));
-            self.ask("shutdown", keys).await.ok()?;
-            self.vmm.process.exited().await.ok()
+            self.ask("shutdown", keys).await.ok()
         };
-        let exit = timeout(deadline, pressed).await;
+        let exit = self.vmm.process.ended_within(deadline, asked).await;
         self.timeline.since("SendCtrlAltDel", begun);
-        if let Ok(Some(exit)) = exit {
+        if let Some(exit) = exit {
             self.clear().await;
             return Ok(exit);
         }
@@ -270,10 +258,10 @@ pub(super) fn in_its_words(verb: &'static str, error: Error) -> Error {
 }
 
 /// Connects to a Firecracker whose process was identified.
-pub(super) async fn adopt(
-    deadlines: Deadlines,
+pub(crate) async fn adopt(
     record: &VmRecord,
     process: Process,
+    deadlines: Deadlines,
 ) -> Result<FirecrackerVm, Error> {
     let vm = FirecrackerVm {
         vmm: RestVmm {

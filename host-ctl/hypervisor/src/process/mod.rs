@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 use crate::error::Error;
-use crate::vm::VmExit;
+use crate::vm::{VmExit, VmRecord};
 
 pub(crate) use identity::Identity;
 pub(crate) use kernel::{landlock_version, open_taps};
@@ -54,9 +54,14 @@ impl Process {
         followed
     }
 
-    /// Follows the process that `wanted` describes, and no other that might
-    /// have its number by now.
-    pub(crate) fn adopt(wanted: &Identity) -> Result<Self, Error> {
+    /// Follows the process of a record, and no other that might have its number
+    /// by now.
+    pub(crate) fn of_record(record: &VmRecord) -> Result<Self, Error> {
+        let wanted = Identity {
+            pid: record.pid,
+            start_time: record.start_time,
+            boot_id: record.boot_id.clone(),
+        };
         let gone = |difference| Error::Identity {
             pid: wanted.pid,
             difference,
@@ -112,6 +117,20 @@ impl Process {
         })?;
         ready.retain_ready();
         self.reap()
+    }
+
+    /// Its end, if that comes within the deadline of its having been asked for;
+    /// `asked` gives none where nothing was.
+    pub(crate) async fn ended_within(
+        &self,
+        deadline: Duration,
+        asked: impl Future<Output = Option<()>>,
+    ) -> Option<VmExit> {
+        let ended = async {
+            asked.await?;
+            self.exited().await.ok()
+        };
+        timeout(deadline, ended).await.ok().flatten()
     }
 
     /// Kills and reaps; one that is gone already is no error.

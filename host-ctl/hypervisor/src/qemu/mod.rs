@@ -15,49 +15,23 @@ mod vm;
 mod vmm;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use async_trait::async_trait;
 
 use crate::error::Error;
-use crate::process::{Identity, Process};
 use crate::spec::{AgentDevice, Backing, MemoryMode, Rebind, VmSpec};
-use crate::vm::{AgentDevices, Capabilities, Hypervisor, Vm, VmRecord};
+use crate::vm::{AgentDevices, Capabilities, Deadlines, Hypervisor, Vm};
 
 pub use command_line::{Descriptors, Platform, Start, arguments};
 pub use floor::RestoreInput;
 pub use probe::{AcceleratorProbe, Probe, ProbeRequest, Version, probe};
+pub(crate) use vm::adopt;
 
 /// The driver's name in records.
 pub const DRIVER: &str = "qemu";
 
 /// The file of a saved state, next to the memory file if there is one.
 pub const STATE_FILE: &str = "state";
-
-/// How long a verb may take inside the VMM. Generous: they only decide when a
-/// VMM counts as hung, and a host under emulation may be slow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deadlines {
-    /// From execve to the first answer on the control socket.
-    pub start: Duration,
-    /// Any single command.
-    pub command: Duration,
-    /// Writing a state. Private RAM is written too, so this grows with it.
-    pub save: Duration,
-    /// Loading a state.
-    pub load: Duration,
-}
-
-impl Default for Deadlines {
-    fn default() -> Self {
-        Self {
-            start: Duration::from_secs(15),
-            command: Duration::from_secs(5),
-            save: Duration::from_secs(60),
-            load: Duration::from_secs(60),
-        }
-    }
-}
 
 /// QEMU on this host.
 #[derive(Debug, Clone)]
@@ -170,17 +144,5 @@ impl Hypervisor for Qemu {
         Ok(Box::new(
             incoming::restore(self, &spec, state, started).await?,
         ))
-    }
-
-    async fn adopt(&self, record: &VmRecord) -> Result<Box<dyn Vm>, Error> {
-        if record.driver != DRIVER {
-            return Err(Error::Unsupported("adopting another driver's vm"));
-        }
-        let process = Process::adopt(&Identity {
-            pid: record.pid,
-            start_time: record.start_time,
-            boot_id: record.boot_id.clone(),
-        })?;
-        Ok(Box::new(vm::adopt(self.deadlines, record, process).await?))
     }
 }

@@ -8,17 +8,17 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use super::DRIVER;
 use super::command_line::AGENT_ID;
 use super::launch::{Started, create_state};
 use super::qmp::{Command, Event, Monitor};
 use super::vmm::{STATE_NAME, Vmm, migration_capabilities, migration_end};
-use super::{DRIVER, Deadlines};
 use crate::error::Error;
 use crate::process::Process;
 use crate::socket::connect_at;
 use crate::span::{Span, Timeline, now};
 use crate::spec::{AgentDevice, Backing, VmSpec};
-use crate::vm::{Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
+use crate::vm::{Deadlines, Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
 
 /// Bytes a second for writing a state: without a limit in effect, since nothing
 /// else waits for the disk and the guest is stopped (QEMU's own limit is 128 MiB).
@@ -29,7 +29,7 @@ const MOST_BANDWIDTH: u64 = 1 << 40;
 const AFTER_SAVE: &str = "postmigrate";
 
 /// A virtual machine of QEMU's.
-pub(super) struct QemuVm {
+pub(crate) struct QemuVm {
     vmm: Vmm,
     record: VmRecord,
     /// Whether the memory file belongs to a saved state now.
@@ -41,18 +41,7 @@ impl QemuVm {
     /// Settles a QEMU that was started.
     pub(super) fn new(started: Started, spec: &VmSpec) -> Self {
         let (vmm, timeline) = started.settle();
-        let identity = vmm.process.identity();
-        let record = VmRecord {
-            driver: DRIVER.to_owned(),
-            pid: identity.pid,
-            start_time: identity.start_time,
-            boot_id: identity.boot_id.clone(),
-            monitor: spec.monitor.clone(),
-            console: spec.console.clone(),
-            agent: spec.agent.clone(),
-            memory: spec.memory.backing.clone(),
-            log: spec.log.clone(),
-        };
+        let record = VmRecord::new(DRIVER, vmm.process.identity(), spec);
         Self {
             vmm,
             record,
@@ -250,18 +239,15 @@ impl Vm for QemuVm {
     async fn shutdown(&self, deadline: Duration) -> Result<VmExit, Error> {
         self.timeline.restart();
         let begun = now();
-        let powered_down = async {
+        let asked = async {
             // A VMM that does not answer is killed like one that takes too long.
             if self.state("shutdown").await.ok()? != VmState::Running {
                 return None;
             }
-            self.vmm
-                .command("shutdown", Command::new("system_powerdown"))
-                .await
-                .ok()?;
-            self.vmm.process.exited().await.ok()
+            let button = Command::new("system_powerdown");
+            self.vmm.command("shutdown", button).await.ok().map(drop)
         };
-        if let Ok(Some(exit)) = timeout(deadline, powered_down).await {
+        if let Some(exit) = self.vmm.process.ended_within(deadline, asked).await {
             self.timeline.since("system_powerdown, exit", begun);
             return Ok(exit);
         }
@@ -330,10 +316,10 @@ pub(super) fn state_of(status: &str) -> VmState {
 }
 
 /// Connects to a QEMU whose process was identified.
-pub(super) async fn adopt(
-    deadlines: Deadlines,
+pub(crate) async fn adopt(
     record: &VmRecord,
     process: Process,
+    deadlines: Deadlines,
 ) -> Result<QemuVm, Error> {
     let timeline = Timeline::default();
     let begun = now();

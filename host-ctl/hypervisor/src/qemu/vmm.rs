@@ -7,15 +7,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::Deadlines;
 use super::qmp::{Command, Event, Events, Monitor, Reply};
+use crate::answer::answered;
 use crate::error::{Error, MonitorError, quote};
-use crate::log::last_line;
 use crate::process::Process;
-use crate::vm::VmExit;
-
-/// How long a QEMU that hung up may take to end.
-const HANG_UP: Duration = Duration::from_secs(2);
+use crate::vm::Deadlines;
 
 /// The name QEMU keeps a state's descriptor under.
 pub(super) const STATE_NAME: &str = "s";
@@ -93,31 +89,12 @@ impl Vmm {
         })?
     }
 
-    /// Waits for an answer of QEMU's, or for its end, which is told with its
-    /// last words.
     async fn alive<T>(
         &self,
         verb: &'static str,
         answer: impl Future<Output = Result<T, MonitorError>> + Send,
     ) -> Result<T, Error> {
-        let exit = tokio::select! {
-            biased;
-            answered = answer => match answered {
-                // It hangs up a moment before it ends.
-                Err(MonitorError::Closed) => match timeout(HANG_UP, self.process.exited()).await {
-                    Ok(exit) => exit?,
-                    Err(_) => return Err(MonitorError::Closed.into()),
-                },
-                answered => return Ok(answered?),
-            },
-            exit = self.process.exited() => exit?,
-        };
-        Err(self.ended(verb, exit))
-    }
-
-    fn ended(&self, verb: &'static str, exit: VmExit) -> Error {
-        let log = last_line(&self.log);
-        Error::Ended { verb, exit, log }
+        answered(&self.process, &self.log, verb, answer).await
     }
 
     /// Why the last migration failed, in QEMU's words.

@@ -15,11 +15,10 @@ use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use crate::answer::answered;
 use crate::error::{Error, MonitorError, quote};
-use crate::log::last_line;
 use crate::process::Process;
 use crate::socket::connect_at;
-use crate::vm::VmExit;
 
 /// The longest head of an answer, in bytes.
 const LONGEST_HEAD: usize = 16 << 10;
@@ -30,8 +29,6 @@ const LONGEST_BODY: usize = 1 << 20;
 /// Most descriptors of a request (SCM_MAX_FD is 253; no VM of ours has as many
 /// devices).
 const MOST_DESCRIPTORS: usize = 32;
-/// How long a VMM that hung up may take to end.
-const HANG_UP: Duration = Duration::from_secs(2);
 
 /// A request.
 #[derive(Debug, Clone)]
@@ -110,25 +107,8 @@ impl RestVmm {
         request: Request<'_>,
         deadline: Duration,
     ) -> Result<Value, Error> {
-        let exit = tokio::select! {
-            biased;
-            answered = call(&self.socket, &request, deadline) => match answered {
-                // It hangs up a moment before it ends.
-                Err(MonitorError::Closed) => match timeout(HANG_UP, self.process.exited()).await {
-                    Ok(exit) => exit?,
-                    Err(_) => return Err(MonitorError::Closed.into()),
-                },
-                answered => return Ok(answered?),
-            },
-            exit = self.process.exited() => exit?,
-        };
-        Err(self.ended(verb, exit))
-    }
-
-    /// The error of a VMM that has ended.
-    pub(crate) fn ended(&self, verb: &'static str, exit: VmExit) -> Error {
-        let log = last_line(&self.log);
-        Error::Ended { verb, exit, log }
+        let answer = call(&self.socket, &request, deadline);
+        answered(&self.process, &self.log, verb, answer).await
     }
 }
 

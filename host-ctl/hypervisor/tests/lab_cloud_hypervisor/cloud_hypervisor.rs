@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use hypervisor::cloud_hypervisor::{CloudHypervisor, Deadlines, Probe, probe};
+use hypervisor::cloud_hypervisor::{CloudHypervisor, Probe, probe};
 use hypervisor::{
-    Backing, Error, Hypervisor, MemoryMode, Nic, NicBackend, Vm, VmExit, VmSpec, VmState,
+    Backing, Deadlines, Error, Hypervisor, MemoryMode, Nic, NicBackend, Vm, VmExit, VmSpec,
+    VmState, adopt,
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -299,12 +300,12 @@ async fn a_vm_outlives_its_owner_and_is_adopted() {
     let record = vm.record();
     drop(vm);
     let record = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
-    let vm = lab.scene.driver.adopt(&record).await.unwrap();
+    let vm = adopt(&record, Deadlines::default()).await.unwrap();
     assert_eq!(vm.info().await.unwrap().state, VmState::Paused);
     vm.resume().await.unwrap();
     answers(&lab.scene.path("orphan.vsock")).await;
     vm.kill().await.unwrap();
-    let error = lab.scene.driver.adopt(&record).await.err().unwrap();
+    let error = adopt(&record, Deadlines::default()).await.err().unwrap();
     assert!(matches!(error, Error::Identity { .. }), "{error}");
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use hypervisor::cloud_hypervisor::CloudHypervisor;
 use hypervisor::{
-    AgentDevice, Backing, Disk, Error, Hypervisor, Memory, MemoryMode, Rebind, VmExit, VmSpec,
-    VmState,
+    AgentDevice, Backing, Deadlines, Disk, Error, Hypervisor, Memory, MemoryMode, Rebind, VmExit,
+    VmSpec, VmState, adopt,
 };
 
 /// RAM of the guests: enough for a distribution's kernel and the agent.
@@ -130,7 +130,7 @@ pub(crate) async fn template_and_clone(scene: &Scene) {
     // Whoever takes it over knows, too.
     let record = vm.record();
     drop(vm);
-    let vm = scene.driver.adopt(&record).await.unwrap();
+    let vm = adopt(&record, Deadlines::default()).await.unwrap();
     assert!(matches!(vm.resume().await, Err(Error::MemorySaved)));
     vm.kill().await.unwrap();
 

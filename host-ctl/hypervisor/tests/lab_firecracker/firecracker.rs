@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use hypervisor::{Disk, Error, Hypervisor, Nic, NicBackend, Vm, VmExit, VmState};
+use hypervisor::{Deadlines, Disk, Error, Hypervisor, Nic, NicBackend, Vm, VmExit, VmState, adopt};
 use tokio::time::timeout;
 
 use crate::lab::{
@@ -270,7 +270,7 @@ fn a_vm_outlives_its_owner_and_is_adopted_without_a_console() {
     // With the runtime the console's task is gone, and nobody reads the pipe.
     drop(owner);
     runtime().block_on(async {
-        let vm = lab.driver.adopt(&record).await.unwrap();
+        let vm = adopt(&record, Deadlines::default()).await.unwrap();
         assert_eq!(vm.record(), record);
         agent_answers(vm.as_ref()).await;
         vm.pause().await.unwrap();
@@ -280,7 +280,7 @@ fn a_vm_outlives_its_owner_and_is_adopted_without_a_console() {
         let saved = vm.save(&lab.path("saved")).await.unwrap();
         vm.kill().await.unwrap();
         assert!(lab.processes().is_empty());
-        let gone = lab.driver.adopt(&record).await;
+        let gone = adopt(&record, Deadlines::default()).await;
         assert!(matches!(gone, Err(Error::Identity { .. })));
         let rebind = lab.rebind("clone", saved.memory_file.as_ref().unwrap());
         let spec = lab.spec("vm");

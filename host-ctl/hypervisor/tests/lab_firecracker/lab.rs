@@ -5,8 +5,8 @@ use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hypervisor::firecracker::{Deadlines, Firecracker, probe};
-use hypervisor::{AgentDevice, Backing, Memory, Rebind, Vm, VmSpec};
+use hypervisor::firecracker::{Firecracker, probe};
+use hypervisor::{AgentDevice, Backing, Deadlines, Memory, Rebind, Vm, VmSpec};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

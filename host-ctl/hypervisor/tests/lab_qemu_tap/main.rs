@@ -11,9 +11,9 @@ mod qemu {
     use std::path::Path;
     use std::process::Command;
 
-    use hypervisor::qemu::{Deadlines, ProbeRequest, Qemu, probe};
+    use hypervisor::qemu::{ProbeRequest, Qemu, probe};
     use hypervisor::{
-        AgentDevice, Backing, Hypervisor, Memory, Nic, NicBackend, Rebind, Vm, VmSpec,
+        AgentDevice, Backing, Deadlines, Hypervisor, Memory, Nic, NicBackend, Rebind, Vm, VmSpec,
     };
 
     fn spec(directory: &Path, tap: &str) -> VmSpec {

@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hypervisor::qemu::{Deadlines, ProbeRequest, Qemu, probe};
-use hypervisor::{AgentDevice, Backing, Memory, Rebind, VmSpec};
+use hypervisor::qemu::{ProbeRequest, Qemu, probe};
+use hypervisor::{AgentDevice, Backing, Deadlines, Memory, Rebind, VmSpec};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;

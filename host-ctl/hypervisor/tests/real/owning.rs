@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use hypervisor::qemu::{Deadlines, ProbeRequest, Qemu, probe};
-use hypervisor::{Accelerator, Backing, Error, Hypervisor, MonitorError, VmExit, VmState};
+use hypervisor::qemu::{ProbeRequest, Qemu, probe};
+use hypervisor::{
+    Accelerator, Backing, Deadlines, Error, Hypervisor, MonitorError, VmExit, VmState, adopt,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::timeout;
 
@@ -65,7 +67,7 @@ async fn a_vm_outlives_its_owner_and_is_adopted_in_the_state_it_is_in() {
     let record = vm.record();
     drop(vm);
     let record = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
-    let vm = lab.driver.adopt(&record).await.unwrap();
+    let vm = adopt(&record, Deadlines::default()).await.unwrap();
     assert_eq!(vm.info().await.unwrap().state, VmState::Paused);
     vm.resume().await.unwrap();
     assert_eq!(vm.info().await.unwrap().state, VmState::Running);
@@ -80,16 +82,11 @@ async fn a_vm_that_has_an_owner_is_not_adopted() {
         .boot(&lab.spec("owned", Backing::Anonymous))
         .await
         .unwrap();
-    let found = probe(&EMULATION, None).await.unwrap();
     let short = Deadlines {
         command: Duration::from_millis(300),
         ..Deadlines::default()
     };
-    let error = Qemu::new(&found, short)
-        .adopt(&vm.record())
-        .await
-        .err()
-        .unwrap();
+    let error = adopt(&vm.record(), short).await.err().unwrap();
     assert!(
         matches!(error, Error::Monitor(MonitorError::Silent { .. })),
         "{error}"
@@ -141,12 +138,12 @@ async fn another_process_with_the_recorded_number_is_not_adopted_nor_touched() {
     wrong[2].pid = i32::try_from(std::process::id()).unwrap();
     wrong[3].pid = 0;
     for record in wrong {
-        let error = lab.driver.adopt(&record).await.err().unwrap();
+        let error = adopt(&record, Deadlines::default()).await.err().unwrap();
         assert!(matches!(error, Error::Identity { .. }), "{error}");
     }
     assert_eq!(vm.info().await.unwrap().state, VmState::Running);
     vm.kill().await.unwrap();
-    let error = lab.driver.adopt(&record).await.err().unwrap();
+    let error = adopt(&record, Deadlines::default()).await.err().unwrap();
     assert!(matches!(error, Error::Identity { .. }), "{error}");
 }
 

@@ -4,7 +4,9 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use hypervisor::{Backing, Disk, Error, Hypervisor, Nic, NicBackend, VmExit, VmSpec, VmState};
+use hypervisor::{
+    Backing, Deadlines, Disk, Error, Hypervisor, Nic, NicBackend, VmExit, VmSpec, VmState, adopt,
+};
 
 use crate::lab::{Console, Lab, digest, skipped};
 
@@ -172,7 +174,7 @@ async fn a_vm_whose_memory_was_saved_never_runs_again() {
     // Nor does it for who adopts it.
     let record = vm.record();
     drop(vm);
-    let vm = lab.driver.adopt(&record).await.unwrap();
+    let vm = adopt(&record, Deadlines::default()).await.unwrap();
     assert!(matches!(vm.resume().await, Err(Error::MemorySaved)));
     vm.kill().await.unwrap();
 }

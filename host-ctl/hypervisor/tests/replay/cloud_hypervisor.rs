@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use hypervisor::cloud_hypervisor::{CloudHypervisor, Deadlines, Probe, probe};
-use hypervisor::{Backing, Error, Hypervisor, MemoryMode, MonitorError};
+use hypervisor::cloud_hypervisor::{CloudHypervisor, Probe, probe};
+use hypervisor::{Backing, Deadlines, Error, Hypervisor, MemoryMode, MonitorError};
 use serde_json::json;
 use tempfile::TempDir;
 

@@ -91,12 +91,12 @@ impl Driver {
             Vmm::Qemu => Self::Qemu(machine::qemu().await?),
             Vmm::CloudHypervisor => {
                 let found = cloud_hypervisor::probe(None, None).await?;
-                let deadlines = cloud_hypervisor::Deadlines::default();
+                let deadlines = hypervisor::Deadlines::default();
                 Self::CloudHypervisor(CloudHypervisor::new(&found, deadlines))
             }
             Vmm::Firecracker => {
                 let found = firecracker::probe(None, None).await?;
-                let deadlines = firecracker::Deadlines::default();
+                let deadlines = hypervisor::Deadlines::default();
                 Self::Firecracker(Firecracker::new(&found, deadlines))
             }
         })

@@ -6,10 +6,10 @@
 mod guest;
 mod version;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,14 +21,13 @@ use super::request::{INITRD, KERNEL, inherited};
 use crate::error::Error;
 use crate::log::read_tail;
 use crate::process::{Launch, Process, spawn};
-use crate::program::{FileIdentity, find, unusable};
+use crate::program::{FileIdentity, KVM, KvmHost, find, open_kvm, unusable};
 
 pub(super) use version::MOVES_VSOCK;
 pub use version::Version;
 
 /// The program's name on PATH.
 const PROGRAM: &str = "firecracker";
-const DEVICE: &str = "/dev/kvm";
 /// How long the smallest guest may take: below a second, also where all of the
 /// host is emulated.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -49,35 +48,7 @@ pub struct Probe {
     /// The version of the states it writes and reads.
     pub state_format: String,
     identity: FileIdentity,
-    host: Host,
-}
-
-/// What decides whether KVM can be used.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Host {
-    /// Device number, owner and mode of /dev/kvm.
-    device: (u64, u32, u32),
-    user: u32,
-    kernel: String,
-}
-
-impl Host {
-    fn here(program: &Path) -> Result<Self, Error> {
-        // Opened, since what the mode says is not all that decides.
-        let opened = OpenOptions::new().read(true).write(true).open(DEVICE);
-        let device = opened.and_then(|device| device.metadata());
-        let device = device
-            .map_err(|error| unusable(program, format!("it needs kvm: open {DEVICE}: {error}")))?;
-        Ok(Self {
-            device: (device.rdev(), device.uid(), device.mode()),
-            user: rustix::process::geteuid().as_raw(),
-            kernel: rustix::system::uname()
-                .release()
-                .to_string_lossy()
-                .into_owned(),
-        })
-    }
+    host: KvmHost,
 }
 
 /// Finds Firecracker: the given program, or what $FIRECRACKER names, or the
@@ -101,7 +72,8 @@ pub async fn probe(program: Option<&Path>, known: Option<&Probe>) -> Result<Prob
             (asked.version, asked.text, asked.state_format)
         }
     };
-    let host = Host::here(&program)?;
+    open_kvm().map_err(|error| unusable(&program, format!("it needs kvm: open {KVM}: {error}")))?;
+    let host = KvmHost::here();
     if known.is_none_or(|known| known.host != host) {
         run_guest(&program).await?;
     }

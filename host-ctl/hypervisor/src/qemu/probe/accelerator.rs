@@ -1,9 +1,8 @@
 //! Whether KVM runs a kernel: found out by running it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,10 +14,10 @@ use super::{ProbeRequest, Version};
 use crate::error::{Error, quote};
 use crate::log::read_tail;
 use crate::process::{Launch, Process, spawn};
+use crate::program::{KVM, KvmHost, open_kvm};
 use crate::qemu::command_line::probe_arguments;
 use crate::vm::Accelerator;
 
-const DEVICE: &str = "/dev/kvm";
 /// How long the firmware may take to be heard, the start of QEMU included: half
 /// a second, but two on a busy machine that is itself emulated.
 const FIRST_SOUND: Duration = Duration::from_secs(6);
@@ -56,10 +55,7 @@ pub struct AcceleratorProbe {
 #[serde(deny_unknown_fields)]
 struct Key {
     kernel_digest: Option<String>,
-    /// Device number, owner and mode of /dev/kvm, if there is one.
-    device: Option<(u64, u32, u32)>,
-    user: u32,
-    host_kernel: String,
+    host: KvmHost,
     version: String,
 }
 
@@ -71,15 +67,9 @@ pub(super) async fn probe(
     version_text: &str,
     known: Option<&AcceleratorProbe>,
 ) -> AcceleratorProbe {
-    let device = std::fs::metadata(DEVICE).ok();
     let key = Key {
         kernel_digest: request.kernel.map(|_| request.kernel_digest.to_owned()),
-        device: device.map(|found| (found.rdev(), found.uid(), found.mode())),
-        user: rustix::process::geteuid().as_raw(),
-        host_kernel: rustix::system::uname()
-            .release()
-            .to_string_lossy()
-            .into_owned(),
+        host: KvmHost::here(),
         version: version_text.to_owned(),
     };
     if let Some(known) = known.filter(|known| known.key == key) {
@@ -103,8 +93,7 @@ async fn try_kvm(
     version: Version,
 ) -> Result<String, String> {
     let kernel = kernel.ok_or("no kernel was given to try kvm with")?;
-    let opened = OpenOptions::new().read(true).write(true).open(DEVICE);
-    opened.map_err(|error| format!("open {DEVICE}: {error}"))?;
+    open_kvm().map_err(|error| format!("open {KVM}: {error}"))?;
     let heard = run(kernel, program, version).await;
     heard.map_err(|error| format!("kvm could not be tried: {error}"))?
 }

@@ -13,8 +13,8 @@ use super::command_line::Platform;
 use crate::error::Error;
 use crate::program::{FileIdentity, find};
 
+pub use crate::program::Version;
 pub use accelerator::AcceleratorProbe;
-pub use version::Version;
 
 /// The program's name on PATH.
 const PROGRAM: &str = "qemu-system-x86_64";

@@ -1,30 +1,12 @@
 //! QEMU's version.
 
-use std::fmt;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
 use crate::error::{Error, quote};
-use crate::program::{printed, unusable};
+use crate::program::{Version, printed, unusable};
 
 /// The oldest version whose behaviour was tried.
 const OLDEST: Version = Version { major: 7, minor: 2 };
-
-/// A version; patch levels are not distinguished.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Version {
-    /// Major version.
-    pub major: u16,
-    /// Minor version.
-    pub minor: u16,
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
 
 /// Asks a program for its version, and refuses one that is too old.
 pub(super) async fn ask(program: &Path) -> Result<(Version, String), Error> {
@@ -45,12 +27,7 @@ fn parse(printed: &str) -> Option<(Version, String)> {
         .lines()
         .next()?
         .strip_prefix("QEMU emulator version ")?;
-    let mut numbers = text.split(['.', ' ']);
-    let version = Version {
-        major: numbers.next()?.parse().ok()?,
-        minor: numbers.next()?.parse().ok()?,
-    };
-    Some((version, quote(text)))
+    Some((Version::parse(text)?, quote(text)))
 }
 
 #[cfg(test)]
