@@ -18,9 +18,10 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// Sandboxes made at once for each CPU. More would only wait for each other,
-/// each with its deadlines running.
-const AT_ONCE_PER_CPU: usize = 8;
+/// Sandboxes made at once for each CPU: more than one, because a sandbox waits
+/// for its VMM and its guest. Many more would only wait for each other, each
+/// with its deadlines running.
+const AT_ONCE_PER_CPU: usize = 4;
 
 /// What `clone` prints.
 #[derive(Debug, Serialize)]
@@ -168,14 +169,17 @@ fn make_all(
     count: usize,
     timeline: &Timeline,
 ) -> Result<(Vec<Row>, Vec<Failure>), CliError> {
+    let begun = now();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let room = Arc::new(Semaphore::new(AT_ONCE_PER_CPU * cpus));
     let ids = (0..count)
         .map(|_| SandboxId::random())
         .collect::<Result<Vec<_>, _>>()?;
+    let runtime = runtime()?;
+    timeline.record("start the runtime", begun, now());
     let prepared = timeline.report();
     let (mut rows, mut failures) = (Vec::new(), Vec::new());
-    runtime()?.block_on(async {
+    runtime.block_on(async {
         let mut tasks = JoinSet::new();
         for sandbox in ids {
             let (supervisors, room) = (context.supervisors.clone(), Arc::clone(&room));

@@ -217,7 +217,11 @@ impl Prepared {
             timeline: self.timeline,
         };
         making.note_verb();
-        match begin(&agent).await {
+        let begun = {
+            let _span = making.timeline.span("clone: connect to the agent's device");
+            begin(&agent).await
+        };
+        match begun {
             Ok(link) => Ok(Restored {
                 making,
                 agent,
@@ -277,11 +281,14 @@ async fn resume_into_words(
     own: ThawOrder,
 ) -> Result<Resumed, RestoreError> {
     step("clone: meet the agent");
+    let begun = now();
     let (client, connecting) = match AgentClient::connect_early(&link, DIAL_DEADLINE).await {
         Ok(early) => early,
         Err(error) => return Err(down(making, agent_failed("dial the agent")(error)).await),
     };
     let exchange = ask_to_thaw(&client, own);
+    let timeline = &making.timeline;
+    timeline.record("clone: write its first words", begun, now());
     let before = Moment::now();
     match resume_vm(&mut making).await {
         Ok(()) => Ok(Resumed {

@@ -151,8 +151,8 @@ pub(super) struct Held {
 /// What a clone adds to the memory of the host, and what the bare VM does. All
 /// live at once: what they share counts the same for each.
 pub(super) fn memory(home: &Home, template: &str, floor: &Floor) -> Result<Held, Failure> {
-    let clones = home.clone_template(template, 2);
     let bare = floor.restore()?;
+    let clones = home.clone_template(template, 2);
     let inspected = home.json(["inspect", sandbox(&clones[0])]);
     let pid = |who: &str| {
         let pid = inspected[who]["pid"].as_u64();
