@@ -24,7 +24,7 @@ LAB_OUTPUT := $(TARGET)/lab
 TEST_LAB = sh tests/lab/test-lab.sh $(LAB) $(GUEST) $(LAB_TOOLS) $(LAB_OUTPUT)
 
 RUST_SOURCES := $(shell find protocols policy guest-agent host-ctl rootfs-builder kernel-config tests -name '*.rs' -o -name Cargo.toml -o -name '*.proto') Cargo.toml Cargo.lock
-STATIC := $(if $(filter /%,$(shell $(CC) -print-file-name=libc.a)),-C target-feature=+crt-static)
+STATIC := -C relocation-model=static $(if $(filter /%,$(shell $(CC) -print-file-name=libc.a)),-C target-feature=+crt-static)
 export CARGO_TARGET_DIR := $(TARGET)
 export TARDIGRADE_KERNEL := $(KERNEL)
 export TARDIGRADE_INITRD := $(INITRD)
@@ -129,7 +129,11 @@ $(AGENT) $(PROBE) &: $(RUST_SOURCES) guest-agent/build-static.sh
 	@touch $(AGENT) $(PROBE)
 
 # Every sandbox has a supervisor, and waits for it to start: where the C library
-# can be linked into it, nothing is left to be linked then.
+# can be linked into it, nothing is left to be linked then. It lies at a fixed
+# address, so that nothing is left to be relocated either: the pages with
+# addresses in them stay shared by all supervisors, and an emulated host finds
+# the code it has translated for the one before. Stack, heap and mappings are
+# placed at random all the same.
 $(HOST): $(RUST_SOURCES)
 	cargo rustc -q --release -p host-ctl --bin host-ctl -- $(STATIC)
 	@touch $@
