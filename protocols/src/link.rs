@@ -20,6 +20,9 @@ use crate::vsock;
 
 /// What is waited for when a port is asked for.
 const OPENING: &str = "open a port of the agent";
+/// How long an agent that has answered may take to answer the dial of the idle
+/// connection.
+const WATCH_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Why there is no link, or no stream on it.
 #[derive(Debug, thiserror::Error)]
@@ -146,30 +149,62 @@ impl Link {
         })
     }
 
+    /// A link that each stream is dialled for, and nobody has dialled yet; none
+    /// for a serial port, where all streams share one connection. Its idle
+    /// connection is made once [`Opening::granted`] has told of a port: the
+    /// agent has nothing else to do before that. Must be called inside a runtime.
+    #[must_use]
+    pub fn undialled(address: &AgentAddress) -> Option<Self> {
+        let is_serial = matches!(address, AgentAddress::Serial { .. });
+        (!is_serial).then(|| Self::watched(address, None))
+    }
+
     async fn by_dialling(address: &AgentAddress) -> Result<Self, LinkError> {
-        let mut sentinel = dial(address, port::RPC).await?;
+        let sentinel = dial(address, port::RPC).await?;
+        let link = Self::watched(address, Some(sentinel));
+        link.state.established.cancel();
+        Ok(link)
+    }
+
+    /// A link that is over when its idle connection is: the one that is there,
+    /// or one that is made when the agent has answered.
+    fn watched(address: &AgentAddress, sentinel: Option<Stream>) -> Self {
+        let address = Arc::new(address.clone());
         let state = State::new();
-        state.established.cancel();
         let (stop, closed) = (state.stop.clone(), state.closed.clone());
+        let (established, dialled) = (state.established.clone(), Arc::clone(&address));
         let watch = CancellationToken::new();
         let guard = watch.clone().drop_guard();
-        tokio::spawn(async move {
+        let sentinel = async move {
+            let mut sentinel = match sentinel {
+                Some(sentinel) => sentinel,
+                None => {
+                    established.cancelled().await;
+                    let dial = dial(&dialled, port::RPC);
+                    within("connect to the agent", WATCH_DEADLINE, dial).await?
+                }
+            };
             // A server never speaks first: whatever comes, even a byte, means
             // that this is over.
+            let _ = sentinel.read_u8().await;
+            Ok::<(), LinkError>(())
+        };
+        tokio::spawn(async move {
             tokio::select! {
-                _ = sentinel.read_u8() => {}
+                // Why it is over is no matter: whoever needs it dials again.
+                _ = sentinel => {}
                 () = stop.cancelled() => {}
                 () = watch.cancelled() => {}
             }
             closed.cancel();
         });
-        Ok(Self {
+        Self {
             carrier: Carrier::Dial {
-                address: Arc::new(address.clone()),
+                address,
                 _watch: Arc::new(guard),
             },
             state: Arc::new(state),
-        })
+        }
     }
 
     /// Waits until the agent has answered for the first time.
@@ -236,7 +271,9 @@ impl Link {
                 let (stream, answer) = within(OPENING, deadline, open).await?;
                 (Box::new(stream), Some(answer))
             }
-            Carrier::Dial { .. } => (self.open(port, deadline).await?, None),
+            Carrier::Dial { address, .. } => {
+                within(OPENING, deadline, dial_early(address, port)).await?
+            }
         };
         Ok((
             stream,
@@ -282,21 +319,22 @@ impl Opening {
     /// # Errors
     /// A refusal, the end of stream or link, or nothing within `deadline`.
     pub async fn granted(self, deadline: Duration) -> Result<(), LinkError> {
-        let Some(answer) = self.answer else {
-            return Ok(());
-        };
-        let granted = async {
-            tokio::select! {
-                // What was answered before the end counts.
-                biased;
-                told = answer => match told {
-                    Ok(answer) => answer.map_err(|error| words_error(self.port, error)),
-                    Err(_) => Err(LinkError::Closed),
-                },
-                () = self.state.closed.cancelled() => Err(LinkError::Closed),
-            }
-        };
-        within(OPENING, deadline, granted).await
+        if let Some(answer) = self.answer {
+            let granted = async {
+                tokio::select! {
+                    // What was answered before the end counts.
+                    biased;
+                    told = answer => match told {
+                        Ok(answer) => answer.map_err(|error| words_error(self.port, error)),
+                        Err(_) => Err(LinkError::Closed),
+                    },
+                    () = self.state.closed.cancelled() => Err(LinkError::Closed),
+                }
+            };
+            within(OPENING, deadline, granted).await?;
+        }
+        self.state.established.cancel();
+        Ok(())
     }
 }
 
@@ -347,6 +385,30 @@ async fn dial(address: &AgentAddress, port: u32) -> Result<Stream, LinkError> {
             Ok(Box::new(stream))
         }
     }
+}
+
+/// A connection of its own to a port, on which the port's first bytes can follow
+/// the question, where there is one: vsock itself asks with its connect.
+async fn dial_early(
+    address: &AgentAddress,
+    port: u32,
+) -> Result<(Stream, Option<oneshot::Receiver<Result<(), WordsError>>>), LinkError> {
+    let (path, number) = match address {
+        AgentAddress::Vsock { .. } => return Ok((dial(address, port).await?, None)),
+        AgentAddress::HybridVsock { socket, port: rpc } => {
+            (socket, if port == port::RPC { *rpc } else { port })
+        }
+        AgentAddress::Unix { path } | AgentAddress::Serial { socket: path } => (path, port),
+    };
+    let stream = unix::connect(path)
+        .await
+        .map_err(|source| LinkError::Connect {
+            address: address.clone(),
+            source,
+        })?;
+    let asked = hybrid::request_early(stream, number).await;
+    let (stream, answer) = asked.map_err(|source| LinkError::Open { port, source })?;
+    Ok((Box::new(stream), Some(answer)))
 }
 
 fn words_error(port: u32, error: WordsError) -> LinkError {

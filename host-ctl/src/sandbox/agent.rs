@@ -9,7 +9,7 @@ use super::spec::VmFiles;
 use super::vmm::Carrier;
 use crate::config::random_bytes;
 use crate::host::explain;
-use agent_client::AgentClient;
+use agent_client::{AgentClient, ClientError, Connecting};
 use hypervisor::{AgentDevice, Vm, VmExit};
 use protocols::{AgentAddress, GuestAddress, Link, VsockPeers, port, unix};
 use rustix::io::Errno;
@@ -165,6 +165,18 @@ pub(super) async fn begin(address: &AgentAddress) -> io::Result<Option<Link>> {
         .map_err(io::Error::other)
 }
 
+/// An agent that has answered.
+#[derive(Debug)]
+pub(super) struct Reached {
+    /// The link to it. What watches over it is dialled when `connecting` was
+    /// asked.
+    pub(super) link: Link,
+    /// Its RPC port, over which it has answered.
+    pub(super) client: AgentClient,
+    /// The grant of that port, which has come.
+    pub(super) connecting: Connecting,
+}
+
 /// Dials until the agent answers, the VM ends or the deadline has passed.
 ///
 /// # Errors
@@ -173,17 +185,14 @@ pub(super) async fn reach(
     address: &AgentAddress,
     vm: &dyn Vm,
     deadline: Duration,
-) -> Result<(Link, AgentClient), Unreached> {
+) -> Result<Reached, Unreached> {
     tokio::select! {
         reached = dial(address, deadline) => reached,
         ended = vm.wait() => Err(ended.map_or_else(Unreached::Wait, Unreached::Ended)),
     }
 }
 
-async fn dial(
-    address: &AgentAddress,
-    deadline: Duration,
-) -> Result<(Link, AgentClient), Unreached> {
+async fn dial(address: &AgentAddress, deadline: Duration) -> Result<Reached, Unreached> {
     let end = Instant::now() + deadline;
     let (mut patience, mut pause) = (FIRST_PATIENCE, FIRST_PAUSE);
     loop {
@@ -208,19 +217,32 @@ async fn dial(
     }
 }
 
-/// One dial, to the first answer: a connection alone proves no agent.
-async fn attempt(
-    address: &AgentAddress,
-    patience: Duration,
-) -> Result<(Link, AgentClient), String> {
+/// One dial, to the first answer: a connection alone proves no agent. The dial
+/// and the question go out together where they can, so that the guest has to be
+/// woken once.
+async fn attempt(address: &AgentAddress, patience: Duration) -> Result<Reached, String> {
     let answered = async {
-        let link = Link::connect(address, patience).await;
-        let link = link.map_err(|error| explain(&error))?;
-        let client = AgentClient::connect(&link, patience).await;
-        let client = client.map_err(|error| explain(&error))?;
-        let checked = client.check(patience).await;
-        checked.map_err(|error| explain(&error))?;
-        Ok((link, client))
+        let link = match Link::undialled(address) {
+            Some(link) => link,
+            None => {
+                let link = Link::connect(address, patience).await;
+                link.map_err(|error| explain(&error))?
+            }
+        };
+        let early = AgentClient::connect_early(&link, patience).await;
+        let (client, connecting) = early.map_err(|error| explain(&error))?;
+        match client.check(patience).await {
+            Ok(_) => Ok(Reached {
+                link,
+                client,
+                connecting,
+            }),
+            // A port that was refused is why its call failed.
+            Err(error) => Err(match connecting.granted(Duration::ZERO).await {
+                Err(refused @ ClientError::Open { .. }) => explain(&refused),
+                _ => explain(&error),
+            }),
+        }
     };
     timeout(patience, answered)
         .await

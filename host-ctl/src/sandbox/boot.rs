@@ -226,14 +226,25 @@ async fn meet(making: &Making, address: &AgentAddress) -> Result<(Link, AgentCli
         address: address.clone(),
         source,
     };
+    let agent_failed = |source| BootError::Agent {
+        step: "dial the agent",
+        source,
+    };
+    if !matches!(address, AgentAddress::Serial { .. }) {
+        let reached = making
+            .step(
+                "boot: guest kernel and agent, until it answers",
+                reach(address, &*making.vm, AGENT_DEADLINE),
+            )
+            .await?;
+        let granted = reached.connecting.granted(CALL_DEADLINE).await;
+        granted.map_err(agent_failed)?;
+        return Ok((reached.link, reached.client));
+    }
     let link = making
         .step(
             "boot: guest kernel and agent, until the port is open",
             async {
-                if !matches!(address, AgentAddress::Serial { .. }) {
-                    let (link, _) = reach(address, &*making.vm, AGENT_DEADLINE).await?;
-                    return Ok(link);
-                }
                 let opened = making.vm.agent_port_opened(AGENT_DEADLINE).await;
                 opened.map_err(|source| BootError::Vm {
                     step: "wait for the agent",
@@ -250,11 +261,7 @@ async fn meet(making: &Making, address: &AgentAddress) -> Result<(Link, AgentCli
             client.check(CALL_DEADLINE).await.map(|()| client)
         })
         .await;
-    let client = client.map_err(|source| BootError::Agent {
-        step: "dial the agent",
-        source,
-    })?;
-    Ok((link, client))
+    Ok((link, client.map_err(agent_failed)?))
 }
 
 /// From a VM whose vCPUs run to one whose containers do.

@@ -8,7 +8,7 @@
 //! frozen until the last step, whatever the vCPUs do.
 
 use super::agent::{
-    CID_ATTEMPTS, Unreached, address, begin, draw_cid, is_cid_taken, reach, rebound,
+    CID_ATTEMPTS, Reached, Unreached, address, begin, draw_cid, is_cid_taken, reach, rebound,
 };
 use super::identity::draw_identity;
 use super::made::{Made, Making, Moments, Site, note_call};
@@ -129,8 +129,9 @@ struct Resumed {
     making: Making,
     link: Link,
     client: AgentClient,
-    /// None where the port was granted before it was asked to.
-    connecting: Option<Connecting>,
+    connecting: Connecting,
+    /// Whether the agent had answered before it was asked to thaw.
+    is_met: bool,
     exchange: AbortOnDropHandle<Result<Receipt, RestoreError>>,
     /// Nothing of the guest ran before.
     resumed: Moment,
@@ -295,7 +296,8 @@ async fn resume_into_words(
             making,
             link,
             client,
-            connecting: Some(connecting),
+            connecting,
+            is_met: false,
             exchange,
             resumed: before,
         }),
@@ -320,12 +322,17 @@ async fn resume_and_dial(
     let timeline = &making.timeline;
     timeline.record("guest wakes, answers on port 1024", begun, now());
     match reached {
-        Ok((link, client)) => Ok(Resumed {
+        Ok(Reached {
+            link,
+            client,
+            connecting,
+        }) => Ok(Resumed {
             making,
             link,
             exchange: ask_to_thaw(&client, own),
             client,
-            connecting: None,
+            connecting,
+            is_met: true,
             resumed: before,
         }),
         Err(error) => Err(down(making, error.into()).await),
@@ -352,23 +359,24 @@ impl Resumed {
     async fn thaw(self) -> Result<Thawed, RestoreError> {
         let mut making = self.making;
         let begun = now();
-        let session = async {
-            let _ = self.link.established(THAW_DEADLINE).await;
-            now()
-        };
-        let waits = self.connecting.is_some();
-        let granted = async {
-            match self.connecting {
-                Some(connecting) => connecting.granted(THAW_DEADLINE).await,
-                None => Ok(()),
-            }
-        };
-        let (answered, granted, receipt) = tokio::join!(session, granted, self.exchange);
-        making.moments.agent = now();
-        if waits {
+        let (answered, granted, receipt) = if self.is_met {
+            let receipt = self.exchange.await;
+            making.moments.agent = now();
+            // Only now: the guest has one thing less to do until then.
+            let granted = self.connecting.granted(THAW_DEADLINE).await;
+            (begun, granted, receipt)
+        } else {
+            let session = async {
+                let _ = self.link.established(THAW_DEADLINE).await;
+                now()
+            };
+            let granted = self.connecting.granted(THAW_DEADLINE);
+            let (answered, granted, receipt) = tokio::join!(session, granted, self.exchange);
+            making.moments.agent = now();
             let timeline = &making.timeline;
             timeline.record("guest wakes, answers the serial session", begun, answered);
-        }
+            (answered, granted, receipt)
+        };
         // A port that was refused is why its call failed, not the other way.
         let receipt = granted
             .map_err(agent_failed("dial the agent"))
