@@ -42,6 +42,14 @@ impl Arrival {
         Ok(Self(queue))
     }
 
+    /// Closes the queue, and does not wait for that: the kernel lets a grace
+    /// period pass before close(2) returns, tens of milliseconds. Must be called
+    /// inside a runtime.
+    pub(super) fn leave(self) {
+        let queue = self.0.into_inner();
+        tokio::task::spawn_blocking(move || drop(queue));
+    }
+
     /// Waits for something to have happened since the last time.
     pub(super) async fn next(&mut self) -> Result<(), Error> {
         let failed = |source| Error::Process {

@@ -190,6 +190,7 @@ pub(super) async fn launch(
     };
     let begun = started.timeline.since("fork, execve", begun);
     wait_for_socket(driver, &started.vmm, &mut arrival).await?;
+    arrival.leave();
     started.timeline.since("control socket listens", begun);
     Ok(started)
 }

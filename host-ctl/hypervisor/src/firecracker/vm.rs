@@ -32,6 +32,9 @@ pub(crate) struct FirecrackerVm {
     /// Whether the guest finds the event that its vsock was reset when it runs
     /// again; see [`FirecrackerVm::reset_vsock`].
     resets_vsock: AtomicBool,
+    /// Whether it was restored and not told anything since: it is paused, and
+    /// need not be asked.
+    untouched: AtomicBool,
     timeline: Timeline,
 }
 
@@ -52,6 +55,7 @@ impl FirecrackerVm {
             record,
             console: Some(console.keep()),
             resets_vsock: AtomicBool::new(restored),
+            untouched: AtomicBool::new(restored),
             timeline,
         }
     }
@@ -134,12 +138,15 @@ impl Vm for FirecrackerVm {
     /// Connections to the guest's vsock are over when it runs again.
     async fn resume(&self) -> Result<(), Error> {
         self.timeline.restart();
-        let begun = now();
-        let found = self.state("resume").await?;
-        self.timeline.since("GET /", begun);
-        // To resume a running one would hold back its vsock.
-        if found == VmState::Running {
-            return Ok(());
+        // What comes of this attempt is not known should it be given up.
+        if !self.untouched.swap(false, Ordering::AcqRel) {
+            let begun = now();
+            let found = self.state("resume").await?;
+            self.timeline.since("GET /", begun);
+            // To resume a running one would hold back its vsock.
+            if found == VmState::Running {
+                return Ok(());
+            }
         }
         self.reset_vsock().await?;
         self.turn("resume", "Resumed").await?;
@@ -273,6 +280,7 @@ pub(crate) async fn adopt(
         record: record.clone(),
         console: None,
         resets_vsock: AtomicBool::new(false),
+        untouched: AtomicBool::new(false),
         timeline: Timeline::default(),
     };
     let begun = now();
