@@ -1,7 +1,7 @@
 //! Clones against the bare floor, against a cold boot, and eight at once.
 
 use super::floor::Floor;
-use super::sizes::{proportional, status};
+use super::sizes::{MEBIBYTE, Parts, proportional, status};
 use super::{Failure, Goal, median, report};
 use host_ctl::sandbox::vmm::Vmm;
 use host_ctl::timeline::Report;
@@ -96,10 +96,10 @@ pub(super) fn measure(home: &Home, rootfs: &Path, runtime: &Runtime) -> Result<(
         Goal::AtMost(0.75),
     );
     let held = memory(home, TEMPLATE, &floor)?;
-    let supervisor = held.supervisor_resident * f64::from(1 << 20) / 1e6;
+    let supervisor = held.supervisor_resident / 1e6;
     report("supervisor_rss", supervisor, "MB", Goal::AtMost(6.0));
-    report("clone_pss", held.vmm, "MiB", Goal::None);
-    report("bare_pss", held.bare, "MiB", Goal::None);
+    report("clone_pss", held.vmm.sum() / MEBIBYTE, "MiB", Goal::None);
+    report("bare_pss", held.bare.sum() / MEBIBYTE, "MiB", Goal::None);
     Ok(())
 }
 
@@ -136,15 +136,15 @@ fn cold_boot(home: &Home, rootfs: &Path) -> Result<f64, Failure> {
     number(&booted["times"]["t_agent_ms"])
 }
 
-/// What VMs hold of the host's memory, in MiB.
+/// What VMs hold of the host's memory.
 pub(super) struct Held {
     /// The bare VM.
-    pub(super) bare: f64,
+    pub(super) bare: Parts,
     /// A clone's VMM.
-    pub(super) vmm: f64,
-    /// A clone's supervisor.
+    pub(super) vmm: Parts,
+    /// A clone's supervisor, in bytes.
     pub(super) supervisor: f64,
-    /// All that the supervisor has in memory, whoever else has it too.
+    /// All that the supervisor has in memory, whoever else has it too, in bytes.
     pub(super) supervisor_resident: f64,
 }
 
@@ -159,12 +159,12 @@ pub(super) fn memory(home: &Home, template: &str, floor: &Floor) -> Result<Held,
         pid.and_then(|pid| u32::try_from(pid).ok())
             .ok_or_else(|| format!("no {who}"))
     };
-    let mebibyte = f64::from(1 << 20);
+    let ram = floor.ram();
     let held = Held {
-        bare: proportional(bare.pid)? / mebibyte,
-        vmm: proportional(pid("vmm")?)? / mebibyte,
-        supervisor: proportional(pid("supervisor")?)? / mebibyte,
-        supervisor_resident: status(pid("supervisor")?, "VmRSS:")? / mebibyte,
+        bare: Parts::of(bare.pid, &ram)?,
+        vmm: Parts::of(pid("vmm")?, &ram)?,
+        supervisor: proportional(pid("supervisor")?)?,
+        supervisor_resident: status(pid("supervisor")?, "VmRSS:")?,
     };
     home.text(["rm", "--all"]);
     Ok(held)

@@ -65,6 +65,11 @@ impl Floor {
         })
     }
 
+    /// The file of the guest's RAM, that of all restored VMs.
+    pub(super) fn ram(&self) -> PathBuf {
+        self.plan.template.memory()
+    }
+
     /// Restores it once, with sockets of its own.
     pub(super) fn restore(&self) -> Result<Bare, Failure> {
         let (directory, path) = machine::directory();

@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const MEGABYTE: f64 = 1e6;
+/// Bytes.
+pub(super) const MEBIBYTE: f64 = 1_048_576.0;
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The agent as an ordinary process, idle, under the built-in allow-all.
@@ -48,6 +50,54 @@ pub(super) fn proportional(pid: u32) -> Result<f64, Failure> {
     kibibytes(&text, "Pss:")
 }
 
+/// What processes hold of the host's memory, in bytes: parts of one sum.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Parts {
+    /// The guest's RAM, mapped from its file.
+    pub(super) ram: f64,
+    /// The part of that which nobody else has.
+    pub(super) ram_own: f64,
+    /// All else.
+    pub(super) rest: f64,
+}
+
+impl Parts {
+    /// The proportional set size of a process whose guest's RAM is that file,
+    /// from its smaps (proc_pid_smaps(5)).
+    pub(super) fn of(pid: u32, ram: &Path) -> Result<Self, Failure> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+        Self::read(&text, ram)
+    }
+
+    fn read(smaps: &str, ram: &Path) -> Result<Self, Failure> {
+        let mut parts = Self::default();
+        let mut is_ram = false;
+        for line in smaps.lines() {
+            let mut words = line.split_whitespace();
+            let (Some(name), Some(value)) = (words.next(), words.next()) else {
+                continue;
+            };
+            let bytes = || Ok::<f64, Failure>(value.parse::<f64>()? * 1024.0);
+            match name {
+                "Pss:" if is_ram => parts.ram += bytes()?,
+                "Pss:" => parts.rest += bytes()?,
+                "Private_Clean:" | "Private_Dirty:" if is_ram => parts.ram_own += bytes()?,
+                // The head of a mapping: its path is the sixth word.
+                _ if !name.ends_with(':') => {
+                    is_ram = words.nth(3).is_some_and(|path| Path::new(path) == ram);
+                }
+                _ => {}
+            }
+        }
+        Ok(parts)
+    }
+
+    /// All of it.
+    pub(super) fn sum(self) -> f64 {
+        self.ram + self.rest
+    }
+}
+
 fn kibibytes(text: &str, field: &str) -> Result<f64, Failure> {
     let line = text
         .lines()
@@ -55,4 +105,34 @@ fn kibibytes(text: &str, field: &str) -> Result<f64, Failure> {
         .ok_or_else(|| format!("no {field}"))?;
     let number = line.split_whitespace().next().unwrap_or_default();
     Ok(number.parse::<f64>()? * 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMAPS: &str = "\
+7f0000000000-7f0008000000 rw-p 00000000 fe:00 12 /store/memory
+Size:             131072 kB
+Rss:                  24 kB
+Pss:                  12 kB
+Pss_Dirty:             4 kB
+Private_Clean:         0 kB
+Private_Dirty:         4 kB
+VmFlags: rd wr mr mw me
+7f0010000000-7f0010001000 rw-p 00000000 00:00 0
+Pss:                   8 kB
+Private_Dirty:         8 kB
+7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0 [stack]
+Pss:                   1 kB
+";
+
+    #[test]
+    fn the_guests_ram_is_told_from_what_the_vmm_holds_beside_it() {
+        let parts = Parts::read(SMAPS, Path::new("/store/memory")).unwrap();
+        let kibibytes = [parts.ram, parts.ram_own, parts.rest].map(|part| part / 1024.0);
+        assert_eq!(kibibytes, [12.0, 4.0, 9.0]);
+        let parts = Parts::read(SMAPS, Path::new("/store/other")).unwrap();
+        assert_eq!(parts.sum() / 1024.0, 21.0);
+    }
 }

@@ -3,6 +3,7 @@
 
 use super::clones::{Times, memory, number, one_clone};
 use super::floor::{Floor, kernel};
+use super::sizes::MEBIBYTE;
 use super::spawned::trace;
 use super::{Failure, Goal, median, program, report};
 use host_ctl::sandbox::vmm::Vmm;
@@ -123,10 +124,27 @@ pub(super) fn measure(vmm: Vmm, runtime: &Runtime) -> Result<(), Failure> {
     report("spawned_shells", shells, "processes", Goal::AtMost(0.0));
 
     let held = memory(&home, TEMPLATE, &floor)?;
-    report("bare_pss", held.bare, "MiB", Goal::None);
-    report("supervisor_pss", held.supervisor, "MiB", Goal::None);
-    let added = held.supervisor + held.vmm;
-    let limit = Goal::AtMost(held.bare + OWN_MEMORY);
+    for (name, parts) in [("bare", held.bare), ("vmm", held.vmm)] {
+        let part = |part: &str, bytes| {
+            report(
+                &format!("{name}_pss{part}"),
+                bytes / MEBIBYTE,
+                "MiB",
+                Goal::None,
+            );
+        };
+        part("", parts.sum());
+        part("_ram", parts.ram);
+        part("_ram_own", parts.ram_own);
+    }
+    report(
+        "supervisor_pss",
+        held.supervisor / MEBIBYTE,
+        "MiB",
+        Goal::None,
+    );
+    let added = (held.supervisor + held.vmm.sum()) / MEBIBYTE;
+    let limit = Goal::AtMost(held.bare.sum() / MEBIBYTE + OWN_MEMORY);
     report("clone_pss", added, "MiB", limit);
 
     let (mut walls, mut failures) = (Vec::new(), 0.0);
