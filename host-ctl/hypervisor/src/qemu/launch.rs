@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::command_line::{Descriptors, Start, arguments};
 use super::qmp::Monitor;
 use super::vmm::Vmm;
-use super::{Qemu, STATE_FILE};
+use super::{MEMORY_FILE, Qemu, STATE_FILE};
 use crate::error::Error;
 use crate::log::open_log;
 use crate::process::{Launch, Process, open_taps, spawn};
@@ -199,6 +199,13 @@ fn create_exclusively(path: &Path) -> io::Result<File> {
 /// Creates the file that a state is written to.
 pub(super) fn create_state(directory: &Path) -> Result<(PathBuf, File), Error> {
     let path = directory.join(STATE_FILE);
+    let file = create_exclusively(&path).map_err(Error::path("create", &path))?;
+    Ok((path, file))
+}
+
+/// Creates the file that private RAM is written to.
+pub(super) fn create_memory(directory: &Path) -> Result<(PathBuf, File), Error> {
+    let path = directory.join(MEMORY_FILE);
     let file = create_exclusively(&path).map_err(Error::path("create", &path))?;
     Ok((path, file))
 }

@@ -11,6 +11,7 @@ mod launch;
 mod line;
 mod probe;
 mod qmp;
+mod ram;
 mod vm;
 mod vmm;
 
@@ -32,6 +33,9 @@ pub const DRIVER: &str = "qemu";
 
 /// The file of a saved state, next to the memory file if there is one.
 pub const STATE_FILE: &str = "state";
+
+/// The file of RAM that was private until it was saved.
+pub const MEMORY_FILE: &str = "memory";
 
 /// QEMU on this host.
 #[derive(Debug, Clone)]

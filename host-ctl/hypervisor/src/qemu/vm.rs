@@ -1,6 +1,9 @@
 //! A QEMU virtual machine and its verbs.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::PipeReader;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,8 +13,9 @@ use tokio::time::timeout;
 
 use super::DRIVER;
 use super::command_line::AGENT_ID;
-use super::launch::{Started, create_state};
+use super::launch::{Started, create_memory, create_state};
 use super::qmp::{Command, Event, Monitor};
+use super::ram::{SplitError, split};
 use super::vmm::{STATE_NAME, Vmm, migration_capabilities, migration_end};
 use crate::error::Error;
 use crate::process::Process;
@@ -78,12 +82,49 @@ impl QemuVm {
         }
     }
 
-    /// Has QEMU write its state to an open file.
-    async fn write_state(&self, file: &std::fs::File) -> Result<(), Error> {
-        let duplicate = file.try_clone().map_err(|source| Error::Process {
-            call: "fcntl F_DUPFD",
-            source,
+    /// Writes the state, and RAM that is private to a file of its own: such RAM
+    /// came from a template's file, and goes to that of another.
+    async fn write_files(&self, files: &SavedFiles) -> Result<(), Error> {
+        let duplicate = |file: &File| {
+            let duplicated = file.try_clone();
+            duplicated.map_err(process("fcntl F_DUPFD"))
+        };
+        let (state, state_path) = (duplicate(&files.state.1)?, files.state.0.clone());
+        let Some((memory_path, memory)) = &files.memory else {
+            return self.write_state(state.into()).await;
+        };
+        let (memory, memory_path) = (duplicate(memory)?, memory_path.clone());
+        let (reader, writer) = std::io::pipe().map_err(process("pipe2"))?;
+        let splitting = tokio::task::spawn_blocking(move || take_apart(reader, &memory, &state));
+        let written = self.write_state(writer.into()).await;
+        // QEMU lets go of its end when it is done, or could not be.
+        let deadline = self.vmm.deadlines.command;
+        let late = |_| Error::Deadline {
+            waiting_for: "the end of the saved state",
+            deadline,
+        };
+        let begun = now();
+        let split = timeout(deadline, splitting).await.map_err(late)?;
+        self.timeline.since("write ram and state", begun);
+        let split = split.map_err(|error| Error::Process {
+            call: "spawn_blocking",
+            source: error.into(),
         })?;
+        match (written, split) {
+            (written, Ok(())) => written,
+            // QEMU knows only that nobody listened any more.
+            (_, Err(SplitError::Memory(source))) => Err(Error::path("write", memory_path)(source)),
+            (_, Err(SplitError::State(source))) => Err(Error::path("write", state_path)(source)),
+            (Err(error), Err(_)) => Err(error),
+            (Ok(()), Err(error)) => Err(Error::Migration {
+                verb: "save",
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    /// Has QEMU write its state to an open file.
+    async fn write_state(&self, file: OwnedFd) -> Result<(), Error> {
         let mut events = self.vmm.monitor.events();
         let begun = now();
         let commands = vec![
@@ -92,7 +133,7 @@ impl QemuVm {
                 "migrate-set-parameters",
                 json!({ "max-bandwidth": MOST_BANDWIDTH }),
             ),
-            Command::leave(STATE_NAME, duplicate.into()),
+            Command::leave(STATE_NAME, file),
             Command::with("migrate", json!({ "uri": format!("fd:{STATE_NAME}") })),
         ];
         let replies = self
@@ -206,23 +247,19 @@ impl Vm for QemuVm {
                 });
             }
         }
-        let (path, file) = create_state(directory)?;
+        let is_private = matches!(
+            self.record.memory,
+            Backing::FileBacked { shared: false, .. }
+        );
+        let files = SavedFiles::create(directory, is_private)?;
         self.timeline.since("open O_EXCL", begun);
-        if let Err(error) = self.write_state(&file).await {
-            // The first error counts; a file that can't be removed is part of it.
-            let _ = std::fs::remove_file(&path);
+        if let Err(error) = self.write_files(&files).await {
+            files.remove();
             return Err(error);
         }
-        let memory_file = self.shared_memory().map(Path::to_owned);
-        self.saved.store(memory_file.is_some(), Ordering::Release);
-        let bytes = file.metadata().map_err(Error::path("stat", &path))?.len();
-        Ok(Saved {
-            files: vec![path.clone()],
-            path,
-            bytes,
-            duration: started.elapsed(),
-            memory_file,
-        })
+        let shared = self.shared_memory().map(Path::to_owned);
+        self.saved.store(shared.is_some(), Ordering::Release);
+        files.describe(shared, started.elapsed())
     }
 
     async fn info(&self) -> Result<VmInfo, Error> {
@@ -298,6 +335,65 @@ impl Vm for QemuVm {
     fn spans(&self) -> Vec<Span> {
         self.timeline.spans()
     }
+}
+
+/// What a save writes.
+struct SavedFiles {
+    state: (PathBuf, File),
+    memory: Option<(PathBuf, File)>,
+}
+
+impl SavedFiles {
+    fn create(directory: &Path, with_memory: bool) -> Result<Self, Error> {
+        let mut files = Self {
+            state: create_state(directory)?,
+            memory: None,
+        };
+        if with_memory {
+            match create_memory(directory) {
+                Ok(memory) => files.memory = Some(memory),
+                Err(error) => {
+                    files.remove();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &(PathBuf, File)> {
+        [&self.state].into_iter().chain(&self.memory)
+    }
+
+    /// The first error counts; a file that can't be removed is part of it.
+    fn remove(&self) {
+        for (path, _) in self.all() {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    fn describe(self, shared: Option<PathBuf>, duration: Duration) -> Result<Saved, Error> {
+        let mut bytes = 0;
+        for (path, file) in self.all() {
+            bytes += file.metadata().map_err(Error::path("stat", path))?.len();
+        }
+        let memory = self.memory.as_ref().map(|(path, _)| path.clone());
+        Ok(Saved {
+            files: self.all().map(|(path, _)| path.clone()).collect(),
+            path: self.state.0,
+            bytes,
+            duration,
+            memory_file: shared.or(memory),
+        })
+    }
+}
+
+fn take_apart(stream: PipeReader, memory: &File, state: &File) -> Result<(), SplitError> {
+    split(stream, memory, state).map(drop)
+}
+
+fn process(call: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::Process { call, source }
 }
 
 fn agent_opened(event: &Event) -> Option<()> {

@@ -97,16 +97,62 @@ async fn a_clone_can_be_saved_again_and_run_on() {
     let again = lab.path("again");
     fs::create_dir(&again).unwrap();
     let saved = clone.save(&again).await.unwrap();
-    assert_eq!(saved.memory_file, None);
+    // All of its RAM, beside the state and as large as the first one's.
+    let memory = again.join("memory");
+    assert_eq!(saved.memory_file.as_ref(), Some(&memory));
+    assert_eq!(saved.files, [again.join("state"), memory.clone()]);
+    let size = |path: &std::path::Path| fs::metadata(path).unwrap().len();
+    assert_eq!(size(&memory), size(&lab.path("memory")));
+    assert!(size(&again.join("state")) < 4 << 20);
     clone.resume().await.unwrap();
     assert_eq!(clone.info().await.unwrap().state, VmState::Running);
     clone.kill().await.unwrap();
 
-    let rebind = lab.rebind(&spec, "third", Backing::Anonymous);
-    let third = lab.driver.restore(&again, &spec, &rebind).await.unwrap();
-    let mut console = Console::connect(&rebind.console.unwrap()).await;
-    third.resume().await.unwrap();
-    console.hear("Kernel panic").await;
+    // Nothing of the first is needed any more, and two map the second.
+    fs::remove_file(lab.path("memory")).unwrap();
+    let before = digest(&memory);
+    for name in ["third", "fourth"] {
+        let private = Backing::FileBacked {
+            path: memory.clone(),
+            shared: false,
+        };
+        let rebind = lab.rebind(&spec, name, private);
+        let third = lab.driver.restore(&again, &spec, &rebind).await.unwrap();
+        let mut console = Console::connect(&rebind.console.unwrap()).await;
+        third.resume().await.unwrap();
+        console.hear("Kernel panic").await;
+    }
+    assert_eq!(digest(&memory), before);
+}
+
+#[test]
+fn a_clone_saved_into_a_full_directory_is_told_which_file_and_stays_paused() {
+    let tried = std::thread::spawn(|| {
+        let Some(small) = SmallFileSystem::mount() else {
+            return;
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let Some(lab) = Lab::new().await else { return };
+            let spec = lab.spec("first", lab.shared());
+            save_early(&lab, &spec).await;
+            let rebind = lab.rebind(&spec, "second", lab.private());
+            let state = lab.directory.path();
+            let clone = lab.driver.restore(state, &spec, &rebind).await.unwrap();
+            let error = clone.save(small.0.path()).await.unwrap_err();
+            assert!(
+                matches!(error, Error::Path { call: "write", .. }),
+                "{error}"
+            );
+            assert_eq!(fs::read_dir(small.0.path()).unwrap().count(), 0);
+            assert_eq!(clone.info().await.unwrap().state, VmState::Paused);
+            clone.kill().await.unwrap();
+        });
+    });
+    tried.join().unwrap();
 }
 
 #[tokio::test]
