@@ -5,7 +5,7 @@ use super::error::ServiceError;
 use authz::Authorized;
 use guest_runtime::network::{InterfaceSpec, NeighborSpec, RouteSpec};
 
-pub(crate) use guest_runtime::network::NetworkPlan;
+pub(crate) use guest_runtime::network::{NetworkPlan, has_links};
 
 /// An interface to set up.
 #[derive(Debug)]

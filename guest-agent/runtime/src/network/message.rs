@@ -43,6 +43,12 @@ impl Message {
         self
     }
 
+    /// The same content in a message of another type: a listed object, to be
+    /// removed.
+    pub(super) fn with_kind(self, kind: u16) -> Self {
+        Self { kind, ..self }
+    }
+
     fn append(&mut self, part: &impl Emitable) {
         let end = self.body.len();
         self.body.resize(end + part.buffer_len(), 0);

@@ -1,12 +1,14 @@
 //! The guest's links, addresses, routes and neighbors, by rtnetlink(7).
 
 mod address;
+mod borrowed;
 mod link;
 mod message;
 mod neighbor;
 mod route;
 
 pub use address::{HardwareAddress, InvalidAddress, IpPrefix};
+pub use borrowed::has_links;
 pub use link::InterfaceSpec;
 pub use neighbor::NeighborSpec;
 pub use route::{RouteSource, RouteSpec};
@@ -77,6 +79,17 @@ impl Network {
         Ok(Self {
             kernel: Kernel::open()?,
         })
+    }
+
+    /// Makes the network what `plan` says, and nothing else: addresses and
+    /// routes that it does not name are another machine's. The loopback link
+    /// is left as it is.
+    ///
+    /// # Errors
+    /// As [`Network::apply`].
+    pub async fn replace(&self, plan: &NetworkPlan) -> Result<(), NetworkError> {
+        self.clear().await?;
+        self.apply(plan).await
     }
 
     /// Does all of `plan`: links, then routes, then neighbors.

@@ -4,7 +4,7 @@
 use super::*;
 use futures::TryStreamExt;
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
-use rtnetlink::{LinkDummy, LinkUnspec};
+use rtnetlink::{LinkBridge, LinkDummy, LinkUnspec};
 
 /// Runs `test` on a thread with an empty network namespace of its own.
 fn in_own_network<F: Future<Output = ()>>(test: impl FnOnce(Network) -> F + Send) {
@@ -42,6 +42,20 @@ async fn add_dummy(name: &str, address: &str) -> bool {
         Ok(()) => true,
         Err(error) => {
             eprintln!("skipped: the kernel has no dummy links: {error}");
+            false
+        }
+    }
+}
+
+/// A bridge without ports, which more kernels have, and which has addresses and
+/// routes as well.
+async fn add_bridge(name: &str, address: &str) -> bool {
+    let bytes = address.parse::<HardwareAddress>().unwrap();
+    let link = LinkBridge::new(name).address(bytes.as_bytes().to_vec());
+    match handle().link().add(link.build()).execute().await {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("skipped: the kernel has no bridges: {error}");
             false
         }
     }
@@ -167,6 +181,104 @@ fn routes_are_added_whatever_their_order_and_listed() {
             ..default
         };
         assert!(listed.contains(&default), "{listed:?}");
+    });
+}
+
+/// Addresses of a link that somebody has set, as text.
+async fn addresses(network: &Network, name: &str) -> Vec<String> {
+    let found = listed(network, name).await.addresses;
+    let set = found.iter().map(ToString::to_string);
+    set.filter(|address| !address.starts_with("fe80:"))
+        .collect()
+}
+
+#[test]
+fn a_thaw_leaves_nothing_of_the_networks_of_others() {
+    in_own_network(|network| async move {
+        if !add_bridge("eth0", "02:00:00:00:00:01").await
+            || !add_bridge("eth1", "02:00:00:00:00:02").await
+        {
+            return;
+        }
+        let up = LinkUnspec::new_with_name("lo").up().build();
+        handle().link().change(up).execute().await.unwrap();
+        let through = |gateway: &str, device: &str| RouteSpec {
+            gateway: Some(gateway.parse().unwrap()),
+            device: device.into(),
+            ..RouteSpec::default()
+        };
+        let to = |destination: &str, gateway: &str, device: &str| RouteSpec {
+            destination: Some(destination.parse().unwrap()),
+            ..through(gateway, device)
+        };
+        // The second address of a network goes with the first.
+        let before = NetworkPlan {
+            interfaces: vec![
+                interface(
+                    "eth0",
+                    "02:00:00:00:00:01",
+                    &["10.1.2.3/24", "10.1.2.4/24", "fd00::3/64"],
+                ),
+                interface("eth1", "02:00:00:00:00:02", &["10.7.0.1/24"]),
+            ],
+            routes: vec![
+                through("10.1.2.1", "eth0"),
+                to("192.168.0.0/16", "10.7.0.9", "eth1"),
+                to("fd99::/64", "fd00::9", "eth0"),
+            ],
+            neighbors: Vec::new(),
+        };
+        network.apply(&before).await.unwrap();
+        assert!(addresses(&network, "eth0").await.len() >= 3);
+        assert!(has_links());
+
+        // A new hardware address too, as every clone has.
+        let own = interface("eth0", "02:00:00:00:00:aa", &["10.9.9.1/31"]);
+        let after = NetworkPlan {
+            interfaces: vec![own.clone()],
+            routes: vec![through("10.9.9.0", "eth0")],
+            neighbors: Vec::new(),
+        };
+        for _ in 0..2 {
+            network.replace(&after).await.unwrap();
+            assert_eq!(addresses(&network, "eth0").await, ["10.9.9.1/31"]);
+            assert_eq!(addresses(&network, "eth1").await, [""; 0]);
+            assert_eq!(
+                listed(&network, "eth0").await.hardware_address,
+                own.hardware_address
+            );
+            let lo = addresses(&network, "lo").await;
+            assert!(lo.contains(&"127.0.0.1/8".to_owned()), "{lo:?}");
+            let routes = network.list_routes().await.unwrap();
+            let gateways: Vec<_> = routes.iter().filter_map(|route| route.gateway).collect();
+            assert_eq!(
+                gateways,
+                ["10.9.9.0".parse::<std::net::IpAddr>().unwrap()],
+                "{routes:?}"
+            );
+            let is_old = |route: &RouteSpec| {
+                let text = route.to_string();
+                ["10.1.", "10.7.", "fd99:", "fd00:"]
+                    .iter()
+                    .any(|old| text.starts_with(old))
+            };
+            assert!(!routes.iter().any(is_old), "{routes:?}");
+        }
+
+        network.replace(&NetworkPlan::default()).await.unwrap();
+        assert_eq!(addresses(&network, "eth0").await, [""; 0]);
+        let routes = network.list_routes().await.unwrap();
+        assert!(
+            routes.iter().all(|route| route.gateway.is_none()),
+            "{routes:?}"
+        );
+    });
+}
+
+#[test]
+fn a_namespace_with_a_loopback_link_only_has_no_links() {
+    in_own_network(|_network| async move {
+        assert!(!has_links());
     });
 }
 

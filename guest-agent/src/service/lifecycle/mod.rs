@@ -36,7 +36,7 @@ const NOT_UNIQUE: [&str; 6] = [
     "address space layout and stack canaries",
     "secrets in the memory of processes",
     "established connections",
-    "addresses and routes set before and not replaced",
+    "routing rules and packet filters",
 ];
 /// Files a thaw may write; everything else is refused.
 const THAW_FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
@@ -309,8 +309,9 @@ impl Agent {
             .map_err(ServiceError::system("write the identity files"))?;
         write_files(&order.files).map_err(ServiceError::system("write the thaw's files"))?;
         steps.done("write identity files");
-        if !order.network.is_empty() {
-            self.network.apply(&order.network).await?;
+        // Nothing given is as much of an answer: the template's is not this copy's.
+        if !order.network.is_empty() || network::has_links() {
+            self.network.replace(&order.network).await?;
             steps.done("netlink");
         }
         self.identity
