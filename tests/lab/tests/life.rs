@@ -62,10 +62,8 @@ impl Place {
     fn process(&self, word: &str) -> Pid {
         let mut found = self.processes();
         found.retain(|(_, words)| words.contains(word));
-        let [(directory, _)] = found.as_slice() else {
-            panic!("{found:?}");
-        };
-        let number = directory.file_name().unwrap().to_str().unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        let number = found[0].0.file_name().unwrap().to_str().unwrap();
         Pid::from_raw(number.parse().unwrap()).unwrap()
     }
 
