@@ -2,7 +2,7 @@
 //! waited for or killed in its place, and its end is seen at once.
 
 mod identity;
-mod kernel;
+mod landlock;
 mod spawn;
 mod tap;
 
@@ -22,9 +22,10 @@ use crate::error::Error;
 use crate::vm::{VmExit, VmRecord};
 
 pub(crate) use identity::Identity;
-pub(crate) use kernel::{landlock_version, open_taps};
+pub(crate) use landlock::landlock_version;
 pub(crate) use spawn::{Launch, spawn, watch};
-pub use tap::create_tap;
+pub(crate) use tap::open_taps;
+pub use tap::{create_passing_tap, create_tap, open_tap};
 
 /// How long a killed process may take to vanish: it only has to unmap its RAM.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);

@@ -1,23 +1,27 @@
-//! Tap devices, made before a VM exists and outliving it: whoever made one
-//! decides when its frames go anywhere.
+//! Tap devices: made before a VM exists, opened for its VMM, and outliving it.
+//! Whoever made one decides where its frames go.
 #![expect(
     unsafe_code,
     reason = "the ioctls of /dev/net/tun have no safe interface"
 )]
 
-use std::ffi::c_ulong;
+use std::ffi::{CString, c_ulong};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::process::geteuid;
 
 use crate::error::Error;
+use crate::spec::{NicBackend, VmSpec};
 
-/// Where tap devices are made (Documentation/networking/tuntap.rst).
+/// Where tap devices are made (Documentation/networking/tuntap.rst of Linux).
 const DEVICE: &str = "/dev/net/tun";
-/// `IFNAMSIZ` - 1, linux/if.h.
+/// `IFNAMSIZ` - 1, linux/if.h: the kernel reads up to a zero byte.
 const LONGEST_NAME: usize = libc::IFNAMSIZ - 1;
+/// Ethernet frames behind a virtio-net header, and nothing in front of it.
+const FRAMES: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// Makes a tap device in the network namespace of this thread. It is down, has
 /// no address and one queue, frames begin with a virtio-net header, and only
@@ -27,6 +31,44 @@ const LONGEST_NAME: usize = libc::IFNAMSIZ - 1;
 /// [`Error::Spec`] for a name that is no interface's; [`Error::Path`] when the
 /// kernel has no taps, the name is taken (`EBUSY`), or without `CAP_NET_ADMIN`.
 pub fn create_tap(name: &str) -> Result<(), Error> {
+    let device = new_tap(name)?;
+    set(&device, libc::TUNSETOWNER as _, geteuid().as_raw())
+        .map_err(Error::path("ioctl TUNSETOWNER", name))?;
+    // The last step: until here closing the descriptor removes it.
+    set(&device, libc::TUNSETPERSIST as _, 1).map_err(Error::path("ioctl TUNSETPERSIST", name))
+}
+
+/// Makes a tap device as [`create_tap`] does, with its queue open: it goes when
+/// that is closed, whatever happens to this process.
+///
+/// # Errors
+/// Those of [`create_tap`].
+pub fn create_passing_tap(name: &str) -> Result<OwnedFd, Error> {
+    new_tap(name).map(OwnedFd::from)
+}
+
+/// Opens the queue of a tap device that exists in the network namespace of this
+/// thread, without blocking: each read(2) and write(2) is a frame behind a
+/// virtio-net header. The device stays what it is after the queue was closed,
+/// if it is a persistent one.
+///
+/// # Errors
+/// [`Error::Path`]: ENODEV when there is none of this name; EBUSY when another
+/// holds its queue; EINVAL when it is no tap device, or one with several queues.
+pub fn open_tap(name: &str) -> Result<OwnedFd, Error> {
+    open_existing(name).map_err(Error::path("open tap", name))
+}
+
+/// Opens the tap devices of a VM's interfaces, in their order.
+pub(crate) fn open_taps(spec: &VmSpec) -> Result<Vec<OwnedFd>, Error> {
+    let names = spec.nics.iter().filter_map(|nic| match &nic.backend {
+        NicBackend::Tap { name } => Some(name),
+        NicBackend::None | NicBackend::User => None,
+    });
+    names.map(|name| open_tap(name)).collect()
+}
+
+fn new_tap(name: &str) -> Result<File, Error> {
     let fits = (1..=LONGEST_NAME).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
     if !fits {
@@ -35,19 +77,38 @@ pub fn create_tap(name: &str) -> Result<(), Error> {
             reason: format!("{name:?} is not 1 to {LONGEST_NAME} letters and digits"),
         });
     }
-    let device = OpenOptions::new().read(true).write(true).open(DEVICE);
-    let device = device.map_err(Error::path("open", DEVICE))?;
-    attach_new(&device, name).map_err(Error::path("ioctl TUNSETIFF", name))?;
-    set(&device, libc::TUNSETOWNER as _, geteuid().as_raw())
-        .map_err(Error::path("ioctl TUNSETOWNER", name))?;
-    // The last step: until here closing the descriptor removes it.
-    set(&device, libc::TUNSETPERSIST as _, 1).map_err(Error::path("ioctl TUNSETPERSIST", name))
+    let device = open_device(0).map_err(Error::path("open", DEVICE))?;
+    attach(&device, name, FRAMES | libc::IFF_TUN_EXCL)
+        .map_err(Error::path("ioctl TUNSETIFF", name))?;
+    Ok(device)
 }
 
-fn attach_new(device: &File, name: &str) -> io::Result<()> {
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
+fn open_existing(name: &str) -> io::Result<OwnedFd> {
+    let terminated = CString::new(name)?;
+    if name.len() > LONGEST_NAME {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // TUNSETIFF makes what is not there; whoever names a device has made it.
+    // SAFETY: the name ends in a zero byte and lives until the call returns.
+    if unsafe { libc::if_nametoindex(terminated.as_ptr()) } == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let queue = open_device(libc::O_NONBLOCK)?;
+    attach(&queue, name, FRAMES)?;
+    Ok(queue.into())
+}
+
+fn open_device(flags: libc::c_int) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(flags);
+    options.open(DEVICE)
+}
+
+/// Makes a descriptor of the device the queue of a tap of this name, which is
+/// at most [`LONGEST_NAME`] bytes long.
+fn attach(device: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
     let mut ifr_name = [0; libc::IFNAMSIZ];
-    for (to, from) in ifr_name.iter_mut().zip(name.bytes()) {
+    for (to, from) in ifr_name.iter_mut().zip(name.bytes()).take(LONGEST_NAME) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
     let mut request = libc::ifreq {
@@ -84,10 +145,25 @@ mod tests {
     #[test]
     fn a_name_that_is_no_interfaces_is_refused_before_anything_is_opened() {
         for name in ["", "a/b", "..", "0123456789abcdef", "tap 0"] {
-            assert!(
-                matches!(create_tap(name), Err(Error::Spec { .. })),
-                "{name:?}"
-            );
+            for made in [create_tap(name), create_passing_tap(name).map(drop)] {
+                assert!(matches!(made, Err(Error::Spec { .. })), "{name:?}");
+            }
         }
+    }
+
+    #[test]
+    fn a_tap_device_that_is_not_there_is_not_made() {
+        let error = open_existing("no-such-tap").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENODEV), "{error}");
+        let error = open_existing("a-name-of-sixteen").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(open_existing("zero\0byte").is_err());
+    }
+
+    #[test]
+    fn what_is_no_tap_device_is_not_opened() {
+        // Every network namespace has it. Without the device or the permission,
+        // that is the error.
+        assert!(open_tap("lo").is_err());
     }
 }
