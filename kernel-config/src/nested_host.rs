@@ -43,17 +43,8 @@ pub const NESTED_HOST: &[Requirement] = &[
     module("EROFS_FS", &["erofs"], "container images"),
     module("BRIDGE", &["bridge"], "connects taps"),
     module("VETH", &["veth"], "connects network namespaces"),
-    optional(module(
-        "NET_SCH_INGRESS",
-        &["sch_ingress"],
-        "fences of taps",
-    )),
-    optional(module(
-        "NET_CLS_MATCHALL",
-        &["cls_matchall"],
-        "fences of taps",
-    )),
-    optional(module("NET_CLS_FLOWER", &["cls_flower"], "fences of taps")),
+    module("NET_SCH_INGRESS", &["sch_ingress"], "fences of taps"),
+    module("NET_CLS_BPF", &["cls_bpf"], "fences of taps"),
     optional(module(
         "NET_ACT_MIRRED",
         &["act_mirred"],

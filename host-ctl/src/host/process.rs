@@ -188,7 +188,7 @@ fn parse_stat(stat: &str) -> Option<(bool, u64)> {
     Some((dead, fields.get(START_TIME)?.parse().ok()?))
 }
 
-fn boot_id() -> Result<String, ProcessError> {
+pub(super) fn boot_id() -> Result<String, ProcessError> {
     let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
     let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
     Ok(text.trim_end().to_owned())

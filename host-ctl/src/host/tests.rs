@@ -288,6 +288,28 @@ fn gc_removes_no_tap_that_is_recorded_as_another_sandboxs() {
 }
 
 #[test]
+fn gc_tells_of_a_tap_of_another_network_namespace_and_leaves_its_record() {
+    let home = home();
+    let own = SandboxId::random().unwrap();
+    let addresses = network::Block::SHARED.pair(0);
+    let guest = network::HardwareAddress::TEMPLATE;
+    let mut tap = network::TapRecord::planned(&own, addresses, guest);
+    let mut namespace = network::NetworkNamespace::current().unwrap();
+    namespace.inode += 1;
+    tap.namespace = Some(namespace);
+    let record = RecordHead {
+        tap: Some(tap),
+        ..head(Stage::Starting)
+    };
+    let files = home.paths.sandbox(&abandoned(&home, &record));
+    fs::rename(files.directory(), home.paths.sandbox(&own).directory()).unwrap();
+    let findings = sweep(&home.paths).unwrap();
+    assert_eq!((findings.len(), removed(&findings)), (1, 0), "{findings:?}");
+    assert!(findings[0].reason.contains("network namespace"));
+    assert!(home.paths.sandbox(&own).record().exists());
+}
+
+#[test]
 fn gc_leaves_what_a_live_supervisor_holds_or_is_recorded_for() {
     let home = home();
     let held = SandboxId::random().unwrap();

@@ -10,12 +10,13 @@ use crate::host::network::{
 use crate::host::{Lock, LockError, RecordError, RecordHead, RunDirectory, read_record, sandboxes};
 use crate::timeline::Timeline;
 use agent_client::{Interface, Neighbor, Network, Prefix, Route};
-use hypervisor::{NicBackend, create_tap};
+use hypervisor::{NicBackend, create_passing_tap, create_tap};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
+use tokio::task::spawn_blocking;
 
 /// The id of a VM's network interface.
 pub const NIC: &str = "net0";
@@ -56,9 +57,15 @@ pub enum AttachError {
     /// Somebody else looks for addresses for too long.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// A thread that was waited for has panicked.
+    #[error("wait for a thread")]
+    Thread(#[from] tokio::task::JoinError),
     /// The kernel gave no random bytes.
     #[error("getrandom")]
     Random(#[from] Errno),
+    /// No id could be drawn.
+    #[error(transparent)]
+    Id(#[from] crate::config::NameError),
     /// The block has no room.
     #[error("no free pair of addresses in {0}; {BLOCK_VARIABLE} names another block")]
     Full(Block),
@@ -110,13 +117,17 @@ pub async fn attach(
         let _span = timeline.span("network: reserve addresses");
         let block = block()?;
         let routed = host.routed().await?;
-        let _lock = Lock::acquire(&paths.store.join(LOCK), "reserve addresses", LOCK_DEADLINE)?;
+        let lock = paths.store.join(LOCK);
+        // Whoever has it may keep it for a while, in which others are served.
+        let lock = move || Lock::acquire(&lock, "reserve addresses", LOCK_DEADLINE);
+        let _lock = spawn_blocking(lock).await??;
         let addresses = free_pair(block, &routed, &reserved(paths)?)?;
         let guest = match role {
             Role::Template => HardwareAddress::TEMPLATE,
             Role::Sandbox => HardwareAddress::draw()?,
         };
-        let tap = TapRecord::planned(&record.id, addresses, guest);
+        let mut tap = TapRecord::planned(&record.id, addresses, guest);
+        tap.namespace = Some(host.namespace().clone());
         record.head.tap = Some(tap.clone());
         directory.write_record(record)?;
         tap
@@ -141,6 +152,20 @@ pub async fn detach(head: &mut RecordHead) -> Result<(), NetworkError> {
         head.tap = None;
     }
     Ok(())
+}
+
+/// Tries whether this process can make taps and fence them, on one that goes
+/// with its descriptor and that nobody is connected to.
+///
+/// # Errors
+/// What a sandbox with a network would fail of.
+pub async fn try_fence() -> Result<(), AttachError> {
+    let host = HostNetwork::open()?;
+    let id = SandboxId::random()?;
+    let guest = HardwareAddress::TEMPLATE;
+    let mut tap = TapRecord::planned(&id, Block::SHARED.pair(0), guest);
+    let _queue = create_passing_tap(&tap.name).map_err(AttachError::Tap)?;
+    Ok(host.claim(&mut tap).await?)
 }
 
 impl Attached {

@@ -1,7 +1,7 @@
 //! One sandbox's tap device: known again, fenced, opened, removed.
 
 use super::{
-    AddressPair, HardwareAddress, HostNetwork, NetworkError, PAIR_LENGTH, refused, set_parameter,
+    AddressPair, HardwareAddress, HostNetwork, NetworkError, NetworkNamespace, PAIR_LENGTH,
 };
 use crate::config::SandboxId;
 use futures::TryStreamExt;
@@ -29,6 +29,10 @@ pub struct TapRecord {
     pub guest: HardwareAddress,
     /// The host's, once it was made.
     pub host: Option<HardwareAddress>,
+    /// Where it is. Taps were recorded without it once; those are looked for
+    /// wherever we are.
+    #[serde(default)]
+    pub namespace: Option<NetworkNamespace>,
 }
 
 /// A link that is there.
@@ -42,7 +46,8 @@ struct Found {
 }
 
 impl TapRecord {
-    /// The tap that a sandbox is to have.
+    /// The tap that a sandbox is to have; its namespace is to be noted before
+    /// it is made.
     #[must_use]
     pub fn planned(sandbox: &SandboxId, addresses: AddressPair, guest: HardwareAddress) -> Self {
         Self {
@@ -54,6 +59,7 @@ impl TapRecord {
             addresses,
             guest,
             host: None,
+            namespace: None,
         }
     }
 
@@ -65,7 +71,7 @@ impl TapRecord {
             _ if !fresh && self.index != Some(found.index) => Some("it has another index"),
             Some(alias) if alias != self.sandbox.as_str() => Some("it has another alias"),
             Some(_) => None,
-            // Killed between making it and giving it its alias.
+            // Killed between making it and giving it its alias, before it is up.
             None if fresh && !found.is_up => None,
             None => Some("it has no alias"),
         }
@@ -100,93 +106,86 @@ impl Found {
 }
 
 impl HostNetwork {
-    /// Takes a tap that was just made for the sandbox: gives it its alias, and
-    /// notes its index and hardware address. It stays fenced.
+    /// Takes a tap that was just made for the sandbox: gives it its alias,
+    /// fences it, and notes its index and hardware address.
     ///
     /// # Errors
-    /// When it is not there, or the kernel refuses.
+    /// When it is not there, the kernel refuses, or cannot filter.
     pub async fn claim(&self, tap: &mut TapRecord) -> Result<(), NetworkError> {
         let found = self.ours(tap).await?;
-        let alias = LinkUnspec::new_with_index(found.index).alias(tap.sandbox.as_str());
-        self.change(tap, "alias", alias).await?;
+        let change = LinkUnspec::new_with_index(found.index).alias(tap.sandbox.as_str());
+        self.change("set the alias of", tap, change).await?;
+        // No address of IPv6 is given, and none is to be made up by the kernel.
+        self.set_parameter("ipv6", &tap.name, "disable_ipv6", "1")
+            .await?;
+        self.drop_frames(tap, found.index).await?;
+        // Up although it is fenced: a VMM cannot write to a tap that is down, and
+        // the guest of a clone may send as soon as it has its addresses.
+        let change = LinkUnspec::new_with_index(found.index).up();
+        self.change("set up", tap, change).await?;
         tap.index = Some(found.index);
         tap.host = found.hardware_address;
         Ok(())
     }
 
-    /// Opens the way for a guest that has its own address: the link goes up
-    /// with the host's address, and takes packets from the guest's only.
+    /// Opens the way for a guest that has its own addresses: the link has the
+    /// host's, and takes frames that bear the guest's only, whatever the filter
+    /// of sources (`rp_filter`) of the host is.
     ///
     /// # Errors
     /// When the tap is not there, or the kernel refuses; it is to be fenced
     /// again then.
     pub async fn lift_fence(&self, tap: &TapRecord) -> Result<(), NetworkError> {
         let index = self.ours(tap).await?.index;
-        // Strict: a packet is dropped whose source is not routed to this link,
-        // and only the guest's address is (RFC 3704). A host that filters loosely
-        // on all links overrules it (ip-sysctl.rst: the larger number counts),
-        // which `doctor` tells.
-        set_parameter("ipv4", &tap.name, "rp_filter", "1")?;
-        // No address of IPv6 is given, and none is to be made up by the kernel
-        // or offered by the guest. A kernel without IPv6 has no such file.
-        if let Err(error) = set_parameter("ipv6", &tap.name, "disable_ipv6", "1")
-            && error.source.kind() != io::ErrorKind::NotFound
-        {
-            return Err(error.into());
-        }
-        let host = tap.addresses.host;
-        self.handle
-            .address()
-            .add(index, host.into(), PAIR_LENGTH)
-            .replace()
-            .execute()
-            .await
-            .map_err(refused("add address", format!("{host} to {}", tap.name)))?;
-        self.change(tap, "set up", LinkUnspec::new_with_index(index).up())
+        // It was, since the tap is up; but nothing else may be behind the filter
+        // that passes frames.
+        self.drop_frames(tap, index).await?;
+        let AddressPair { host, guest } = tap.addresses;
+        let addresses = self.handle.address();
+        let address = addresses.add(index, host.into(), PAIR_LENGTH).replace();
+        self.ask("add an address to", &tap.name, address.execute())
             .await?;
-        let guest = tap.addresses.guest;
-        self.handle
-            .neighbours()
+        let neighbours = self.handle.neighbours();
+        let neighbour = neighbours
             .add(index, guest.into())
             .state(NeighbourState::Permanent)
             .link_layer_address(tap.guest.as_bytes())
-            .replace()
-            .execute()
-            .await
-            .map_err(refused("add neighbor", format!("{guest} dev {}", tap.name)))
+            .replace();
+        self.ask("add a neighbor to", &tap.name, neighbour.execute())
+            .await?;
+        self.pass_own_frames(tap, index).await
     }
 
-    /// Closes the way again: down, and without an address.
+    /// Closes the way again: nothing passes, and the link has no address.
     ///
     /// # Errors
     /// When the tap is not there, or the kernel refuses.
     pub async fn fence(&self, tap: &TapRecord) -> Result<(), NetworkError> {
         let index = self.ours(tap).await?.index;
-        self.change(tap, "set down", LinkUnspec::new_with_index(index).down())
-            .await?;
+        self.drop_frames(tap, index).await?;
+        self.pass_no_frames(tap, index).await?;
         for address in self.addresses_of(index).await? {
-            let request = self.handle.address().del(address).execute();
-            request
-                .await
-                .map_err(refused("remove address", &tap.name))?;
+            let removal = self.handle.address().del(address).execute();
+            self.ask("remove an address of", &tap.name, removal).await?;
         }
         Ok(())
     }
 
-    /// Whether frames of the guest go anywhere.
+    /// Whether no frame of the guest goes anywhere, by what the kernel says.
     ///
     /// # Errors
     /// When the tap is not there, or the kernel does not tell.
     pub async fn is_fenced(&self, tap: &TapRecord) -> Result<bool, NetworkError> {
-        let found = self.ours(tap).await?;
-        Ok(!found.is_up && self.addresses_of(found.index).await?.is_empty())
+        let index = self.ours(tap).await?.index;
+        Ok(self.drops_all_frames(tap, index).await? && self.addresses_of(index).await?.is_empty())
     }
 
     /// Removes a tap, if it is there; says whether it was. A link that is not
     /// the recorded one stays.
     ///
     /// # Errors
-    /// [`NetworkError::Foreign`], or what the kernel refuses.
+    /// [`NetworkError::Foreign`], [`NetworkError::Elsewhere`], or what the
+    /// kernel refuses.
     pub async fn remove_tap(&self, tap: &TapRecord) -> Result<bool, NetworkError> {
         let found = match self.ours(tap).await {
             Ok(found) => found,
@@ -194,34 +193,46 @@ impl HostNetwork {
             Err(error) => return Err(error),
         };
         // By index: a name might be another's by now.
-        match self.handle.link().del(found.index).execute().await {
+        let removal = self.handle.link().del(found.index).execute();
+        match self.ask("remove link", &tap.name, removal).await {
             Ok(()) => Ok(true),
             Err(error) if is_missing(&error) => Ok(false),
-            Err(error) => Err(refused("remove link", &tap.name)(error)),
+            Err(error) => Err(error),
         }
     }
 
     /// The link that is the recorded tap.
     async fn ours(&self, tap: &TapRecord) -> Result<Found, NetworkError> {
+        let missing = || NetworkError::Missing(tap.name.clone());
+        match &tap.namespace {
+            Some(recorded) if recorded.boot_id != self.namespace.boot_id => return Err(missing()),
+            Some(recorded) if *recorded != self.namespace => {
+                return Err(NetworkError::Elsewhere {
+                    name: tap.name.clone(),
+                    recorded: recorded.inode,
+                    here: self.namespace.inode,
+                });
+            }
+            _ => {}
+        }
         let request = self.handle.link().get();
         let request = match tap.index {
             Some(index) => request.match_index(index),
             None => request.match_name(&tap.name),
         };
-        let found = match request.execute().try_next().await {
+        let mut links = request.execute();
+        let found = match self.ask("get link", &tap.name, links.try_next()).await {
             Ok(Some(message)) => Found::from_message(&message),
-            Ok(None) => return Err(NetworkError::Missing(tap.name.clone())),
-            Err(error) if is_missing(&error) => {
-                return Err(NetworkError::Missing(tap.name.clone()));
-            }
-            Err(error) => return Err(refused("get link", &tap.name)(error)),
+            Ok(None) => return Err(missing()),
+            Err(error) if is_missing(&error) => return Err(missing()),
+            Err(error) => return Err(error),
         };
         match tap.difference(&found) {
             None => Ok(found),
             // After a boot of the host indices are given anew: it is another
             // link altogether, and ours is gone.
             Some(_) if tap.index.is_some() && found.name.as_ref() != Some(&tap.name) => {
-                Err(NetworkError::Missing(tap.name.clone()))
+                Err(missing())
             }
             Some(difference) => Err(NetworkError::Foreign {
                 name: tap.name.clone(),
@@ -232,21 +243,18 @@ impl HostNetwork {
 
     async fn change(
         &self,
-        tap: &TapRecord,
         call: &'static str,
-        request: rtnetlink::LinkMessageBuilder<LinkUnspec>,
+        tap: &TapRecord,
+        change: rtnetlink::LinkMessageBuilder<LinkUnspec>,
     ) -> Result<(), NetworkError> {
-        let request = self.handle.link().change(request.build());
-        request.execute().await.map_err(refused(call, &tap.name))
+        let request = self.handle.link().change(change.build());
+        self.ask(call, &tap.name, request.execute()).await
     }
 
     async fn addresses_of(&self, index: u32) -> Result<Vec<AddressMessage>, NetworkError> {
         let request = self.handle.address().get().set_link_index_filter(index);
-        let addresses: Vec<AddressMessage> = request
-            .execute()
-            .try_collect()
-            .await
-            .map_err(refused("list", "addresses"))?;
+        let request = request.execute().try_collect();
+        let addresses: Vec<AddressMessage> = self.ask("list", "addresses", request).await?;
         // The kernel heeds the question's index only on sockets that ask for
         // strict checking, and else tells of all links.
         let own = addresses.into_iter();
@@ -256,11 +264,8 @@ impl HostNetwork {
     }
 }
 
-fn is_missing(error: &rtnetlink::Error) -> bool {
-    let rtnetlink::Error::NetlinkError(message) = error else {
-        return false;
-    };
-    message.to_io().raw_os_error() == Some(Errno::NODEV.raw_os_error())
+fn is_missing(error: &NetworkError) -> bool {
+    error.refusal() == Some(Errno::NODEV.raw_os_error())
 }
 
 /// Removes a tap as [`HostNetwork::remove_tap`] does, for callers outside of a
