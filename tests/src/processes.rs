@@ -63,9 +63,10 @@ pub fn machines(directory: &Path) -> Vec<Pid> {
     all.filter(is_machine).collect()
 }
 
-/// Kills every process whose command line names `directory`.
+/// Kills every process whose command line names `directory`, and its VMMs.
 pub fn kill_those_naming(directory: &Path) {
-    for pid in naming(&directory.to_string_lossy()) {
+    let named = naming(&directory.to_string_lossy());
+    for pid in named.into_iter().chain(machines(directory)) {
         // It may have ended by itself meanwhile.
         let _ = kill_process(pid, Signal::KILL);
     }

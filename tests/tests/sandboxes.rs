@@ -1,9 +1,15 @@
 //! Sandboxes as a user meets them: exec, logs, stop, and what happens when a
 //! process of ours or the VMM is killed.
 
-use rustix::process::{Signal, kill_process};
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test ends where something is not as expected"
+)]
+
+use rustix::process::{Gid, Pid, Signal, Uid, kill_process};
 use std::io::Write;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tardigrade_tests::{Home, images, processes, sandbox};
@@ -100,6 +106,114 @@ fn a_killed_supervisor_is_replaced_by_the_next_command() {
     assert!(processes::machines(home.path()).is_empty());
     home.text(["rm", id]);
     assert!(!home.text(["list"]).contains(id));
+}
+
+/// A file of a process, as text.
+fn told(pid: Pid, file: &str) -> String {
+    let path = format!("/proc/{}/{file}", pid.as_raw_nonzero());
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// What a process has open.
+fn opened(pid: Pid) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).unwrap();
+    files
+        .map(|file| std::fs::read_link(file.unwrap().path()).unwrap())
+        .collect()
+}
+
+fn vmm_of(home: &Home, id: &str) -> (Pid, serde_json::Value) {
+    let inspected = home.json(["inspect", id]);
+    let pid = inspected["vm"]["pid"].as_i64().unwrap();
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    (pid, inspected["vm"]["confined"].clone())
+}
+
+/// What the user with this number may not do in a home.
+fn try_as(uid: u32, home: &Path, template: &str, id: &str) {
+    let digest = home.join("store/templates").join(template);
+    let run = home.join("run").join(id);
+    let tried = std::thread::spawn(move || {
+        // Users are each thread's own.
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
+        rustix::thread::set_thread_groups(&[]).unwrap();
+        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        let refused = std::io::ErrorKind::PermissionDenied;
+        let memory = std::fs::File::open(digest.join("memory"));
+        assert_eq!(memory.unwrap_err().kind(), refused);
+        for socket in [
+            "vmm/link.sock",
+            "monitor.sock",
+            "control.sock",
+            "agent.sock",
+        ] {
+            let dialled = UnixStream::connect(run.join(socket));
+            assert_eq!(dialled.unwrap_err().kind(), refused, "{socket}");
+        }
+    });
+    tried.join().unwrap();
+}
+
+#[test]
+fn each_vmm_has_a_user_and_namespaces_of_its_own_and_only_what_it_needs() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "only root gives VMMs users of their own"
+    );
+    let home = Home::new();
+    let rootfs = images::busybox();
+    let built = home.build_template("shell", &rootfs, &["sleep", "100000"]);
+    let template = built["digest"].as_str().unwrap();
+    let clones = home.clone_template("shell", 2);
+    let mut uids = Vec::new();
+    for clone in &clones {
+        let id = sandbox(clone);
+        let (pid, confined) = vmm_of(&home, id);
+        assert_eq!(clone["confined"], confined);
+        let uid = confined["user"]["uid"].as_u64().unwrap();
+        let status = told(pid, "status");
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            let words = line.split_whitespace().skip(1).map(str::to_owned);
+            words.collect::<Vec<_>>()
+        };
+        assert_eq!(field("Uid:"), vec![uid.to_string(); 4]);
+        assert_eq!(field("Gid:"), vec![uid.to_string(); 4]);
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+            assert_eq!(field(set), ["0000000000000000"], "{set}");
+        }
+        assert_eq!(field("NoNewPrivs:"), ["1"]);
+        assert_eq!(field("Seccomp:"), ["2"]);
+        assert_eq!(told(pid, "environ"), "");
+        for namespace in ["mnt", "pid", "net"] {
+            let link = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/{namespace}"));
+            let theirs = link(&pid.as_raw_nonzero().to_string()).unwrap();
+            assert_ne!(theirs, link("self").unwrap());
+        }
+        let run = home.path().join("run").join(id);
+        let templates = home.path().join("store/templates");
+        for path in opened(pid) {
+            let text = path.to_string_lossy();
+            let kernels = ["socket:", "pipe:", "anon_inode:", "/memfd:", "/dev/"];
+            let is_kernels = kernels.iter().any(|kind| text.starts_with(kind));
+            let is_its_own = path == run.join("vmm.log")
+                || path == templates.join(template).join("memory")
+                || path.starts_with(home.path().join("store/blobs"))
+                || text == "/run/tardigrade-users";
+            assert!(is_kernels || is_its_own, "{text}");
+        }
+        try_as(u32::try_from(uid).unwrap(), home.path(), template, id);
+        uids.push(uid);
+    }
+    assert_ne!(uids[0], uids[1]);
+
+    let woken = home.json(["clone", "shell", "--insecure"]);
+    let clone = &woken["clones"][0];
+    assert_eq!(clone["confined"], "insecure");
+    let (pid, confined) = vmm_of(&home, sandbox(clone));
+    assert_eq!(confined, "insecure");
+    assert!(told(pid, "status").contains("\nUid:\t0\t0\t0\t0\n"));
 }
 
 /// The program that `host-ctl` takes for QEMU.

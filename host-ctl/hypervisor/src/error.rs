@@ -94,6 +94,12 @@ pub enum Error {
         /// What differs.
         difference: &'static str,
     },
+    /// A VMM cannot be confined as it should.
+    #[error("confine the vmm: {reason}")]
+    Confinement {
+        /// Why.
+        reason: String,
+    },
     /// No usable VMM was found.
     #[error("probe {program}: {reason}")]
     Probe {

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::process::Identity;
+use crate::process::{Confined, Identity};
 use crate::span::Span;
 use crate::spec::{AgentDevice, Backing, MemoryMode, Rebind, VmSpec};
 
@@ -327,11 +327,14 @@ pub struct VmRecord {
     pub memory: Backing,
     /// Its standard error.
     pub log: PathBuf,
+    /// How far it is confined.
+    #[serde(default)]
+    pub confined: Confined,
 }
 
 impl VmRecord {
     /// The record of a VM of this driver that was just made from a spec.
-    pub(crate) fn new(driver: &str, process: &Identity, spec: &VmSpec) -> Self {
+    pub(crate) fn new(driver: &str, process: &Identity, spec: &VmSpec, confined: Confined) -> Self {
         Self {
             driver: driver.to_owned(),
             pid: process.pid,
@@ -342,6 +345,7 @@ impl VmRecord {
             agent: spec.agent.clone(),
             memory: spec.memory.backing.clone(),
             log: spec.log.clone(),
+            confined,
         }
     }
 }

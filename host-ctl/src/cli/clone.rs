@@ -73,6 +73,7 @@ pub(super) fn clone(context: &Context, arguments: &CloneArguments) -> Result<Exi
             template: digest.clone(),
             memory: arguments.memory.map(CloneMemory::mode),
         },
+        insecure: arguments.insecure,
         readiness: if arguments.ready {
             Some(readiness(&store, &digest)?)
         } else {
@@ -131,6 +132,7 @@ pub(super) fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCod
             spec,
             kernel: kernel.sha256().clone(),
         },
+        insecure: arguments.machine.insecure,
         readiness: arguments.ready.as_ref().map(|words| Readiness {
             container: arguments.machine.container.clone(),
             args: words.0.clone(),
@@ -159,6 +161,7 @@ pub(super) fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCod
 /// What is to be made, and when it is ready.
 struct Wish {
     making: Making,
+    insecure: bool,
     readiness: Option<Readiness>,
 }
 
@@ -184,8 +187,14 @@ fn make_all(
         for sandbox in ids {
             let (supervisors, room) = (context.supervisors.clone(), Arc::clone(&room));
             let (making, readiness) = (wish.making.clone(), wish.readiness.clone());
+            let order = Order {
+                sandbox,
+                given: 0,
+                insecure: wish.insecure,
+                making,
+            };
             tasks.spawn(async move {
-                let made = make_one(&supervisors, sandbox, making, &room).await;
+                let made = make_one(&supervisors, order, &room).await;
                 let ready = match (&made, readiness) {
                     (Ok((handover, _)), Some(readiness)) => {
                         Some(readiness.wait(&supervisors, &handover.sandbox).await)
@@ -221,8 +230,7 @@ fn make_all(
 
 async fn make_one(
     supervisors: &Supervisors,
-    sandbox: SandboxId,
-    making: Making,
+    mut order: Order,
     room: &Semaphore,
 ) -> Result<(Handover, Report), Failure> {
     let timeline = Timeline::new();
@@ -230,11 +238,8 @@ async fn make_one(
         let _span = timeline.span("wait for room on the host");
         room.acquire().await
     };
-    let order = Order {
-        sandbox: sandbox.clone(),
-        given: now(),
-        making,
-    };
+    let sandbox = order.sandbox.clone();
+    order.given = now();
     crate::timeline::step("clone: start the supervisor");
     match supervisors.make(&order).await {
         Ok(handover) => {
@@ -404,6 +409,7 @@ mod tests {
             },
             timeline: Report::default(),
             sandbox,
+            confined: hypervisor::Confined::Namespaces,
         };
         row(handover, &[], None, 1_000_000)
     }

@@ -7,13 +7,13 @@ use super::text::{Table, since};
 use super::{print, runtime};
 use crate::config::Paths;
 use crate::host::{explain, sandboxes};
-use crate::sandbox::driver::{Driver, GuestKernel, fresh_driver};
+use crate::sandbox::driver::{Driver, GuestKernel, fresh_driver, strictest};
 use crate::sandbox::network::try_fence;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::State;
 use crate::sandbox::vmm::{Carrier, Vmm, memory_mode_name};
 use crate::store::{Sha256, Store};
-use hypervisor::Accelerator;
+use hypervisor::{Accelerator, Confinement};
 use serde::Serialize;
 use std::fs::File;
 use std::path::Path;
@@ -51,6 +51,7 @@ pub(super) fn doctor(guest: &GuestImage, output: Output) -> Result<ExitCode, Cli
         "`make image` makes one; then give --initrd or set TARDIGRADE_INITRD",
     ));
     findings.push(state_directory());
+    findings.push(confinement());
     findings.push(agent());
     findings.push(taps()?);
     findings.extend(open_sandboxes());
@@ -213,6 +214,28 @@ fn file(
         needed: true,
         found,
         advice,
+    }
+}
+
+/// What confines the VMMs that this user starts.
+fn confinement() -> Finding {
+    let (ok, found) = match strictest() {
+        Ok(Confinement::User(_)) => (
+            true,
+            "mounts, processes and network of its own; with qemu a user of its own".to_owned(),
+        ),
+        Ok(_) => (
+            true,
+            "mounts, processes and network of its own, if this kernel lets everyone".to_owned(),
+        ),
+        Err(error) => (false, explain(&error)),
+    };
+    Finding {
+        what: "confinement of a VMM".to_owned(),
+        ok,
+        needed: false,
+        found,
+        advice: "set TARDIGRADE_UID_BASE to where 65536 users are free; --insecure does without",
     }
 }
 

@@ -45,6 +45,7 @@ fn build_template(
     store: &Store,
     arguments: TemplateBuildArguments,
 ) -> Result<ExitCode, CliError> {
+    let insecure = arguments.machine.insecure;
     let recipe = Recipe {
         name: arguments.name,
         spec: arguments.machine.spec()?,
@@ -60,7 +61,7 @@ fn build_template(
             path: kernel.path(),
             digest: kernel.sha256(),
         };
-        let driver = driver(context.paths(), recipe.spec.vmm, kernel).await?;
+        let driver = driver(context.paths(), recipe.spec.vmm, kernel, insecure).await?;
         let place = Workplace {
             paths: context.paths(),
             store,

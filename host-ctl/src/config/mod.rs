@@ -8,9 +8,11 @@ mod name;
 mod paths;
 mod random;
 mod root;
+mod users;
 
 pub use name::{NameError, SandboxId, TemplateDigest, TemplateName};
 pub use paths::{Paths, SandboxPaths};
 pub use random::{hexadecimal, hexadecimal_bytes, random_bytes};
 pub use root::ConfigError;
 pub(crate) use root::private_directory;
+pub use users::first_vmm_user;

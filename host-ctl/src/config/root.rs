@@ -27,6 +27,14 @@ pub enum ConfigError {
     /// A relative root would name another directory in each process.
     #[error("state root {0}: want an absolute path")]
     Relative(PathBuf),
+    /// No number that users could begin at.
+    #[error("{variable}={value}: want the first of 65536 numbers above 65535")]
+    Users {
+        /// The variable.
+        variable: &'static str,
+        /// What it holds.
+        value: String,
+    },
     /// A directory could not be made.
     #[error("mkdir {path}")]
     Create {

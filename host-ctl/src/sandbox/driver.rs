@@ -4,10 +4,12 @@
 //! depends on has changed.
 
 use super::vmm::Vmm;
-use crate::config::Paths;
+use crate::config::{ConfigError, Paths, first_vmm_user};
 use crate::host::{read_record, write_shared_record};
 use crate::store::Sha256;
-use hypervisor::{Capabilities, Deadlines, Error, Hypervisor, cloud_hypervisor, firecracker, qemu};
+use hypervisor::{
+    Capabilities, Confinement, Deadlines, Error, Hypervisor, cloud_hypervisor, firecracker, qemu,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,12 @@ use std::path::{Path, PathBuf};
 /// Why there is no driver.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
+    /// The range of users is none.
+    #[error(transparent)]
+    Users(#[from] ConfigError),
+    /// It would be less confined than it should.
+    #[error("a VMM as it should be; --insecure takes less")]
+    Confinement(#[source] Error),
     /// The VMM is not there, or cannot be used.
     #[error("find {vmm}; ${} names its program", vmm.variable())]
     Vmm {
@@ -57,22 +65,37 @@ impl std::fmt::Debug for Driver {
     }
 }
 
-/// The driver of a VMM for guests with this kernel. What was found out is kept
-/// below `paths`.
+/// The driver of a VMM for guests with this kernel, its VMs as confined as can
+/// be unless that is not wanted. What was found out is kept below `paths`.
 ///
 /// # Errors
-/// When the VMM cannot be used.
+/// When the VMM cannot be used, or not be confined.
 pub async fn driver(
     paths: &Paths,
     vmm: Vmm,
     kernel: GuestKernel<'_>,
+    insecure: bool,
 ) -> Result<Driver, DriverError> {
+    let confinement = if insecure {
+        Confinement::Insecure
+    } else {
+        strictest()?
+    };
     let name = match vmm {
         // Its answer depends on the kernel.
         Vmm::Qemu => format!("probe-{}.json", kernel.digest),
         Vmm::CloudHypervisor | Vmm::Firecracker => format!("probe-{vmm}.json"),
     };
-    find(vmm, Some(kernel), &Kept(paths.store.join(name))).await
+    let kept = Kept(paths.store.join(name));
+    find(vmm, Some(kernel), &kept, confinement).await
+}
+
+/// The most that confines a VMM here.
+///
+/// # Errors
+/// When a VMM would have less than it should.
+pub fn strictest() -> Result<Confinement, DriverError> {
+    Confinement::strictest(first_vmm_user()?).map_err(DriverError::Confinement)
 }
 
 /// The driver of a VMM as it is found now, whatever was kept.
@@ -83,23 +106,28 @@ pub async fn fresh_driver(
     vmm: Vmm,
     kernel: Option<GuestKernel<'_>>,
 ) -> Result<Driver, DriverError> {
-    find(vmm, kernel, &Kept::nowhere()).await
+    find(vmm, kernel, &Kept::nowhere(), Confinement::Insecure).await
 }
 
 async fn find(
     vmm: Vmm,
     kernel: Option<GuestKernel<'_>>,
     kept: &Kept,
+    confinement: Confinement,
 ) -> Result<Driver, DriverError> {
     let found = match vmm {
-        Vmm::Qemu => find_qemu(kernel, kept).await,
-        Vmm::CloudHypervisor => find_cloud_hypervisor(kept).await,
-        Vmm::Firecracker => find_firecracker(kept).await,
+        Vmm::Qemu => find_qemu(kernel, kept, confinement).await,
+        Vmm::CloudHypervisor => find_cloud_hypervisor(kept, confinement).await,
+        Vmm::Firecracker => find_firecracker(kept, confinement).await,
     };
     found.map_err(|source| DriverError::Vmm { vmm, source })
 }
 
-async fn find_qemu(kernel: Option<GuestKernel<'_>>, kept: &Kept) -> Result<Driver, Error> {
+async fn find_qemu(
+    kernel: Option<GuestKernel<'_>>,
+    kept: &Kept,
+    confinement: Confinement,
+) -> Result<Driver, Error> {
     let request = qemu::ProbeRequest {
         program: None,
         kernel: kernel.map(|kernel| kernel.path),
@@ -109,29 +137,31 @@ async fn find_qemu(kernel: Option<GuestKernel<'_>>, kept: &Kept) -> Result<Drive
     let found = qemu::probe(&request, known.as_ref()).await?;
     kept.update(known.as_ref(), &found);
     Ok(Driver {
-        hypervisor: Box::new(qemu::Qemu::new(&found, Deadlines::default())),
+        hypervisor: Box::new(qemu::Qemu::new(&found, Deadlines::default()).confined(confinement)),
         program: found.program,
     })
 }
 
-async fn find_cloud_hypervisor(kept: &Kept) -> Result<Driver, Error> {
+async fn find_cloud_hypervisor(kept: &Kept, confinement: Confinement) -> Result<Driver, Error> {
     use cloud_hypervisor::{CloudHypervisor, probe};
     let known = kept.read();
     let found = probe(None, known.as_ref()).await?;
     kept.update(known.as_ref(), &found);
     Ok(Driver {
-        hypervisor: Box::new(CloudHypervisor::new(&found, Deadlines::default())),
+        hypervisor: Box::new(
+            CloudHypervisor::new(&found, Deadlines::default()).confined(confinement),
+        ),
         program: found.program,
     })
 }
 
-async fn find_firecracker(kept: &Kept) -> Result<Driver, Error> {
+async fn find_firecracker(kept: &Kept, confinement: Confinement) -> Result<Driver, Error> {
     use firecracker::{Firecracker, probe};
     let known = kept.read();
     let found = probe(None, known.as_ref()).await?;
     kept.update(known.as_ref(), &found);
     Ok(Driver {
-        hypervisor: Box::new(Firecracker::new(&found, Deadlines::default())),
+        hypervisor: Box::new(Firecracker::new(&found, Deadlines::default()).confined(confinement)),
         program: found.program,
     })
 }

@@ -3,8 +3,8 @@
 use crate::host::ProcessIdentity;
 use async_trait::async_trait;
 use hypervisor::{
-    Accelerator, AgentDevice, AgentDevices, Backing, Capabilities, Error, Hypervisor, MemoryMode,
-    Rebind, Saved, Span, Vm, VmExit, VmInfo, VmRecord, VmSpec, VmState,
+    Accelerator, AgentDevice, AgentDevices, Backing, Capabilities, Confined, Error, Hypervisor,
+    MemoryMode, Rebind, Saved, Span, Vm, VmExit, VmInfo, VmRecord, VmSpec, VmState,
 };
 use std::future::pending;
 use std::path::Path;
@@ -103,6 +103,7 @@ impl Vm for StandInVm {
             },
             memory: Backing::Anonymous,
             log: "/nonexistent".into(),
+            confined: Confined::default(),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +16,7 @@ use super::{
     Blob, CloneRefusal, Hashing, Manifest, Requirements, SavedFile, Staging, Store, StoreError,
     Template,
 };
-use crate::config::TemplateDigest;
+use crate::config::{TemplateDigest, first_vmm_user};
 use crate::host::{Lock, failed, sync_directory, write_atomically};
 use crate::timeline::Timeline;
 
@@ -180,11 +180,26 @@ fn unreadable(refusal: CloneRefusal) -> StoreError {
 }
 
 fn memory_mode(opened_for_writing: bool) -> u32 {
-    // Root needs no permission bit (capabilities(7), CAP_DAC_OVERRIDE).
-    if opened_for_writing && !rustix::process::geteuid().is_root() {
-        0o600
-    } else {
-        0o400
+    if opened_for_writing { 0o600 } else { 0o400 }
+}
+
+/// Lets VMMs with users of their own have a file as its owner has it, those that
+/// are given a descriptor of it: its directory lets nobody else through. Takes
+/// root.
+fn share_with_vmms(file: &File, path: &Path, mode: u32) -> Result<(), StoreError> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let group = first_vmm_user()?;
+    match fchown(file, Some(0), Some(group)) {
+        // A namespace without such users has no VMM with one.
+        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(()),
+        Err(error) => Err(failed("fchown", path)(error).into()),
+        Ok(()) => {
+            let mode = Permissions::from_mode(mode | (mode & 0o600) >> 3);
+            file.set_permissions(mode)
+                .map_err(|error| failed("chmod", path)(error).into())
+        }
     }
 }
 
@@ -240,6 +255,9 @@ fn seal_file(
     }
     file.set_permissions(Permissions::from_mode(mode))
         .map_err(failed("chmod", path))?;
+    if name == Staging::MEMORY {
+        share_with_vmms(&file, path, mode)?;
+    }
     {
         let _span = timeline.span(format!("fsync {name}"));
         file.sync_all().map_err(failed("fsync", path))?;

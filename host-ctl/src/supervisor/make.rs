@@ -138,9 +138,11 @@ pub(super) async fn make(
         now(),
     );
     let made = match order.making {
-        Making::Boot { spec, kernel } => plan_of_boot(paths, spec, &kernel, &timeline).await,
+        Making::Boot { spec, kernel } => {
+            plan_of_boot(paths, spec, &kernel, order.insecure, &timeline).await
+        }
         Making::Clone { template, memory } => {
-            plan_of_clone(paths, template, memory, &timeline).await
+            plan_of_clone(paths, template, memory, order.insecure, &timeline).await
         }
     };
     let made = match made {
@@ -154,11 +156,12 @@ async fn plan_of_boot(
     paths: &Paths,
     spec: SandboxSpec,
     kernel: &Sha256,
+    insecure: bool,
     timeline: &Timeline,
 ) -> Result<Plan, MakeError> {
     let _span = timeline.span("boot: probe the vmm");
     Ok(Plan {
-        driver: driver_for(paths, &spec, kernel).await?,
+        driver: driver_for(paths, &spec, kernel, insecure).await?,
         memory: None,
         spec,
         template: None,
@@ -171,6 +174,7 @@ async fn plan_of_clone(
     paths: &Paths,
     digest: TemplateDigest,
     memory: Option<MemoryMode>,
+    insecure: bool,
     timeline: &Timeline,
 ) -> Result<Plan, MakeError> {
     let (store, spec, kernel, warm_up) = {
@@ -184,7 +188,7 @@ async fn plan_of_clone(
     };
     let driver = {
         let _span = timeline.step("clone: probe the vmm");
-        driver_for(paths, &spec, &kernel).await?
+        driver_for(paths, &spec, &kernel, insecure).await?
     };
     if let Some(mode) = memory
         && !driver.capabilities().memory_modes.contains(&mode)
@@ -213,12 +217,13 @@ async fn driver_for(
     paths: &Paths,
     spec: &SandboxSpec,
     kernel: &Sha256,
+    insecure: bool,
 ) -> Result<Driver, DriverError> {
     let kernel = GuestKernel {
         path: &spec.kernel,
         digest: kernel,
     };
-    driver(paths, spec.vmm, kernel).await
+    driver(paths, spec.vmm, kernel, insecure).await
 }
 
 /// Does it, in a run directory that is there before anything is started.
@@ -411,6 +416,7 @@ async fn commit(
         booted: made.generation.is_none(),
         fallback: record.fallback.clone(),
         accelerator,
+        confined: made.vm.record().confined,
         addresses: record.head.tap.as_ref().map(|tap| tap.addresses),
         clock_error_nanos: made.clock_error_nanos,
         round_trip_nanos: made.round_trip_nanos,

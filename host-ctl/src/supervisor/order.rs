@@ -10,7 +10,7 @@ use crate::sandbox::spec::SandboxSpec;
 use crate::store::Sha256;
 use crate::timeline::Report;
 use agent_client::{Generation, Identity};
-use hypervisor::{Accelerator, MemoryMode};
+use hypervisor::{Accelerator, Confined, MemoryMode};
 use serde::{Deserialize, Serialize};
 
 /// An order: which sandbox, and how to make it.
@@ -21,6 +21,8 @@ pub struct Order {
     pub sandbox: SandboxId,
     /// When it was given, in nanoseconds of CLOCK_MONOTONIC.
     pub given: u64,
+    /// Whether its VMM may be less confined than it should.
+    pub insecure: bool,
     /// How it comes to life.
     pub making: Making,
 }
@@ -84,6 +86,8 @@ pub struct Handover {
     pub fallback: Option<String>,
     /// What runs the guest's instructions.
     pub accelerator: Accelerator,
+    /// How far its VMM is confined.
+    pub confined: Confined,
     /// The addresses of its link, if it has a network.
     pub addresses: Option<AddressPair>,
     /// How far the guest's clock is from the host's, at most; none for a cold
@@ -109,6 +113,7 @@ mod tests {
         let order = Order {
             sandbox: "0123456789ab".parse().unwrap(),
             given: 7,
+            insecure: false,
             making: Making::Clone {
                 template: "a".repeat(64).parse().unwrap(),
                 memory: Some(MemoryMode::OnDemand),
@@ -120,8 +125,7 @@ mod tests {
 
     #[test]
     fn an_order_for_a_path_is_no_order() {
-        let text =
-            r#"{"sandbox":"../../etc/x","given":1,"making":{"making":"clone","template":"x"}}"#;
+        let text = r#"{"sandbox":"../../etc/x","given":1,"insecure":false,"making":{"making":"clone","template":"x"}}"#;
         assert!(serde_json::from_str::<Order>(text).is_err());
     }
 }

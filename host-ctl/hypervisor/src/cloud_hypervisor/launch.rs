@@ -9,7 +9,7 @@ use super::files::{Files, create_exclusively};
 use super::vmm::Vmm;
 use crate::error::Error;
 use crate::log::open_log;
-use crate::process::{Launch, Process, open_taps, spawn};
+use crate::process::{Confined, Launch, Needs, Process, open_taps, spawn};
 use crate::rest::RestVmm;
 use crate::socket::{Listener, vacate};
 use crate::span::{Timeline, now};
@@ -22,6 +22,7 @@ pub(super) struct Started {
     /// The interfaces' tap devices, in the order of the spec.
     pub(super) taps: Vec<OwnedFd>,
     pub(super) belongings: Belongings,
+    pub(super) confined: Confined,
 }
 
 impl Started {
@@ -179,6 +180,11 @@ pub(super) fn launch(
     let begun = timeline.since("open disks, taps, log", begun);
     let socket = &belongings.monitor.descriptor;
     let arguments = arguments(socket.as_raw_fd());
+    let cell = driver.confinement.cell(Needs {
+        // Its descriptors reach it over the control socket.
+        host_network: false,
+        writes_by_path: true,
+    })?;
     let pid = spawn(&Launch {
         program: &driver.program,
         arguments: &arguments,
@@ -186,6 +192,7 @@ pub(super) fn launch(
         placed: &[],
         log: &log,
         may_override_modes: false,
+        cell: cell.as_ref(),
     })
     .map_err(Error::path("execve", &driver.program))?;
     let process = Process::child(pid)?;
@@ -202,6 +209,7 @@ pub(super) fn launch(
         },
         taps,
         belongings,
+        confined: driver.confinement.noted(),
     })
 }
 

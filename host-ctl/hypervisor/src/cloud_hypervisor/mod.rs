@@ -38,6 +38,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 
 use crate::error::Error;
+use crate::process::Confinement;
 use crate::spec::{AgentDevice, Backing, MemoryMode, NicBackend, Rebind, VmSpec};
 use crate::vm::{Accelerator, AgentDevices, Capabilities, Deadlines, Hypervisor, Vm};
 
@@ -67,6 +68,7 @@ pub struct CloudHypervisor {
     confines_files: bool,
     capabilities: Capabilities,
     deadlines: Deadlines,
+    confinement: Confinement,
 }
 
 impl CloudHypervisor {
@@ -102,6 +104,17 @@ impl CloudHypervisor {
                 console_outlives_owner: true,
             },
             deadlines,
+            confinement: Confinement::default(),
+        }
+    }
+
+    /// The same, whose VMs are confined.
+    /// Its user stays ours: it opens files and makes sockets by their paths.
+    #[must_use]
+    pub fn confined(self, confinement: Confinement) -> Self {
+        Self {
+            confinement: confinement.without_user(),
+            ..self
         }
     }
 

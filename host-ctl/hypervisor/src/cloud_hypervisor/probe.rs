@@ -97,6 +97,7 @@ async fn ask(program: &Path) -> Result<(Version, String), Error> {
         placed: &[],
         log: &log_file,
         may_override_modes: false,
+        cell: None,
     })
     .map_err(Error::path("execve", program))?;
     let vmm = RestVmm {

@@ -31,8 +31,9 @@ pub(crate) struct ChVm {
 impl ChVm {
     /// Settles a VMM that was started.
     pub(super) fn new(started: Started, spec: &VmSpec) -> Self {
+        let confined = started.confined;
         let vmm = started.settle();
-        let record = VmRecord::new(DRIVER, vmm.rest.process.identity(), spec);
+        let record = VmRecord::new(DRIVER, vmm.rest.process.identity(), spec, confined);
         Self {
             files: Files::of(&spec.monitor),
             vmm,

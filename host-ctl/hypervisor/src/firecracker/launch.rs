@@ -19,7 +19,7 @@ use super::{Firecracker, MEMORY_FILE, STATE_FILE};
 use crate::answer::ended;
 use crate::error::Error;
 use crate::log::open_log;
-use crate::process::{Launch, Process, spawn};
+use crate::process::{Confined, Launch, Needs, Process, spawn};
 use crate::rest::RestVmm;
 use crate::socket::{connect_at, vacate};
 use crate::span::{Timeline, now};
@@ -42,6 +42,7 @@ pub(super) struct Started {
     pub(super) vmm: RestVmm,
     pub(super) timeline: Timeline,
     pub(super) console: Console,
+    pub(super) confined: Confined,
     sockets: Sockets,
 }
 
@@ -53,6 +54,7 @@ impl Started {
             timeline,
             console,
             sockets,
+            ..
         } = self;
         sockets.keep();
         vmm.process.release();
@@ -168,6 +170,12 @@ pub(super) async fn launch(
         .iter()
         .map(|(file, at)| (file.as_fd(), *at))
         .collect();
+    let cell = driver.confinement.cell(Needs {
+        // It opens a tap by its name only; of sockets, its filter of system
+        // calls lets it make Unix ones only.
+        host_network: !spec.nics.is_empty(),
+        writes_by_path: true,
+    })?;
     let pid = spawn(&Launch {
         program: &driver.program,
         arguments: &arguments(spec, name),
@@ -175,6 +183,7 @@ pub(super) async fn launch(
         placed: &placed,
         log: &log,
         may_override_modes: false,
+        cell: cell.as_ref(),
     })
     .map_err(Error::path("execve", &driver.program))?;
     let process = Process::child(pid)?;
@@ -186,6 +195,7 @@ pub(super) async fn launch(
         },
         timeline,
         console,
+        confined: driver.confinement.noted(),
         sockets,
     };
     let begun = started.timeline.since("fork, execve", begun);

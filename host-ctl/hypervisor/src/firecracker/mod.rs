@@ -29,6 +29,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::error::Error;
+use crate::process::Confinement;
 use crate::rest::Request;
 use crate::spec::{Backing, MemoryMode, Rebind, VmSpec};
 use crate::vm::{Accelerator, AgentDevices, Capabilities, Deadlines, Hypervisor, Vm};
@@ -54,6 +55,7 @@ pub struct Firecracker {
     version: Version,
     capabilities: Capabilities,
     deadlines: Deadlines,
+    confinement: Confinement,
 }
 
 impl Firecracker {
@@ -82,6 +84,17 @@ impl Firecracker {
                 console_outlives_owner: false,
             },
             deadlines,
+            confinement: Confinement::default(),
+        }
+    }
+
+    /// The same, whose VMs are confined.
+    /// Its user stays ours: it opens files and makes sockets by their paths.
+    #[must_use]
+    pub fn confined(self, confinement: Confinement) -> Self {
+        Self {
+            confinement: confinement.without_user(),
+            ..self
         }
     }
 

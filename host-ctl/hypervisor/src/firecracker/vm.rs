@@ -47,8 +47,9 @@ impl FirecrackerVm {
         deadlines: Deadlines,
         restored: bool,
     ) -> Self {
+        let confined = started.confined;
         let (vmm, timeline, console) = started.settle();
-        let record = VmRecord::new(DRIVER, vmm.process.identity(), spec);
+        let record = VmRecord::new(DRIVER, vmm.process.identity(), spec, confined);
         Self {
             vmm,
             deadlines,

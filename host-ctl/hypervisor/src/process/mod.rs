@@ -1,6 +1,7 @@
 //! A VMM's process: followed by a pidfd, so that no other process is ever
 //! waited for or killed in its place, and its end is seen at once.
 
+mod confinement;
 mod identity;
 mod landlock;
 mod spawn;
@@ -21,6 +22,8 @@ use tokio::time::timeout;
 use crate::error::Error;
 use crate::vm::{VmExit, VmRecord};
 
+pub use confinement::{Confined, Confinement};
+pub(crate) use confinement::{Needs, User};
 pub(crate) use identity::Identity;
 pub(crate) use landlock::landlock_version;
 pub(crate) use spawn::{Launch, spawn, watch};

@@ -28,11 +28,15 @@ use rustix::thread::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::confinement::{Cell, Failed};
+
 /// The stack a child has until its execve, in units of 16 bytes, which is how a
 /// stack is aligned.
 const STACK: usize = (256 << 10) / size_of::<u128>();
 /// The lowest descriptor that is no standard one.
 const FIRST_OWN: RawFd = 3;
+/// The step that every failure is of that is not of a confinement.
+const EXECVE: &str = "execve";
 /// The highest signal, signal(7).
 const LAST_SIGNAL: libc::c_int = 64;
 
@@ -54,6 +58,8 @@ pub(crate) struct Launch<'a> {
     /// It inherits no capability, and started by root it loses every one; with
     /// this, all but that of opening files against their mode.
     pub(crate) may_override_modes: bool,
+    /// What else confines it, if anything does.
+    pub(crate) cell: Option<&'a Cell>,
 }
 
 /// Starts it and returns once execve(2) succeeded. The child is in a session of
@@ -95,15 +101,19 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
         inherited: &inherited,
         placed: &placed,
         kept: geteuid().is_root().then_some(kept),
+        cell: launch.cell,
         failure: None,
     };
     let pid = child.start()?;
     match child.failure {
         None => Ok(pid),
-        Some(failure) => {
+        Some((step, errno)) => {
             // It has ended without an execve. What matters is why.
             let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-            Err(failure.into())
+            Err(match step {
+                EXECVE => errno.into(),
+                step => named(step, errno.into()),
+            })
         }
     }
 }
@@ -120,8 +130,9 @@ struct Child<'a> {
     placed: &'a [(RawFd, RawFd)],
     /// The capabilities that are kept, if any are to be dropped.
     kept: Option<CapabilitySet>,
-    /// Why there was no execve.
-    failure: Option<Errno>,
+    cell: Option<&'a Cell>,
+    /// The step that failed, and why.
+    failure: Option<Failed>,
 }
 
 impl Child<'_> {
@@ -131,29 +142,48 @@ impl Child<'_> {
         let mut stack = vec![0_u128; STACK];
         let top = stack.as_mut_ptr_range().end;
         let blocked = BlockedSignals::all()?;
+        let namespaces = self.cell.map_or(0, |cell| cell.flags);
         // SAFETY: CLONE_VFORK has this thread wait until the child has its own
         // memory or has ended, so all that `run` gets at, this frame and the
         // stack above all, outlives the child's use of it, and nobody else
-        // changes it meanwhile. The child has signal handlers and descriptors
+        // changes it meanwhile; a namespace of its own shares no memory with
+        // anything. The child has signal handlers and descriptors
         // of its own (no CLONE_SIGHAND, no CLONE_FILES), and no signal's
         // handler runs in our memory: all are blocked until it has reset them.
         let pid = unsafe {
             libc::clone(
                 run,
                 top.cast(),
-                libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
+                libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD | namespaces,
                 ptr::from_mut(self).cast(),
             )
         };
         let error = io::Error::last_os_error();
         drop(blocked);
         drop(stack);
-        Pid::from_raw(pid).filter(|_| pid > 0).ok_or(error)
+        match self.cell {
+            _ if pid > 0 => Pid::from_raw(pid).ok_or(error),
+            // What gives everyone user namespaces is a matter of the kernel's.
+            Some(_) => Err(named("clone with namespaces of its own", error)),
+            None => Err(error),
+        }
     }
 
     /// The child's way to its new program; returns only if that fails.
-    fn become_program(&self) -> Result<(), Errno> {
+    fn become_program(&self) -> Result<(), Failed> {
         reset_handlers();
+        if let Some(cell) = self.cell {
+            cell.own_mounts()?;
+        }
+        self.let_go().map_err(|errno| (EXECVE, errno))?;
+        if let Some(cell) = self.cell {
+            cell.become_user()?;
+        }
+        Err((EXECVE, self.execute()))
+    }
+
+    /// Everything that is no namespace's and no user's.
+    fn let_go(&self) -> Result<(), Errno> {
         setsid()?;
         chdir(c"/")?;
         set_no_new_privs(true)?;
@@ -173,7 +203,11 @@ impl Child<'_> {
         rustix::stdio::dup2_stdout(self.log)?;
         rustix::stdio::dup2_stderr(self.log)?;
         close_all_but(self.inherited)?;
-        place(self.placed)?;
+        place(self.placed)
+    }
+
+    /// Returns only if it fails.
+    fn execute(&self) -> Errno {
         let no_environment: [*const libc::c_char; 1] = [ptr::null()];
         // SAFETY: `program` and what `argv` points to are strings that end in
         // 0, both lists end in a null pointer, and all of it outlives the call.
@@ -188,8 +222,13 @@ impl Child<'_> {
                 no_environment.as_ptr(),
             );
         }
-        Err(last_errno())
+        last_errno()
     }
+}
+
+/// An error that names the step it is of.
+fn named(step: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{step}: {error}"))
 }
 
 /// What the child runs. It must not return into the caller's frames, which are
@@ -202,7 +241,7 @@ extern "C" fn run(child: *mut libc::c_void) -> libc::c_int {
     127
 }
 
-fn last_errno() -> Errno {
+pub(super) fn last_errno() -> Errno {
     let code = io::Error::last_os_error().raw_os_error();
     code.map_or(Errno::INVAL, Errno::from_raw_os_error)
 }
@@ -334,11 +373,21 @@ fn place(placed: &[(RawFd, RawFd)]) -> Result<(), Errno> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::confinement::{Confined, Confinement, Needs};
     use super::*;
     use rustix::process::{WaitOptions, waitpid};
     use std::fs::read_to_string;
 
     fn start(program: &str, arguments: &[&str], log: &File) -> io::Result<Pid> {
+        start_in(None, program, arguments, log)
+    }
+
+    fn start_in(
+        cell: Option<&Cell>,
+        program: &str,
+        arguments: &[&str],
+        log: &File,
+    ) -> io::Result<Pid> {
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
         spawn(&Launch {
             program: Path::new(program),
@@ -347,6 +396,7 @@ mod tests {
             placed: &[],
             log,
             may_override_modes: false,
+            cell,
         })
     }
 
@@ -382,6 +432,71 @@ mod tests {
             ignored(&before[1]) & !pipe
         );
         assert_eq!(field(&theirs, "NoNewPrivs"), "1");
+    }
+
+    /// What a confined child tells of itself, a line each.
+    const WHO: &str = "id -u; id -G; readlink /proc/self/ns/mnt /proc/self/ns/pid \
+        /proc/self/ns/net; (echo > /tmp/written) 2>/dev/null && echo wrote; cut -s -d: -f1 /proc/self/net/dev | tr -d ' '; ls /dev";
+
+    fn told_by(confinement: &Confinement) -> Result<Vec<String>, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let log = File::create(&path).unwrap();
+        let cell = confinement.cell(Needs::default()).unwrap();
+        let pid = start_in(cell.as_ref(), "/bin/sh", &["-c", WHO], &log);
+        let pid = pid.map_err(|error| error.to_string())?;
+        waitpid(Some(pid), WaitOptions::empty()).unwrap();
+        let told = read_to_string(&path).unwrap();
+        Ok(told.lines().map(str::to_owned).collect())
+    }
+
+    fn are_not_ours(namespaces: &[String]) {
+        for (name, theirs) in ["mnt", "pid", "net"].into_iter().zip(namespaces) {
+            let ours = std::fs::read_link(format!("/proc/thread-self/ns/{name}")).unwrap();
+            assert_ne!(ours.to_string_lossy(), *theirs);
+            assert!(theirs.starts_with(name), "{theirs}");
+        }
+    }
+
+    #[test]
+    fn a_child_of_root_has_a_user_and_namespaces_of_its_own_and_listed_devices() {
+        if !geteuid().is_root() {
+            eprintln!("skipped: only root gives users away");
+            return;
+        }
+        const BASE: u32 = 0x7e00_0000;
+        let confinement = Confinement::strictest(BASE).unwrap();
+        let told = told_by(&confinement).unwrap();
+        let Confined::User { uid } = confinement.noted() else {
+            panic!("{confinement:?}");
+        };
+        assert_eq!(told[..2], [uid.to_string(), format!("{uid} {BASE}")]);
+        are_not_ours(&told[2..5]);
+        // One link, and nothing of ours in /dev; nothing was written.
+        assert_eq!(told[5], "lo", "{told:?}");
+        let devices = &told[6..];
+        assert!(devices.contains(&"null".to_owned()), "{devices:?}");
+        assert!(devices.len() <= 5, "{devices:?}");
+    }
+
+    #[test]
+    fn a_child_of_anybody_has_namespaces_of_its_own_or_is_not_started() {
+        let told = std::thread::spawn(|| {
+            if geteuid().is_root() {
+                // Users are each thread's own.
+                let nobody = rustix::process::Uid::from_raw(65534);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            }
+            told_by(&Confinement::strictest(0).unwrap())
+        });
+        match told.join().unwrap() {
+            Ok(told) => {
+                are_not_ours(&told[2..5]);
+                assert_eq!(told[5], "lo", "{told:?}");
+            }
+            // This kernel does not let everyone.
+            Err(told) => assert!(told.contains("namespaces of its own"), "{told}"),
+        }
     }
 
     #[test]

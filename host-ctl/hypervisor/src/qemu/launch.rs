@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::command_line::{Descriptors, Start, arguments};
+use super::command_line::{Descriptors, HandedFiles, Start, arguments};
 use super::qmp::Monitor;
 use super::vmm::Vmm;
 use super::{MEMORY_FILE, Qemu, STATE_FILE};
 use crate::error::Error;
 use crate::log::open_log;
-use crate::process::{Launch, Process, open_taps, spawn};
+use crate::process::{Confined, Launch, Needs, Process, User, open_taps, spawn};
 use crate::socket::{Listener, connect_at};
 use crate::span::{Timeline, now};
 use crate::spec::{AgentDevice, Backing, VmSpec};
@@ -27,6 +27,7 @@ pub(super) struct Started {
     pub(super) timeline: Timeline,
     /// When QEMU began to run.
     pub(super) at: u64,
+    pub(super) confined: Confined,
     sockets: Sockets,
     memory: CreatedFile,
 }
@@ -89,7 +90,12 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
     let sockets = Sockets::bind(spec)?;
     let stream = connect_at(&spec.monitor)?;
     let begun = timeline.since("bind, listen, connect", begun);
-    let memory = prepare_memory(spec, start)?;
+    let user = driver.confinement.user();
+    let memory = prepare_memory(spec, start, user)?;
+    let handed = user
+        .map(|user| Handed::open(driver, spec, start, user))
+        .transpose()?
+        .unwrap_or_default();
     let disks = open_disks(spec)?;
     let taps = open_taps(spec)?;
     let log = open_log(&spec.log)?;
@@ -104,24 +110,25 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
             .map(|socket| socket.descriptor.as_raw_fd()),
         disks: disks.iter().map(AsRawFd::as_raw_fd).collect(),
         taps: taps.iter().map(AsRawFd::as_raw_fd).collect(),
+        handed: handed.numbers(),
     };
     let arguments = arguments(spec, driver.platform, start, &descriptors)?;
     let inherited: Vec<BorrowedFd<'_>> = sockets
         .all()
         .chain(disks.iter().map(AsFd::as_fd))
         .chain(taps.iter().map(AsFd::as_fd))
+        .chain(handed.all().map(AsFd::as_fd))
+        .chain(user.map(User::lock))
         .collect();
-    let private = matches!(
-        spec.memory.backing,
-        Backing::FileBacked { shared: false, .. }
-    );
+    let cell = driver.confinement.cell(Needs::default())?;
     let pid = spawn(&Launch {
         program: &driver.program,
         arguments: &arguments,
         inherited: &inherited,
         placed: &[],
         log: &log,
-        may_override_modes: private && !driver.platform.maps_read_only(),
+        may_override_modes: user.is_none() && opens_for_writing(driver, spec),
+        cell: cell.as_ref(),
     })
     .map_err(Error::path("execve", &driver.program))?;
     let process = Process::child(pid)?;
@@ -130,9 +137,63 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
         vmm: Vmm::new(process, Monitor::start(stream), &spec.log, driver.deadlines),
         timeline,
         at,
+        confined: driver.confinement.noted(),
         sockets,
         memory,
     })
+}
+
+/// Whether it opens a memory file for writing that it maps privately.
+fn opens_for_writing(driver: &Qemu, spec: &VmSpec) -> bool {
+    let private = matches!(
+        spec.memory.backing,
+        Backing::FileBacked { shared: false, .. }
+    );
+    private && !driver.platform.maps_read_only()
+}
+
+/// What a QEMU with a user of its own could not open by its path.
+#[derive(Default)]
+struct Handed {
+    memory: Option<File>,
+    kernel: Option<File>,
+    initrd: Option<File>,
+    vsock: Option<File>,
+}
+
+impl Handed {
+    fn open(driver: &Qemu, spec: &VmSpec, start: Start, user: &User) -> Result<Self, Error> {
+        let mut handed = Self::default();
+        if let Backing::FileBacked { path, shared } = &spec.memory.backing {
+            let writes = *shared || opens_for_writing(driver, spec);
+            handed.memory = Some(user.open("memory.path", path, writes)?);
+        }
+        if start == Start::Boot {
+            handed.kernel = Some(user.open_or_copy(&spec.kernel)?);
+            handed.initrd = Some(user.open_or_copy(&spec.initrd)?);
+        }
+        if matches!(spec.agent, AgentDevice::Vsock { .. }) {
+            let opened = OpenOptions::new().read(true).write(true).open(VSOCK_DEVICE);
+            handed.vsock = Some(opened.map_err(Error::path("open", VSOCK_DEVICE))?);
+        }
+        Ok(handed)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &File> {
+        [&self.memory, &self.kernel, &self.initrd, &self.vsock]
+            .into_iter()
+            .flatten()
+    }
+
+    fn numbers(&self) -> HandedFiles {
+        let number = |file: &Option<File>| file.as_ref().map(AsRawFd::as_raw_fd);
+        HandedFiles {
+            memory: number(&self.memory),
+            kernel: number(&self.kernel),
+            initrd: number(&self.initrd),
+            vsock: number(&self.vsock),
+        }
+    }
 }
 
 /// A file that is removed again unless it was kept.
@@ -155,7 +216,7 @@ impl Drop for CreatedFile {
 
 /// Creates the memory file of a new VM; checks that of a restored one, since
 /// QEMU would silently create a missing file and lengthen a short one.
-fn prepare_memory(spec: &VmSpec, start: Start) -> Result<CreatedFile, Error> {
+fn prepare_memory(spec: &VmSpec, start: Start, user: Option<&User>) -> Result<CreatedFile, Error> {
     let Backing::FileBacked { path, .. } = &spec.memory.backing else {
         return Ok(CreatedFile(None));
     };
@@ -164,6 +225,8 @@ fn prepare_memory(spec: &VmSpec, start: Start) -> Result<CreatedFile, Error> {
         let file = create_exclusively(path).map_err(Error::path("create", path))?;
         let created = CreatedFile(Some(path.clone()));
         file.set_len(size).map_err(Error::path("ftruncate", path))?;
+        let shared = user.map_or(Ok(()), |user| user.share(&file));
+        shared.map_err(Error::path("fchown", path))?;
         return Ok(created);
     }
     let found = std::fs::metadata(path).map_err(Error::path("stat", path))?;

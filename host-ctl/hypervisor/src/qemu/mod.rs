@@ -20,10 +20,11 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 
 use crate::error::Error;
+use crate::process::Confinement;
 use crate::spec::{AgentDevice, Backing, MemoryMode, Rebind, VmSpec};
 use crate::vm::{AgentDevices, Capabilities, Deadlines, Hypervisor, Vm};
 
-pub use command_line::{Descriptors, Platform, Start, arguments};
+pub use command_line::{Descriptors, HandedFiles, Platform, Start, arguments};
 pub use floor::RestoreInput;
 pub use probe::{AcceleratorProbe, Probe, ProbeRequest, Version, probe};
 pub(crate) use vm::adopt;
@@ -44,6 +45,7 @@ pub struct Qemu {
     platform: Platform,
     capabilities: Capabilities,
     deadlines: Deadlines,
+    confinement: Confinement,
 }
 
 impl Qemu {
@@ -73,6 +75,16 @@ impl Qemu {
             },
             platform,
             deadlines,
+            confinement: Confinement::default(),
+        }
+    }
+
+    /// The same, whose VMs are confined.
+    #[must_use]
+    pub fn confined(self, confinement: Confinement) -> Self {
+        Self {
+            confinement,
+            ..self
         }
     }
 

@@ -44,8 +44,9 @@ pub(crate) struct QemuVm {
 impl QemuVm {
     /// Settles a QEMU that was started.
     pub(super) fn new(started: Started, spec: &VmSpec) -> Self {
+        let confined = started.confined;
         let (vmm, timeline) = started.settle();
-        let record = VmRecord::new(DRIVER, vmm.process.identity(), spec);
+        let record = VmRecord::new(DRIVER, vmm.process.identity(), spec, confined);
         Self {
             vmm,
             record,

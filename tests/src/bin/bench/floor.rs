@@ -57,7 +57,7 @@ impl Floor {
         let paths = Paths::below(home.path())?;
         let store = Store::open(&paths)?;
         let template = store.find(template)?;
-        let found = runtime.block_on(driver(&paths, vmm, kernel))?;
+        let found = runtime.block_on(driver(&paths, vmm, kernel, true))?;
         Ok(Self {
             program: program("RESTORE_FLOOR")?,
             plan: plan_clone(&store, template.digest(), &found)?,

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use hypervisor::AgentDevice;
-use hypervisor::qemu::{Descriptors, RestoreInput, STATE_FILE, Start, arguments};
+use hypervisor::qemu::{Descriptors, HandedFiles, RestoreInput, STATE_FILE, Start, arguments};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::{DEADLINE, Failure, Inheritance, Running, Times};
@@ -49,6 +49,7 @@ pub(super) fn measure(input: &RestoreInput) -> Result<(Running, Times), Failure>
         },
         // A spec with tap devices is refused.
         taps: Vec::new(),
+        handed: HandedFiles::default(),
     };
     let arguments = arguments(spec, input.platform, Start::Restore, &descriptors)?;
     let monitor = UnixStream::connect(&spec.monitor)?;

@@ -108,6 +108,7 @@ async fn run_guest(program: &Path) -> Result<(), Error> {
         placed: &[(kernel.as_fd(), KERNEL), (configuration.as_fd(), INITRD)],
         log: &output,
         may_override_modes: false,
+        cell: None,
     };
     let pid = spawn(&launch).map_err(Error::path("execve", program))?;
     let process = Process::child(pid)?;

@@ -73,6 +73,30 @@ pub struct Descriptors {
     /// The tap devices' queues, in the order of the spec's interfaces that have
     /// one.
     pub taps: Vec<RawFd>,
+    /// What it opens by descriptors and not by the paths of the spec.
+    pub handed: HandedFiles,
+}
+
+/// Numbers of descriptors that stand in for paths; none is opened by its path.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HandedFiles {
+    /// The memory file.
+    pub memory: Option<RawFd>,
+    /// The guest's kernel.
+    pub kernel: Option<RawFd>,
+    /// The guest's initrd.
+    pub initrd: Option<RawFd>,
+    /// The host's vsock device.
+    pub vsock: Option<RawFd>,
+}
+
+/// A file as QEMU is told it.
+fn named(field: &'static str, path: &Path, handed: Option<RawFd>) -> Result<String, Error> {
+    let path = clean_path(field, path)?;
+    Ok(handed.map_or_else(
+        || path.to_owned(),
+        |number| format!("/proc/self/fd/{number}"),
+    ))
 }
 
 impl Platform {
@@ -127,7 +151,8 @@ pub fn arguments(
 ) -> Result<Vec<String>, Error> {
     spec.validate()?;
     let mut line = Line(Vec::new());
-    machine(&mut line, spec, platform)?;
+    let handed = descriptors.handed;
+    machine(&mut line, spec, platform, handed.memory)?;
     character_devices(&mut line, descriptors);
     agent(&mut line, spec, descriptors)?;
     if spec.disks.len() != descriptors.disks.len() {
@@ -149,7 +174,7 @@ pub fn arguments(
     if taps.next().is_some() {
         return Err(mismatch("nics"));
     }
-    beginning(&mut line, spec, start)?;
+    beginning(&mut line, spec, start, handed)?;
     Ok(line.0)
 }
 
@@ -214,7 +239,12 @@ fn basics(line: &mut Line, platform: Platform, machine_options: &str) {
     );
 }
 
-fn machine(line: &mut Line, spec: &VmSpec, platform: Platform) -> Result<(), Error> {
+fn machine(
+    line: &mut Line,
+    spec: &VmSpec,
+    platform: Platform,
+    handed: Option<RawFd>,
+) -> Result<(), Error> {
     basics(line, platform, ",memory-backend=ram");
     line.option("-name", format!("guest={}", spec.name));
     line.option("-uuid", spec.uuid.clone());
@@ -222,18 +252,18 @@ fn machine(line: &mut Line, spec: &VmSpec, platform: Platform) -> Result<(), Err
     line.option("-cpu", model.unwrap_or(platform.default_cpu_model()));
     line.option("-smp", spec.vcpus.to_string());
     line.option("-m", format!("{}M", spec.memory.size_mib));
-    line.json("-object", &memory(spec, platform)?);
+    line.json("-object", &memory(spec, platform, handed)?);
     Ok(())
 }
 
-fn memory(spec: &VmSpec, platform: Platform) -> Result<Value, Error> {
+fn memory(spec: &VmSpec, platform: Platform, handed: Option<RawFd>) -> Result<Value, Error> {
     let size = u64::from(spec.memory.size_mib) << 20;
     Ok(match &spec.memory.backing {
         Backing::Anonymous => {
             json!({"qom-type": "memory-backend-ram", "id": "ram", "size": size, "dump": false, "merge": false})
         }
         Backing::FileBacked { path, shared } => {
-            let path = clean_path("memory.path", path)?;
+            let path = named("memory.path", path, handed)?;
             let mut object = json!({
                 "qom-type": "memory-backend-file", "id": "ram", "size": size,
                 "mem-path": path, "share": shared, "dump": false, "merge": false,
@@ -278,6 +308,9 @@ fn agent(line: &mut Line, spec: &VmSpec, descriptors: &Descriptors) -> Result<()
         (AgentDevice::Vsock { cid }, None) => {
             let mut device = virtio("vhost-vsock-pci", AGENT_ID, FIRST_SLOT);
             device["guest-cid"] = json!(cid);
+            if let Some(number) = descriptors.handed.vsock {
+                device["vhostfd"] = json!(number.to_string());
+            }
             line.json("-device", &device);
             Ok(())
         }
@@ -341,11 +374,17 @@ fn virtio(driver: &str, id: &str, slot: usize) -> Value {
     })
 }
 
-fn beginning(line: &mut Line, spec: &VmSpec, start: Start) -> Result<(), Error> {
+fn beginning(
+    line: &mut Line,
+    spec: &VmSpec,
+    start: Start,
+    handed: HandedFiles,
+) -> Result<(), Error> {
     match start {
         Start::Boot => {
-            line.option("-kernel", clean_path("kernel", &spec.kernel)?);
-            line.option("-initrd", clean_path("initrd", &spec.initrd)?);
+            line.option("-kernel", named("kernel", &spec.kernel, handed.kernel)?);
+            let initrd = named("initrd", &spec.initrd, handed.initrd)?;
+            line.option("-initrd", initrd);
             line.option("-append", spec.cmdline.clone());
         }
         Start::Restore => {

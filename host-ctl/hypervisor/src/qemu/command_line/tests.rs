@@ -55,7 +55,31 @@ fn descriptors() -> Descriptors {
         agent: Some(12),
         disks: vec![13],
         taps: vec![],
+        handed: HandedFiles::default(),
     }
+}
+
+#[test]
+fn what_is_handed_over_is_not_named_by_its_path() {
+    let descriptors = Descriptors {
+        handed: HandedFiles {
+            memory: Some(20),
+            kernel: Some(21),
+            initrd: Some(22),
+            vsock: None,
+        },
+        ..descriptors()
+    };
+    let mut spec = spec();
+    spec.memory.backing = Backing::FileBacked {
+        path: "/memory".into(),
+        shared: true,
+    };
+    let line = arguments(&spec, TCG, Start::Boot, &descriptors).unwrap();
+    assert_eq!(values(&line, "-kernel"), ["/proc/self/fd/21"]);
+    assert_eq!(values(&line, "-initrd"), ["/proc/self/fd/22"]);
+    let memory: Value = serde_json::from_str(values(&line, "-object")[0]).unwrap();
+    assert_eq!(memory["mem-path"], "/proc/self/fd/20");
 }
 
 fn made(spec: &VmSpec, platform: Platform, start: Start) -> Vec<String> {

@@ -121,6 +121,7 @@ async fn run(
         placed: &[],
         log: &log,
         may_override_modes: false,
+        cell: None,
     };
     let pid = spawn(&launch).map_err(Error::path("execve", program))?;
     let process = Process::child(pid)?;

@@ -1,0 +1,431 @@
+//! What confines a VMM beyond what always does: namespaces of its own, and
+//! where root starts it, a user of its own.
+//!
+//! A user of its own is one that nobody else has: a number out of a range, held
+//! by a lock that the VMM inherits, so that it is free again when the VMM is
+//! gone, whatever became of us. What such a VMM opens by itself it is handed as
+//! a descriptor, and opens as /proc/self/fd/NUMBER: no directory has to let it
+//! through, and the file alone decides, by its group.
+#![expect(
+    unsafe_code,
+    reason = "locks of open files, and what a child does to its mounts, have no safe interface"
+)]
+
+use std::ffi::CString;
+use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// Whose bytes are locked, each by the VMM whose user has its number.
+const USERS: &str = "/run/tardigrade-users";
+/// How many users there are to choose from.
+const MOST_USERS: u32 = 1 << 16;
+/// How many are tried: if half of them were taken, one try in two would do.
+const ATTEMPTS: u32 = 64;
+/// What any VMM may open of /dev.
+const DEVICES: [&str; 5] = ["null", "zero", "random", "urandom", "kvm"];
+
+/// How far a VMM is confined. Whatever it is: it has no capabilities and cannot
+/// gain any, no environment, and no descriptor but those it needs.
+#[derive(Debug, Clone, Default)]
+pub enum Confinement {
+    /// By nothing else.
+    #[default]
+    Insecure,
+    /// By namespaces of its own; its user is ours. It takes either root or a
+    /// kernel that gives everyone user namespaces.
+    Namespaces,
+    /// By namespaces and a user of its own. It takes root.
+    User(Arc<User>),
+}
+
+/// How far a VMM was confined when it was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Confined {
+    /// See [`Confinement::Insecure`].
+    #[default]
+    Insecure,
+    /// See [`Confinement::Namespaces`].
+    Namespaces,
+    /// See [`Confinement::User`].
+    User {
+        /// The user.
+        uid: u32,
+    },
+}
+
+/// A user that no other VMM has while this or the VMM lives.
+#[derive(Debug)]
+pub struct User {
+    uid: u32,
+    group: u32,
+    lock: File,
+}
+
+impl Confinement {
+    /// The most that can be had: a user out of a range that begins at `base`, or
+    /// without root, namespaces.
+    ///
+    /// # Errors
+    /// When no user can be had.
+    pub fn strictest(base: u32) -> Result<Self, Error> {
+        if rustix::process::geteuid().is_root() {
+            User::take(base).map(|user| Self::User(Arc::new(user)))
+        } else {
+            Ok(Self::Namespaces)
+        }
+    }
+
+    /// The same without a user, for a VMM that opens files by their paths.
+    pub(crate) fn without_user(&self) -> Self {
+        match self {
+            Self::User(_) => Self::Namespaces,
+            other => other.clone(),
+        }
+    }
+
+    /// Its user, if it has one of its own.
+    pub(crate) fn user(&self) -> Option<&User> {
+        match self {
+            Self::User(user) => Some(user),
+            Self::Insecure | Self::Namespaces => None,
+        }
+    }
+
+    /// For the record.
+    pub(crate) fn noted(&self) -> Confined {
+        match self {
+            Self::Insecure => Confined::Insecure,
+            Self::Namespaces => Confined::Namespaces,
+            Self::User(user) => Confined::User { uid: user.uid },
+        }
+    }
+
+    /// What a child needs to confine itself.
+    pub(crate) fn cell(&self, needs: Needs) -> Result<Option<Cell>, Error> {
+        let devices = match self {
+            Self::Insecure => return Ok(None),
+            Self::Namespaces => Vec::new(),
+            Self::User(_) => devices()?,
+        };
+        let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID;
+        if !needs.host_network {
+            flags |= libc::CLONE_NEWNET;
+        }
+        if !rustix::process::geteuid().is_root() {
+            flags |= libc::CLONE_NEWUSER;
+        }
+        Ok(Some(Cell {
+            flags,
+            read_only: !needs.writes_by_path,
+            devices,
+            user: self.user().map(|user| (user.uid, user.group)),
+        }))
+    }
+}
+
+/// What a VMM cannot do without.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Needs {
+    /// It opens tap devices by their names.
+    pub(crate) host_network: bool,
+    /// It makes files and sockets by their paths.
+    pub(crate) writes_by_path: bool,
+}
+
+impl User {
+    /// Takes one that is free, at random.
+    fn take(base: u32) -> Result<Self, Error> {
+        let lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(USERS)
+            .map_err(Error::path("open", USERS))?;
+        let owner = lock.metadata().map_err(Error::path("stat", USERS))?.uid();
+        if owner != 0 {
+            return Err(refused(format!("{USERS} is not root's")));
+        }
+        for _ in 0..ATTEMPTS {
+            let mut random = [0; size_of::<u32>()];
+            let flags = rustix::rand::GetRandomFlags::empty();
+            rustix::rand::getrandom(&mut random, flags).map_err(Error::process("getrandom"))?;
+            // The first number is the group's.
+            let number = 1 + u32::from_ne_bytes(random) % (MOST_USERS - 1);
+            let uid = base
+                .checked_add(number)
+                .filter(|uid| *uid < u32::MAX)
+                .ok_or_else(|| refused(format!("no users from {base} on")))?;
+            if lock_byte(&lock, uid).map_err(Error::path("fcntl F_OFD_SETLK", USERS))? {
+                let group = base;
+                return Ok(Self { uid, group, lock });
+            }
+        }
+        Err(refused(format!(
+            "{ATTEMPTS} of the users from {base} on are taken"
+        )))
+    }
+
+    /// What keeps the user taken.
+    pub(crate) fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// Lets it open a file of ours, for writing too.
+    pub(crate) fn share(&self, file: &File) -> io::Result<()> {
+        fchown(file, None, Some(self.uid))?;
+        file.set_permissions(Permissions::from_mode(0o660))
+    }
+
+    /// Opens a file for it to open again by its descriptor.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] when it may not.
+    pub(crate) fn open(
+        &self,
+        field: &'static str,
+        path: &Path,
+        writes: bool,
+    ) -> Result<File, Error> {
+        let file = File::open(path).map_err(Error::path("open", path))?;
+        let found = file.metadata().map_err(Error::path("stat", path))?;
+        if self.may(&found, writes) {
+            return Ok(file);
+        }
+        Err(Error::Spec {
+            field,
+            reason: format!(
+                "{}: mode {:o} and group {} keep it from a vmm with a user of its own, which is in \
+                 group {}",
+                path.display(),
+                found.mode() & 0o7777,
+                found.gid(),
+                self.group
+            ),
+        })
+    }
+
+    /// Opens a file for it to read, or a copy of it where it may not: one that
+    /// is small.
+    pub(crate) fn open_or_copy(&self, path: &Path) -> Result<File, Error> {
+        let mut file = File::open(path).map_err(Error::path("open", path))?;
+        let found = file.metadata().map_err(Error::path("stat", path))?;
+        if self.may(&found, false) {
+            return Ok(file);
+        }
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let copy = rustix::fs::memfd_create(c"copy", flags);
+        let mut copy = File::from(copy.map_err(Error::process("memfd_create"))?);
+        io::copy(&mut file, &mut copy).map_err(Error::path("copy", path))?;
+        Ok(copy)
+    }
+
+    /// What the kernel would say (path_resolution(7), "Permissions").
+    fn may(&self, file: &Metadata, writes: bool) -> bool {
+        let bits = if file.uid() == self.uid {
+            file.mode() >> 6
+        } else if [self.uid, self.group].contains(&file.gid()) {
+            file.mode() >> 3
+        } else {
+            file.mode()
+        };
+        let wanted = if writes { 0o6 } else { 0o4 };
+        bits & wanted == wanted
+    }
+}
+
+fn refused(reason: String) -> Error {
+    Error::Confinement { reason }
+}
+
+/// Locks the byte with this number, if nobody else has; the lock belongs to the
+/// open file, and to every copy of its descriptor (fcntl_locking(2), "Open file
+/// description locks").
+fn lock_byte(file: &File, number: u32) -> io::Result<bool> {
+    // SAFETY: a flock is a plain structure, for which all zeros are valid.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = i64::from(number);
+    lock.l_len = 1;
+    // SAFETY: F_OFD_SETLK reads one flock, which lives meanwhile.
+    let locked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    if locked == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        taken if matches!(taken.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        error => Err(error),
+    }
+}
+
+/// A device that a child makes for itself.
+#[derive(Debug)]
+struct Device {
+    path: CString,
+    number: u64,
+}
+
+fn devices() -> Result<Vec<Device>, Error> {
+    let mut devices = Vec::new();
+    for name in DEVICES {
+        let path = format!("/dev/{name}");
+        match std::fs::metadata(&path) {
+            // Without KVM there is emulation.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            found => devices.push(Device {
+                number: found.map_err(Error::path("stat", &path))?.rdev(),
+                path: CString::new(path).map_err(|_| refused("a zero in a name".to_owned()))?,
+            }),
+        }
+    }
+    Ok(devices)
+}
+
+/// A child's part in its confinement. It allocates nothing and calls no function
+/// of the C library that would speak to other threads.
+#[derive(Debug)]
+pub(crate) struct Cell {
+    /// The namespaces, for clone(2).
+    pub(super) flags: libc::c_int,
+    read_only: bool,
+    devices: Vec<Device>,
+    user: Option<(u32, u32)>,
+}
+
+/// A step of a child that failed.
+pub(super) type Failed = (&'static str, Errno);
+
+impl Cell {
+    /// Makes the mounts its own: nothing that it or others mount passes between
+    /// them, and unless it has to, it writes to no file by its path. The
+    /// descriptors it inherits are of our mounts, and not touched by that.
+    pub(super) fn own_mounts(&self) -> Result<(), Failed> {
+        let mut wanted = libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_NOSUID,
+            attr_clr: 0,
+            propagation: libc::MS_PRIVATE,
+            userns_fd: 0,
+        };
+        if self.read_only {
+            wanted.attr_set |= libc::MOUNT_ATTR_RDONLY;
+        }
+        // SAFETY: mount_setattr(2) reads a string that ends in 0 and a structure
+        // of the size that it is told; both outlive the call.
+        let set = unsafe {
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                libc::AT_FDCWD,
+                c"/".as_ptr(),
+                libc::AT_RECURSIVE,
+                &raw const wanted,
+                size_of_val(&wanted),
+            )
+        };
+        if set != 0 {
+            return Err(("mount_setattr /", super::spawn::last_errno()));
+        }
+        match self.user {
+            Some((uid, _)) => self.own_devices(uid),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a /dev in place of the host's, with nothing in it but what is listed.
+    fn own_devices(&self, uid: u32) -> Result<(), Failed> {
+        let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NOEXEC;
+        let options = c"mode=755,size=64k";
+        rustix::mount::mount(c"none", c"/dev", c"tmpfs", flags, options)
+            .map_err(|errno| ("mount /dev", errno))?;
+        let mode = Mode::RUSR | Mode::WUSR;
+        for device in &self.devices {
+            let path = device.path.as_c_str();
+            rustix::fs::mknodat(CWD, path, FileType::CharacterDevice, mode, device.number)
+                .map_err(|errno| ("mknod in /dev", errno))?;
+            let owner = Some(Uid::from_raw(uid));
+            rustix::fs::chownat(CWD, path, owner, None, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|errno| ("chown in /dev", errno))?;
+        }
+        Ok(())
+    }
+
+    /// Becomes its user; the last step that takes a capability.
+    pub(super) fn become_user(&self) -> Result<(), Failed> {
+        let Some((uid, group)) = self.user else {
+            return Ok(());
+        };
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
+        set_thread_groups(&[Gid::from_raw(group)]).map_err(|errno| ("setgroups", errno))?;
+        set_thread_res_gid(gid, gid, gid).map_err(|errno| ("setresgid", errno))?;
+        set_thread_res_uid(uid, uid, uid).map_err(|errno| ("setresuid", errno))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: u32 = 0x7e00_0000;
+
+    #[test]
+    fn two_users_that_live_are_never_the_same_and_one_that_is_gone_is_free_again() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root gives users away");
+            return;
+        }
+        let file = || OpenOptions::new().read(true).write(true).open(USERS);
+        let user = User::take(BASE).unwrap();
+        let other = file().unwrap();
+        assert!(!lock_byte(&other, user.uid).unwrap());
+        let inherited = user.lock.try_clone().unwrap();
+        let uid = user.uid;
+        drop(user);
+        assert!(!lock_byte(&other, uid).unwrap(), "its VMM lives");
+        drop(inherited);
+        assert!(lock_byte(&other, uid).unwrap());
+    }
+
+    #[test]
+    fn a_file_decides_by_its_owner_its_group_and_its_mode() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let lock = File::create(&path).unwrap();
+        let own = lock.metadata().unwrap();
+        let user = |uid, group| User {
+            uid,
+            group,
+            lock: lock.try_clone().unwrap(),
+        };
+        let cases = [
+            (0o600, own.uid(), 1, true, true),
+            (0o040, own.uid(), own.gid(), false, false),
+            (0o640, own.uid() + 1, own.gid(), true, false),
+            (0o660, own.uid() + 1, own.gid(), true, true),
+            (0o606, own.uid() + 1, own.gid(), false, false),
+            (0o606, own.uid() + 1, own.gid() + 1, true, true),
+            (0o660, own.uid() + 1, own.gid() + 1, false, false),
+        ];
+        for (mode, uid, group, reads, writes) in cases {
+            lock.set_permissions(Permissions::from_mode(mode)).unwrap();
+            let found = lock.metadata().unwrap();
+            let user = user(uid, group);
+            let may = (user.may(&found, false), user.may(&found, true));
+            assert_eq!(may, (reads, writes), "{mode:o} for {uid} in {group}");
+        }
+    }
+}
