@@ -5,6 +5,7 @@
 //! need is built by `make test`; a piece that is missing is an error that says
 //! so, never a test that passes without having run.
 
+pub mod confinement;
 pub mod images;
 pub mod lab;
 pub mod machine;

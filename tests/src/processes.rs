@@ -19,7 +19,14 @@ pub fn naming(text: &str) -> Vec<Pid> {
 /// When /proc cannot be read.
 #[must_use]
 pub fn of_home(directory: &Path) -> Vec<Pid> {
-    with(&["cmdline", "environ"], &directory.to_string_lossy())
+    let mut found = with(&["cmdline", "environ"], &directory.to_string_lossy());
+    // A confined VMM is told no path.
+    for machine in machines(directory) {
+        if !found.contains(&machine) {
+            found.push(machine);
+        }
+    }
+    found
 }
 
 /// The processes that hold `text` in one of these files of theirs, proc(5).

@@ -17,7 +17,7 @@ use std::io::Read;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
-use tardigrade_tests::{Home, built, images, lab, processes, sandbox};
+use tardigrade_tests::{Home, built, confinement, images, lab, processes, sandbox};
 
 /// The step at which a clone's guest may run already and has no receipt yet.
 const BEFORE_THE_RECEIPT: &str = "clone: agent call Thaw";
@@ -80,6 +80,20 @@ impl Place {
     }
 }
 
+/// Sees that a sandbox's VMM is as confined as its kind can be.
+fn assert_confined(place: &Place, handover: &Value) {
+    let (pid, confined) = confinement::vmm_of(&place.home, sandbox(handover));
+    assert_eq!(handover["confined"], confined);
+    let uid = match place.vmm {
+        "cloud-hypervisor" => {
+            assert_eq!(confined, "namespaces");
+            0
+        }
+        _ => u32::try_from(confined["user"]["uid"].as_u64().unwrap()).unwrap(),
+    };
+    confinement::assert_confined(pid, uid);
+}
+
 fn run_freeze_and_clone(vmm: &'static str) {
     let place = Place::new(vmm);
     let booted = place.make(&["run"], &[]);
@@ -91,6 +105,7 @@ fn run_freeze_and_clone(vmm: &'static str) {
     let inspected = place.home.json(["inspect", &id]);
     assert_eq!(inspected["spec"]["vmm"], vmm);
     assert_eq!(inspected["vm"]["driver"], vmm);
+    assert_confined(&place, &booted);
     assert!(!place.home.text(["logs", "--console", &id]).is_empty());
     place.home.text(["stop", &id]);
     assert!(processes::machines(place.home.path()).is_empty());
@@ -101,6 +116,7 @@ fn run_freeze_and_clone(vmm: &'static str) {
     let clones = place.home.clone_template("shell", 2);
     let mut said = HashSet::new();
     for clone in &clones {
+        assert_confined(&place, clone);
         let id = sandbox(clone);
         assert_eq!(place.shell(id, "cat /tmp/warm"), "warm\n");
         let identity = &clone["identity"];

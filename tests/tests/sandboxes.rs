@@ -6,13 +6,13 @@
     reason = "a test ends where something is not as expected"
 )]
 
-use rustix::process::{Gid, Pid, Signal, Uid, kill_process};
+use rustix::process::{Gid, Signal, Uid, kill_process};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
-use tardigrade_tests::{Home, images, processes, sandbox};
+use tardigrade_tests::{Home, confinement, images, processes, sandbox};
 
 /// Every wait here is for emulated guests on a shared machine.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -108,27 +108,6 @@ fn a_killed_supervisor_is_replaced_by_the_next_command() {
     assert!(!home.text(["list"]).contains(id));
 }
 
-/// A file of a process, as text.
-fn told(pid: Pid, file: &str) -> String {
-    let path = format!("/proc/{}/{file}", pid.as_raw_nonzero());
-    std::fs::read_to_string(path).unwrap()
-}
-
-/// What a process has open.
-fn opened(pid: Pid) -> Vec<PathBuf> {
-    let files = std::fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).unwrap();
-    files
-        .map(|file| std::fs::read_link(file.unwrap().path()).unwrap())
-        .collect()
-}
-
-fn vmm_of(home: &Home, id: &str) -> (Pid, serde_json::Value) {
-    let inspected = home.json(["inspect", id]);
-    let pid = inspected["vm"]["pid"].as_i64().unwrap();
-    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    (pid, inspected["vm"]["confined"].clone())
-}
-
 /// What the user with this number may not do in a home.
 fn try_as(uid: u32, home: &Path, template: &str, id: &str) {
     let digest = home.join("store/templates").join(template);
@@ -169,31 +148,14 @@ fn each_vmm_has_a_user_and_namespaces_of_its_own_and_only_what_it_needs() {
     let mut uids = Vec::new();
     for clone in &clones {
         let id = sandbox(clone);
-        let (pid, confined) = vmm_of(&home, id);
+        let (pid, confined) = confinement::vmm_of(&home, id);
         assert_eq!(clone["confined"], confined);
         let uid = confined["user"]["uid"].as_u64().unwrap();
-        let status = told(pid, "status");
-        let field = |name: &str| {
-            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-            let words = line.split_whitespace().skip(1).map(str::to_owned);
-            words.collect::<Vec<_>>()
-        };
-        assert_eq!(field("Uid:"), vec![uid.to_string(); 4]);
-        assert_eq!(field("Gid:"), vec![uid.to_string(); 4]);
-        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
-            assert_eq!(field(set), ["0000000000000000"], "{set}");
-        }
-        assert_eq!(field("NoNewPrivs:"), ["1"]);
-        assert_eq!(field("Seccomp:"), ["2"]);
-        assert_eq!(told(pid, "environ"), "");
-        for namespace in ["mnt", "pid", "net"] {
-            let link = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/{namespace}"));
-            let theirs = link(&pid.as_raw_nonzero().to_string()).unwrap();
-            assert_ne!(theirs, link("self").unwrap());
-        }
+        let uid = u32::try_from(uid).unwrap();
+        confinement::assert_confined(pid, uid);
         let run = home.path().join("run").join(id);
         let templates = home.path().join("store/templates");
-        for path in opened(pid) {
+        for path in confinement::opened(pid) {
             let text = path.to_string_lossy();
             let kernels = ["socket:", "pipe:", "anon_inode:", "/memfd:", "/dev/"];
             let is_kernels = kernels.iter().any(|kind| text.starts_with(kind));
@@ -203,7 +165,7 @@ fn each_vmm_has_a_user_and_namespaces_of_its_own_and_only_what_it_needs() {
                 || text == "/run/tardigrade-users";
             assert!(is_kernels || is_its_own, "{text}");
         }
-        try_as(u32::try_from(uid).unwrap(), home.path(), template, id);
+        try_as(uid, home.path(), template, id);
         uids.push(uid);
     }
     assert_ne!(uids[0], uids[1]);
@@ -211,9 +173,9 @@ fn each_vmm_has_a_user_and_namespaces_of_its_own_and_only_what_it_needs() {
     let woken = home.json(["clone", "shell", "--insecure"]);
     let clone = &woken["clones"][0];
     assert_eq!(clone["confined"], "insecure");
-    let (pid, confined) = vmm_of(&home, sandbox(clone));
+    let (pid, confined) = confinement::vmm_of(&home, sandbox(clone));
     assert_eq!(confined, "insecure");
-    assert!(told(pid, "status").contains("\nUid:\t0\t0\t0\t0\n"));
+    assert!(confinement::told(pid, "status").contains("\nUid:\t0\t0\t0\t0\n"));
 }
 
 /// The program that `host-ctl` takes for QEMU.

@@ -222,7 +222,8 @@ fn confinement() -> Finding {
     let (ok, found) = match strictest() {
         Ok(Confinement::User(_)) => (
             true,
-            "mounts, processes and network of its own; with qemu a user of its own".to_owned(),
+            "mounts, processes and network of its own; with qemu and firecracker a user of its own"
+                .to_owned(),
         ),
         Ok(_) => (
             true,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, OFlags};
 
 use super::copy::copy;
+use super::share::share_with_vmms;
 use super::{Sha256, Store, StoreError};
 use crate::host::{failed, flock_within, is_still_at, sync_directory};
 
@@ -104,6 +105,7 @@ impl Store {
         copied
             .set_permissions(Permissions::from_mode(0o400))
             .map_err(failed("chmod", &draft))?;
+        share_with_vmms(&copied, &draft, 0o400)?;
         copied.sync_all().map_err(failed("fsync", &draft))?;
         // Locked before it has its name, so that no sweep comes in between.
         let lock = open_blob(&draft).map_err(failed("open", &draft))?;

@@ -28,6 +28,7 @@ mod name;
 mod pages;
 mod publish;
 mod seal;
+mod share;
 mod staging;
 mod sweep;
 mod template;

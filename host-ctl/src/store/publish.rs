@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::unix::fs::{PermissionsExt, fchown};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,12 +11,13 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 use super::check::{describe, hash_file, open_read_only};
+use super::share::share_with_vmms;
 use super::template::MANIFEST;
 use super::{
     Blob, CloneRefusal, Hashing, Manifest, Requirements, SavedFile, Staging, Store, StoreError,
     Template,
 };
-use crate::config::{TemplateDigest, first_vmm_user};
+use crate::config::TemplateDigest;
 use crate::host::{Lock, failed, sync_directory, write_atomically};
 use crate::timeline::Timeline;
 
@@ -181,26 +182,6 @@ fn unreadable(refusal: CloneRefusal) -> StoreError {
 
 fn memory_mode(opened_for_writing: bool) -> u32 {
     if opened_for_writing { 0o600 } else { 0o400 }
-}
-
-/// Lets VMMs with users of their own have a file as its owner has it, those that
-/// are given a descriptor of it: its directory lets nobody else through. Takes
-/// root.
-fn share_with_vmms(file: &File, path: &Path, mode: u32) -> Result<(), StoreError> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let group = first_vmm_user()?;
-    match fchown(file, Some(0), Some(group)) {
-        // A namespace without such users has no VMM with one.
-        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(()),
-        Err(error) => Err(failed("fchown", path)(error).into()),
-        Ok(()) => {
-            let mode = Permissions::from_mode(mode | (mode & 0o600) >> 3);
-            file.set_permissions(mode)
-                .map_err(|error| failed("chmod", path)(error).into())
-        }
-    }
 }
 
 /// Makes every file read-only, durable and known by its digest. Gives the

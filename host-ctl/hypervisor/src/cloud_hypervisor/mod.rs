@@ -108,8 +108,7 @@ impl CloudHypervisor {
         }
     }
 
-    /// The same, whose VMs are confined.
-    /// Its user stays ours: it opens files and makes sockets by their paths.
+    /// The same, whose VMs are confined. Their user stays ours: it opens files and makes sockets by their paths.
     #[must_use]
     pub fn confined(self, confinement: Confinement) -> Self {
         Self {

@@ -13,17 +13,17 @@ use super::arrival::Arrival;
 use super::console::Console;
 use super::request::{
     AGENT_DIRECTORY, Agent, CONSOLE, FIRST_DISK, INITRD, KERNEL, MEMORY, MONITOR_DIRECTORY, STATE,
-    arguments,
+    arguments, inherited,
 };
 use super::{Firecracker, MEMORY_FILE, STATE_FILE};
 use crate::answer::ended;
 use crate::error::Error;
 use crate::log::open_log;
-use crate::process::{Confined, Launch, Needs, Process, spawn};
+use crate::process::{Confined, Confinement, Launch, Needs, Process, User, share_with, spawn};
 use crate::rest::RestVmm;
 use crate::socket::{connect_at, vacate};
 use crate::span::{Timeline, now};
-use crate::spec::{AgentDevice, Backing, VmSpec};
+use crate::spec::{AgentDevice, Backing, VmSpec, clean_path};
 
 /// How an image begins that Firecracker can boot (elf(5)).
 const ELF: [u8; 4] = *b"\x7fELF";
@@ -146,13 +146,21 @@ pub(super) async fn launch(
     let (directory, name) = place("monitor", &spec.monitor)?;
     let (agent_directory, _) = agent_of(spec)?;
 
+    let confinement = confinement_of(driver, spec);
+    let user = confinement.user();
     let mut files = Files::default();
     match start {
-        Start::Boot => open_kernel(spec, &mut files)?,
-        Start::Restore(state) => open_saved(spec, state, &mut files)?,
+        Start::Boot => open_kernel(spec, user, &mut files)?,
+        Start::Restore(state) => open_saved(spec, state, user, &mut files)?,
     }
-    open_disks(spec, &mut files)?;
-    files.add_directory(directory, MONITOR_DIRECTORY)?;
+    open_disks(spec, user, &mut files)?;
+    // One with a user of its own may make files in the agent's directory only.
+    let socket_directory = if user.is_some() {
+        agent_directory
+    } else {
+        directory
+    };
+    files.add_directory(socket_directory, MONITOR_DIRECTORY)?;
     files.add_directory(agent_directory, AGENT_DIRECTORY)?;
     let log = open_log(&spec.log)?;
     let begun = timeline.since("open kernel or state, disks, log", begun);
@@ -161,8 +169,17 @@ pub(super) async fn launch(
     let sockets = Sockets::new(&spec.monitor, &spec.agent);
     sockets.vacate()?;
     let (console, guest) = Console::bind(&spec.console)?;
+    if let Some(user) = user {
+        user.give(&guest).map_err(|source| Error::Process {
+            call: "fchown pipe",
+            source,
+        })?;
+        user.share_directory(agent_directory)?;
+    }
+    let made_at = socket_directory.join(name);
+    vacate(&made_at)?;
     files.add(guest, CONSOLE);
-    let mut arrival = Arrival::watch(directory, &log)?;
+    let mut arrival = Arrival::watch(socket_directory, &log)?;
     let begun = timeline.since("bind, listen, inotify_add_watch", begun);
 
     let placed: Vec<_> = files
@@ -170,16 +187,17 @@ pub(super) async fn launch(
         .iter()
         .map(|(file, at)| (file.as_fd(), *at))
         .collect();
-    let cell = driver.confinement.cell(Needs {
+    let held: Vec<_> = user.map(User::lock).into_iter().collect();
+    let cell = confinement.cell(Needs {
         // It opens a tap by its name only; of sockets, its filter of system
         // calls lets it make Unix ones only.
         host_network: !spec.nics.is_empty(),
-        writes_by_path: true,
+        writes_by_path: user.is_none(),
     })?;
     let pid = spawn(&Launch {
         program: &driver.program,
         arguments: &arguments(spec, name),
-        inherited: &[],
+        inherited: &held,
         placed: &placed,
         log: &log,
         may_override_modes: false,
@@ -187,22 +205,45 @@ pub(super) async fn launch(
     })
     .map_err(Error::path("execve", &driver.program))?;
     let process = Process::child(pid)?;
-    let started = Started {
+    let mut started = Started {
         vmm: RestVmm {
             process,
-            socket: spec.monitor.clone(),
+            socket: made_at.clone(),
             log: spec.log.clone(),
         },
         timeline,
         console,
-        confined: driver.confinement.noted(),
+        confined: confinement.noted(),
         sockets,
     };
     let begun = started.timeline.since("fork, execve", begun);
     wait_for_socket(driver, &started.vmm, &mut arrival).await?;
     arrival.leave();
     started.timeline.since("control socket listens", begun);
+    if made_at != spec.monitor {
+        // Out of the VMM's reach; who listens is the same.
+        std::fs::rename(&made_at, &spec.monitor).map_err(Error::path("rename", &made_at))?;
+        started.vmm.socket.clone_from(&spec.monitor);
+    }
     Ok(started)
+}
+
+/// What confines a VM of this spec: a tap lets nobody but us attach to it by its
+/// name.
+fn confinement_of(driver: &Firecracker, spec: &VmSpec) -> Confinement {
+    if spec.nics.is_empty() {
+        driver.confinement.clone()
+    } else {
+        driver.confinement.without_user()
+    }
+}
+
+/// Opens a small file that it reads; where a user of its own may not, a copy.
+fn open_for(user: Option<&User>, path: &Path) -> Result<File, Error> {
+    match user {
+        Some(user) => user.open_or_copy(path),
+        None => File::open(path).map_err(Error::path("open", path)),
+    }
 }
 
 async fn wait_for_socket(
@@ -229,8 +270,8 @@ async fn wait_for_socket(
         })?
 }
 
-fn open_kernel(spec: &VmSpec, files: &mut Files) -> Result<(), Error> {
-    let kernel = File::open(&spec.kernel).map_err(Error::path("open", &spec.kernel))?;
+fn open_kernel(spec: &VmSpec, user: Option<&User>, files: &mut Files) -> Result<(), Error> {
+    let kernel = open_for(user, &spec.kernel)?;
     let mut beginning = ELF.map(|_| 0);
     let read = kernel.read_exact_at(&mut beginning, 0);
     if read.is_err() || beginning != ELF {
@@ -243,19 +284,24 @@ fn open_kernel(spec: &VmSpec, files: &mut Files) -> Result<(), Error> {
         });
     }
     files.add(kernel, KERNEL);
-    let initrd = File::open(&spec.initrd).map_err(Error::path("open", &spec.initrd))?;
-    files.add(initrd, INITRD);
+    files.add(open_for(user, &spec.initrd)?, INITRD);
     Ok(())
 }
 
-fn open_saved(spec: &VmSpec, directory: &Path, files: &mut Files) -> Result<(), Error> {
-    let path = directory.join(STATE_FILE);
-    let state = File::open(&path).map_err(Error::path("open", &path))?;
-    files.add(state, STATE);
+fn open_saved(
+    spec: &VmSpec,
+    directory: &Path,
+    user: Option<&User>,
+    files: &mut Files,
+) -> Result<(), Error> {
+    files.add(open_for(user, &directory.join(STATE_FILE))?, STATE);
     let Backing::FileBacked { path, .. } = &spec.memory.backing else {
         return Err(Error::Unsupported("restoring without a memory file"));
     };
-    let memory = File::open(path).map_err(Error::path("open", path))?;
+    let memory = match user {
+        Some(user) => user.open("memory.path", path, false)?,
+        None => File::open(path).map_err(Error::path("open", path))?,
+    };
     let found = memory.metadata().map_err(Error::path("stat", path))?;
     let size = u64::from(spec.memory.size_mib) << 20;
     if !found.is_file() || found.len() != size {
@@ -268,8 +314,12 @@ fn open_saved(spec: &VmSpec, directory: &Path, files: &mut Files) -> Result<(), 
     Ok(())
 }
 
-fn open_disks(spec: &VmSpec, files: &mut Files) -> Result<(), Error> {
+fn open_disks(spec: &VmSpec, user: Option<&User>, files: &mut Files) -> Result<(), Error> {
     for (disk, number) in spec.disks.iter().zip(FIRST_DISK..) {
+        if let Some(user) = user {
+            // It opens what it is given again.
+            user.open("disks.path", &disk.path, !disk.readonly)?;
+        }
         let opened = OpenOptions::new()
             .read(true)
             .write(!disk.readonly)
@@ -284,22 +334,60 @@ pub(super) struct Saving {
     pub(super) state: PathBuf,
     pub(super) memory: PathBuf,
     created: Vec<PathBuf>,
+    links: Links,
+}
+
+/// Names of the files of a save where a VMM with a user of its own finds them.
+/// Dropped, they are removed.
+#[derive(Default)]
+struct Links(Vec<PathBuf>);
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 impl Saving {
     /// Creates both files, which must not be there: Firecracker would write over
     /// them.
-    pub(super) fn create(directory: &Path) -> Result<Self, Error> {
+    ///
+    /// A VMM with a user of its own, whose number is given with the directory
+    /// of its agent's socket, is shown them there.
+    pub(super) fn create(directory: &Path, user: Option<(u32, &Path)>) -> Result<Self, Error> {
         let mut saving = Self {
             state: directory.join(STATE_FILE),
             memory: directory.join(MEMORY_FILE),
             created: Vec::new(),
+            links: Links::default(),
         };
-        for path in [saving.state.clone(), saving.memory.clone()] {
-            create_exclusively(&path)?;
-            saving.created.push(path);
+        for (path, name) in [
+            (saving.state.clone(), STATE_FILE),
+            (saving.memory.clone(), MEMORY_FILE),
+        ] {
+            let file = create_exclusively(&path)?;
+            saving.created.push(path.clone());
+            if let Some((uid, shown)) = user {
+                share_with(uid, &file).map_err(Error::path("fchown", &path))?;
+                let link = shown.join(name);
+                std::fs::hard_link(&path, &link).map_err(Error::path("link", &link))?;
+                saving.links.0.push(link);
+            }
         }
         Ok(saving)
+    }
+
+    /// Where the VMM is to write state and memory.
+    pub(super) fn targets(&self) -> Result<[String; 2], Error> {
+        if self.links.0.is_empty() {
+            let state = clean_path("state", &self.state)?;
+            return Ok([state, clean_path("memory", &self.memory)?].map(str::to_owned));
+        }
+        let shown = inherited(AGENT_DIRECTORY);
+        Ok([STATE_FILE, MEMORY_FILE].map(|name| format!("{shown}/{name}")))
     }
 
     /// They are complete.
@@ -317,12 +405,12 @@ impl Drop for Saving {
     }
 }
 
-fn create_exclusively(path: &Path) -> Result<(), Error> {
+fn create_exclusively(path: &Path) -> Result<File, Error> {
     use std::os::unix::fs::OpenOptionsExt;
     let created = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path);
-    created.map(drop).map_err(Error::path("create", path))
+    created.map_err(Error::path("create", path))
 }

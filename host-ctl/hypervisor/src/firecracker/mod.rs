@@ -88,12 +88,12 @@ impl Firecracker {
         }
     }
 
-    /// The same, whose VMs are confined.
-    /// Its user stays ours: it opens files and makes sockets by their paths.
+    /// The same, whose VMs are confined. With a tap their user stays ours: it is
+    /// us alone whom the tap lets attach to it by its name.
     #[must_use]
     pub fn confined(self, confinement: Confinement) -> Self {
         Self {
-            confinement: confinement.without_user(),
+            confinement,
             ..self
         }
     }

@@ -13,10 +13,10 @@ use super::console::Relay;
 use super::launch::{Saving, Sockets, Started};
 use super::request::{MONITOR_DIRECTORY, inherited};
 use crate::error::{Error, MonitorError};
-use crate::process::Process;
+use crate::process::{Confined, Process};
 use crate::rest::{Request, RestVmm};
 use crate::span::{Span, Timeline, now};
-use crate::spec::{VmSpec, clean_path};
+use crate::spec::{AgentDevice, VmSpec};
 use crate::vm::{Deadlines, Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
 
 /// How long the console's task may take to notice that its VMM is gone.
@@ -168,12 +168,19 @@ impl Vm for FirecrackerVm {
                 found,
             });
         }
-        let saving = Saving::create(directory)?;
+        let user = match (self.record.confined, &self.record.agent) {
+            (Confined::User { uid }, AgentDevice::HybridVsock { socket, .. }) => {
+                socket.parent().map(|shown| (uid, shown))
+            }
+            _ => None,
+        };
+        let saving = Saving::create(directory, user)?;
+        let [state, memory] = saving.targets()?;
         let begun = self.timeline.since("open O_EXCL", begun);
         let request = json!({
             "snapshot_type": "Full",
-            "snapshot_path": clean_path("state", &saving.state)?,
-            "mem_file_path": clean_path("memory", &saving.memory)?,
+            "snapshot_path": state,
+            "mem_file_path": memory,
         });
         let request = Request::put("/snapshot/create", Some(request));
         let saved = self.vmm.ask("save", request, self.deadlines.save).await;

@@ -188,8 +188,22 @@ impl User {
 
     /// Lets it open a file of ours, for writing too.
     pub(crate) fn share(&self, file: &File) -> io::Result<()> {
-        fchown(file, None, Some(self.uid))?;
-        file.set_permissions(Permissions::from_mode(0o660))
+        share_with(self.uid, file)
+    }
+
+    /// Gives it a pipe.
+    pub(crate) fn give(&self, pipe: impl AsFd) -> io::Result<()> {
+        fchown(pipe, Some(self.uid), Some(self.uid))
+    }
+
+    /// Lets it make files in a directory of ours; what others have made there it
+    /// can neither remove nor rename (inode(7), the sticky bit).
+    pub(crate) fn share_directory(&self, path: &Path) -> Result<(), Error> {
+        let shared = File::open(path).and_then(|directory| {
+            fchown(&directory, None, Some(self.uid))?;
+            directory.set_permissions(Permissions::from_mode(0o1770))
+        });
+        shared.map_err(Error::path("fchown", path))
     }
 
     /// Opens a file for it to open again by its descriptor.
@@ -247,6 +261,12 @@ impl User {
         let wanted = if writes { 0o6 } else { 0o4 };
         bits & wanted == wanted
     }
+}
+
+/// Lets the user with this number open a file of ours, for writing too.
+pub(crate) fn share_with(uid: u32, file: &File) -> io::Result<()> {
+    fchown(file, None, Some(uid))?;
+    file.set_permissions(Permissions::from_mode(0o660))
 }
 
 fn refused(reason: String) -> Error {

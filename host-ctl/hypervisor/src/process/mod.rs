@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::vm::{VmExit, VmRecord};
 
 pub use confinement::{Confined, Confinement};
-pub(crate) use confinement::{Needs, User};
+pub(crate) use confinement::{Needs, User, share_with};
 pub(crate) use identity::Identity;
 pub(crate) use landlock::landlock_version;
 pub(crate) use spawn::{Launch, spawn, watch};

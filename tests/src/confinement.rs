@@ -1,0 +1,79 @@
+//! What the kernel says of a VMM's process.
+
+use crate::Home;
+use rustix::process::Pid;
+use serde_json::Value;
+use std::fs;
+use std::path::PathBuf;
+
+/// The sets of capabilities, proc_pid_status(5).
+const SETS: [&str; 5] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
+
+/// A sandbox's VMM, and how far it is confined by its record.
+///
+/// # Panics
+/// When there is no such sandbox, or it has no VMM.
+#[must_use]
+pub fn vmm_of(home: &Home, id: &str) -> (Pid, Value) {
+    let vm = &home.json(["inspect", id])["vm"];
+    let pid = vm["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+    let pid = pid.and_then(Pid::from_raw).expect("a VMM");
+    (pid, vm["confined"].clone())
+}
+
+/// A file of a process, as text.
+///
+/// # Panics
+/// When it cannot be read.
+#[must_use]
+pub fn told(pid: Pid, file: &str) -> String {
+    let path = format!("/proc/{}/{file}", pid.as_raw_nonzero());
+    fs::read_to_string(path).expect("a process that lives")
+}
+
+/// What a process has open.
+///
+/// # Panics
+/// When that cannot be read.
+#[must_use]
+pub fn opened(pid: Pid) -> Vec<PathBuf> {
+    let files = fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero()));
+    let files = files.expect("a process that lives").flatten();
+    // One may be closed meanwhile.
+    files
+        .filter_map(|file| fs::read_link(file.path()).ok())
+        .collect()
+}
+
+/// Sees that a VMM has this user, nothing that gives it privileges, its own
+/// filter of system calls, and namespaces of its own.
+///
+/// # Panics
+/// When it has more.
+pub fn assert_confined(pid: Pid, uid: u32) {
+    let status = told(pid, "status");
+    let field = |name: &str| {
+        let lines = status.lines();
+        let mut values = lines.filter_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let value = values.next().unwrap_or_default();
+        value.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    for name in ["Uid", "Gid"] {
+        assert_eq!(
+            field(name),
+            [uid.to_string().as_str(); 4].join(" "),
+            "{name}"
+        );
+    }
+    for set in SETS {
+        assert_eq!(field(set), "0000000000000000", "{set}");
+    }
+    assert_eq!(field("NoNewPrivs"), "1");
+    assert_eq!(field("Seccomp"), "2");
+    assert_eq!(told(pid, "environ"), "");
+    for namespace in ["mnt", "pid", "net"] {
+        let link = |of: &str| fs::read_link(format!("/proc/{of}/ns/{namespace}")).ok();
+        let theirs = link(&pid.as_raw_nonzero().to_string());
+        assert!(theirs.is_some() && theirs != link("self"), "{namespace}");
+    }
+}
