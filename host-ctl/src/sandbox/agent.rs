@@ -15,6 +15,7 @@ use protocols::{AgentAddress, GuestAddress, Link, VsockPeers, port, unix};
 use rustix::io::Errno;
 use std::io;
 use std::time::Duration;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// The name of the virtio-serial port the agent listens on.
@@ -25,11 +26,14 @@ pub const HYBRID_CID: u32 = 3;
 /// How many random context ids are tried. Of 2^32 one is rarely taken.
 pub(super) const CID_ATTEMPTS: usize = 4;
 
-/// How long the first dial may wait; each that has to wait longer is given
-/// twice as much. A guest that comes to life may lose the first packets, and
-/// one that is emulated may be slow.
+/// How long a dial is waited for before another is made beside it; twice as long
+/// each time. A guest that comes to life may lose the first packets, and one
+/// that is only slow answers the first dial, however late.
 const FIRST_PATIENCE: Duration = Duration::from_millis(200);
 const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
+/// After how many times its patience a dial is taken for lost: so many are under
+/// way at most.
+const LOST_AFTER: u32 = 4;
 /// The pause after a dial that failed at once, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
@@ -195,24 +199,39 @@ pub(super) async fn reach(
 async fn dial(address: &AgentAddress, deadline: Duration) -> Result<Reached, Unreached> {
     let end = Instant::now() + deadline;
     let (mut patience, mut pause) = (FIRST_PATIENCE, FIRST_PAUSE);
+    let mut last = "nothing yet".to_owned();
+    // Dropped, it ends the dials that were not the first to be answered.
+    let mut dials = JoinSet::new();
+    let mut next = Instant::now();
     loop {
-        let begun = Instant::now();
-        let last = match attempt(address, patience).await {
-            Ok(reached) => return Ok(reached),
-            Err(last) => last,
-        };
-        if Instant::now() >= end {
-            return Err(Unreached::Silent {
-                address: address.clone(),
-                after: deadline,
-                last,
-            });
-        }
-        if begun.elapsed() < patience {
-            sleep_until(Instant::now() + pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        } else {
-            patience = (patience * 2).min(LONGEST_PATIENCE);
+        tokio::select! {
+            biased;
+            Some(dialled) = dials.join_next() => match dialled {
+                Ok(Ok(reached)) => return Ok(reached),
+                Ok(Err(error)) => {
+                    last = error;
+                    if dials.is_empty() {
+                        next = next.min(Instant::now() + pause);
+                        pause = (pause * 2).min(LONGEST_PAUSE);
+                    }
+                }
+                Err(panicked) => last = panicked.to_string(),
+            },
+            () = sleep_until(end) => {
+                return Err(Unreached::Silent {
+                    address: address.clone(),
+                    after: deadline,
+                    last,
+                });
+            }
+            () = sleep_until(next) => {
+                if !dials.is_empty() {
+                    patience = (patience * 2).min(LONGEST_PATIENCE);
+                }
+                let address = address.clone();
+                dials.spawn(async move { attempt(&address, patience * LOST_AFTER).await });
+                next = Instant::now() + patience;
+            }
         }
     }
 }
@@ -257,6 +276,7 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
     use std::sync::atomic::Ordering;
+    use tokio::io::AsyncReadExt;
 
     proptest! {
         #[test]
@@ -329,6 +349,35 @@ mod tests {
         let text = error.to_string();
         assert!(matches!(error, Unreached::Silent { .. }), "{text}");
         assert!(text.contains("No such file"), "{text}");
+    }
+
+    #[test]
+    fn a_slow_guest_is_dialled_again_and_may_still_answer_the_first_dial() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let address = AgentAddress::HybridVsock {
+            socket: socket.clone(),
+            port: port::RPC,
+        };
+        let vm = StandInVm(Arc::new(StandIn::default()));
+        run(async {
+            let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+            let guest = async {
+                let (mut first, _) = listener.accept().await.unwrap();
+                let _second = listener.accept().await.unwrap();
+                let mut question = [0; 13];
+                first.read_exact(&mut question).await.unwrap();
+                assert_eq!(&question, b"CONNECT 1024\n");
+                let mut rest = tokio::io::sink();
+                let rest = tokio::io::copy(&mut first, &mut rest);
+                let ended = timeout(Duration::from_millis(50), rest).await;
+                assert!(ended.is_err(), "the first dial was given up");
+            };
+            tokio::select! {
+                reached = reach(&address, &vm, Duration::from_secs(60)) => panic!("{reached:?}"),
+                () = guest => {}
+            }
+        });
     }
 
     #[test]

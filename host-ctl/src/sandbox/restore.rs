@@ -30,6 +30,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// How long it may take to put the question for the port on its way.
 const DIAL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a guest that is dialled may take to wake up and answer; generous, as
+/// it only decides when one counts as silent, and a host may be busy.
+const WAKE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a thaw may take, the guest's waking up included.
 const THAW_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a release may take, its hooks included.
@@ -318,7 +321,7 @@ async fn resume_and_dial(
     }
     step("clone: meet the agent");
     let begun = now();
-    let reached = reach(agent, &*making.vm, DIAL_DEADLINE).await;
+    let reached = reach(agent, &*making.vm, WAKE_DEADLINE).await;
     let timeline = &making.timeline;
     timeline.record("guest wakes, answers on port 1024", begun, now());
     match reached {

@@ -51,6 +51,29 @@ async fn an_agent_that_vanishes_is_noticed_without_asking() {
 }
 
 #[tokio::test]
+async fn a_link_nobody_has_dialled_is_watched_over_from_its_first_grant_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("agent.sock");
+    let mut listener = listen(&path);
+    let link = Link::undialled(&address(&path)).unwrap();
+    let (mut stream, opening) = link.open_early(ECHO, SOON).await.unwrap();
+    stream.write_all(b"x").await.unwrap();
+    let mut asked = soon(listener.accept()).await.unwrap();
+    assert_eq!(asked.port, ECHO);
+    asked.stream.write_all(b"y").await.unwrap();
+    assert_eq!(soon(stream.read_u8()).await.unwrap(), b'y');
+    opening.granted(SOON).await.unwrap();
+    let watched = soon(listener.accept()).await.unwrap();
+    assert_eq!(watched.port, port::RPC);
+    assert!(!link.is_closed());
+    drop(watched);
+    soon(link.closed()).await;
+
+    let serial = AgentAddress::Serial { socket: path };
+    assert!(Link::undialled(&serial).is_none());
+}
+
+#[tokio::test]
 async fn a_peer_that_says_nothing_or_rubbish_is_an_error_in_time() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("agent.sock");
