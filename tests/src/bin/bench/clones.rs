@@ -16,6 +16,8 @@ const COLD_BOOTS: usize = 3;
 const AT_ONCE: usize = 8;
 const ROUNDS_AT_ONCE: usize = 3;
 const TEMPLATE: &str = "bench";
+/// VMs by which the memory of the host is seen to grow.
+const ONE_MORE: usize = 4;
 
 /// Times of one clone, in milliseconds since host-ctl began.
 pub(super) struct Times {
@@ -138,9 +140,9 @@ fn cold_boot(home: &Home, rootfs: &Path) -> Result<f64, Failure> {
 
 /// What VMs hold of the host's memory.
 pub(super) struct Held {
-    /// The bare VM.
+    /// The bare VM, beside two clones.
     pub(super) bare: Parts,
-    /// A clone's VMM.
+    /// A clone's VMM, beside another and the bare VM.
     pub(super) vmm: Parts,
     /// A clone's supervisor, in bytes.
     pub(super) supervisor: f64,
@@ -148,24 +150,78 @@ pub(super) struct Held {
     pub(super) supervisor_resident: f64,
 }
 
-/// What a clone adds to the memory of the host, and what the bare VM does. All
-/// live at once: what they share counts the same for each.
+/// What clones and a bare VM hold. All live at once: what they share counts the
+/// same for each.
 pub(super) fn memory(home: &Home, template: &str, floor: &Floor) -> Result<Held, Failure> {
     let bare = floor.restore()?;
     let clones = home.clone_template(template, 2);
-    let inspected = home.json(["inspect", sandbox(&clones[0])]);
+    let [vmm, supervisor] = processes(home, &clones[0])?;
+    let ram = floor.ram();
+    let held = Held {
+        bare: Parts::of(bare.pid, &ram)?,
+        vmm: Parts::of(vmm, &ram)?,
+        supervisor: proportional(supervisor)?,
+        supervisor_resident: status(supervisor, "VmRSS:")?,
+    };
+    home.text(["rm", "--all"]);
+    Ok(held)
+}
+
+/// What one more adds to the host's memory.
+pub(super) struct Added {
+    /// One more bare VM.
+    pub(super) bare: Parts,
+    /// One more clone, with its supervisor.
+    pub(super) clone: Parts,
+}
+
+/// What one more bare VM adds to the memory of the host, and what one more clone
+/// does: the sum over all processes of their proportional set sizes is what they
+/// hold together, each page once. The first of each kind counts for none: what
+/// it has in memory, all others share.
+pub(super) fn added(home: &Home, template: &str, floor: &Floor) -> Result<Added, Failure> {
+    let ram = floor.ram();
+    let sum = |processes: &[u32]| {
+        let mut parts = processes.iter().map(|pid| Parts::of(*pid, &ram));
+        parts.try_fold(Parts::default(), |sum, parts| {
+            parts.map(|parts| sum + parts)
+        })
+    };
+    let count = ONE_MORE as f64;
+    let mut alive = Vec::new();
+    let mut bare = vec![floor.restore()?];
+    alive.push(bare[0].pid);
+    let before = sum(&alive)?;
+    for _ in 0..ONE_MORE {
+        let more = floor.restore()?;
+        alive.push(more.pid);
+        bare.push(more);
+    }
+    let bare_adds = sum(&alive)?.growth(before, count);
+
+    let clones = |count: usize| -> Result<Vec<u32>, Failure> {
+        let clones = home.clone_template(template, count);
+        let processes = clones.iter().map(|clone| processes(home, clone));
+        Ok(processes.collect::<Result<Vec<_>, _>>()?.concat())
+    };
+    alive.extend(clones(1)?);
+    let before = sum(&alive)?;
+    alive.extend(clones(ONE_MORE)?);
+    let clone_adds = sum(&alive)?.growth(before, count);
+    home.text(["rm", "--all"]);
+    Ok(Added {
+        bare: bare_adds,
+        clone: clone_adds,
+    })
+}
+
+/// The processes of a clone: VMM and supervisor.
+fn processes(home: &Home, clone: &Value) -> Result<[u32; 2], Failure> {
+    let inspected = home.json(["inspect", sandbox(clone)]);
     let pid = |who: &str| {
         let pid = inspected[who]["pid"].as_u64();
         pid.and_then(|pid| u32::try_from(pid).ok())
             .ok_or_else(|| format!("no {who}"))
     };
-    let ram = floor.ram();
-    let held = Held {
-        bare: Parts::of(bare.pid, &ram)?,
-        vmm: Parts::of(pid("vmm")?, &ram)?,
-        supervisor: proportional(pid("supervisor")?)?,
-        supervisor_resident: status(pid("supervisor")?, "VmRSS:")?,
-    };
-    home.text(["rm", "--all"]);
-    Ok(held)
+    Ok([pid("vmm")?, pid("supervisor")?])
 }

@@ -1,6 +1,7 @@
 //! Bytes: the agent's file, and what processes hold in memory.
 
 use super::{Failure, Goal, report};
+use std::ops::Add;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -55,8 +56,6 @@ pub(super) fn proportional(pid: u32) -> Result<f64, Failure> {
 pub(super) struct Parts {
     /// The guest's RAM, mapped from its file.
     pub(super) ram: f64,
-    /// The part of that which nobody else has.
-    pub(super) ram_own: f64,
     /// All else.
     pub(super) rest: f64,
 }
@@ -81,7 +80,6 @@ impl Parts {
             match name {
                 "Pss:" if is_ram => parts.ram += bytes()?,
                 "Pss:" => parts.rest += bytes()?,
-                "Private_Clean:" | "Private_Dirty:" if is_ram => parts.ram_own += bytes()?,
                 // The head of a mapping: its path is the sixth word.
                 _ if !name.ends_with(':') => {
                     is_ram = words.nth(3).is_some_and(|path| Path::new(path) == ram);
@@ -95,6 +93,25 @@ impl Parts {
     /// All of it.
     pub(super) fn sum(self) -> f64 {
         self.ram + self.rest
+    }
+
+    /// What is more than in the other, for each of so many.
+    pub(super) fn growth(self, before: Self, count: f64) -> Self {
+        Self {
+            ram: (self.ram - before.ram) / count,
+            rest: (self.rest - before.rest) / count,
+        }
+    }
+}
+
+impl Add for Parts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            ram: self.ram + other.ram,
+            rest: self.rest + other.rest,
+        }
     }
 }
 
@@ -130,8 +147,7 @@ Pss:                   1 kB
     #[test]
     fn the_guests_ram_is_told_from_what_the_vmm_holds_beside_it() {
         let parts = Parts::read(SMAPS, Path::new("/store/memory")).unwrap();
-        let kibibytes = [parts.ram, parts.ram_own, parts.rest].map(|part| part / 1024.0);
-        assert_eq!(kibibytes, [12.0, 4.0, 9.0]);
+        assert_eq!([parts.ram, parts.rest], [12.0 * 1024.0, 9.0 * 1024.0]);
         let parts = Parts::read(SMAPS, Path::new("/store/other")).unwrap();
         assert_eq!(parts.sum() / 1024.0, 21.0);
     }

@@ -1,7 +1,7 @@
 //! Clones on each VMM, against the bare floor of that VMM. For the nested host:
 //! there all three have KVM.
 
-use super::clones::{Times, memory, number, one_clone};
+use super::clones::{Times, added, memory, number, one_clone};
 use super::floor::{Floor, kernel};
 use super::sizes::MEBIBYTE;
 use super::spawned::trace;
@@ -124,28 +124,16 @@ pub(super) fn measure(vmm: Vmm, runtime: &Runtime) -> Result<(), Failure> {
     report("spawned_shells", shells, "processes", Goal::AtMost(0.0));
 
     let held = memory(&home, TEMPLATE, &floor)?;
-    for (name, parts) in [("bare", held.bare), ("vmm", held.vmm)] {
-        let part = |part: &str, bytes| {
-            report(
-                &format!("{name}_pss{part}"),
-                bytes / MEBIBYTE,
-                "MiB",
-                Goal::None,
-            );
-        };
-        part("", parts.sum());
-        part("_ram", parts.ram);
-        part("_ram_own", parts.ram_own);
-    }
-    report(
-        "supervisor_pss",
-        held.supervisor / MEBIBYTE,
-        "MiB",
-        Goal::None,
-    );
-    let added = (held.supervisor + held.vmm.sum()) / MEBIBYTE;
-    let limit = Goal::AtMost(held.bare.sum() / MEBIBYTE + OWN_MEMORY);
-    report("clone_pss", added, "MiB", limit);
+    let mebibytes = |name: &str, bytes| report(name, bytes / MEBIBYTE, "MiB", Goal::None);
+    mebibytes("bare_pss", held.bare.sum());
+    mebibytes("clone_pss", held.supervisor + held.vmm.sum());
+    mebibytes("supervisor_pss", held.supervisor);
+    let added = added(&home, TEMPLATE, &floor)?;
+    mebibytes("bare_adds_ram", added.bare.ram);
+    mebibytes("clone_adds_ram", added.clone.ram);
+    mebibytes("bare_adds", added.bare.sum());
+    let limit = Goal::AtMost(added.bare.sum() / MEBIBYTE + OWN_MEMORY);
+    report("clone_adds", added.clone.sum() / MEBIBYTE, "MiB", limit);
 
     let (mut walls, mut failures) = (Vec::new(), 0.0);
     for _ in 0..ROUNDS_AT_ONCE {
