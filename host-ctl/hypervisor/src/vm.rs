@@ -138,7 +138,7 @@ pub struct Deadlines {
 impl Default for Deadlines {
     fn default() -> Self {
         Self {
-            start: Duration::from_secs(15),
+            start: Duration::from_secs(30),
             command: Duration::from_secs(10),
             boot: Duration::from_secs(60),
             save: Duration::from_secs(120),
