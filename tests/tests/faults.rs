@@ -7,7 +7,7 @@
 )]
 
 use host_ctl::supervisor::CLONE_STEPS;
-use host_ctl::template::STEPS;
+use host_ctl::template::{STEPS, save};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -147,6 +147,47 @@ impl Street {
         assert!(told.contains("went away"), "{step}: {output:?}");
         assert_eq!(output.status.code(), Some(1), "{step}");
         self.sweep(step);
+    }
+}
+
+/// Saves a clone whose supervisor dies at that step.
+fn save_killed_at(street: &Street, step: &str) {
+    let home = &street.home;
+    let mut command = home.command(["--output", "json", "clone", "shell"]);
+    command.env(KILL_AT, step);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{step}: {output:?}");
+    let cloned: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let id = sandbox(&cloned["clones"][0]);
+    let error = home.failure(["template", "save", "doomed", id]);
+    // Of a VM that was killed already it is told that it is over.
+    let is_told = error.contains("went away") || error.contains("is stopped");
+    assert!(is_told, "{step}: {error}");
+    let listed = home.json(["template", "list"]);
+    let nameless = |template: &&Value| template["names"] == serde_json::json!([]);
+    let templates = listed["templates"].as_array().unwrap().iter();
+    let nameless: Vec<_> = templates.filter(nameless).collect();
+    // Its last step: it is published, whole, and has no name yet.
+    let is_published = step == "save: set the name";
+    assert_eq!(nameless.len(), usize::from(is_published), "{step}");
+    for template in nameless {
+        let digest = template["digest"].as_str().unwrap();
+        home.text(["template", "verify", digest]);
+        home.text(["template", "rm", digest]);
+    }
+    // Until the guest was to freeze, the sandbox is its owner's; then it is over.
+    let lives = step.contains("images") || step.contains("staging") || step.contains("record");
+    let answer = home.run(["exec", id, "--", "echo", "here"]);
+    assert_eq!(answer.stdout == b"here\n", lives, "{step}: {answer:?}");
+    home.text(["rm", id]);
+    street.sweep(step);
+}
+
+#[test]
+fn a_supervisor_killed_at_any_step_of_a_save_leaves_a_sandbox_or_a_template_or_nothing() {
+    let street = Street::new();
+    for step in save::STEPS {
+        save_killed_at(&street, step);
     }
 }
 

@@ -106,6 +106,9 @@ pub enum Command {
 pub enum TemplateCommand {
     /// Boots a sandbox, warms it, freezes it and keeps it.
     Build(Box<TemplateBuildArguments>),
+    /// Makes a template of a sandbox, with all that was done in it. The sandbox
+    /// ends in it; its clones take its place.
+    Save(TemplateSaveArguments),
     /// Lists templates.
     List,
     /// Shows a template's manifest.
@@ -187,6 +190,15 @@ pub struct TemplateBuildArguments {
     /// The machine.
     #[command(flatten)]
     pub machine: MachineArguments,
+}
+
+/// `template save`.
+#[derive(Debug, Args)]
+pub struct TemplateSaveArguments {
+    /// The template's name.
+    pub name: TemplateName,
+    /// The sandbox.
+    pub sandbox: String,
 }
 
 /// A template by name or digest.

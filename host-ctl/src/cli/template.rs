@@ -1,11 +1,14 @@
-//! `template build|list|inspect|verify|rm`.
+//! `template build|save|list|inspect|verify|rm`.
 
-use super::arguments::{TemplateArgument, TemplateBuildArguments, TemplateCommand};
+use super::arguments::{
+    TemplateArgument, TemplateBuildArguments, TemplateCommand, TemplateSaveArguments,
+};
 use super::text::{Table, bytes, escape, since};
 use super::{CliError, Context, runtime};
-use crate::config::{TemplateDigest, TemplateName};
+use crate::config::{SandboxId, TemplateDigest, TemplateName};
 use crate::sandbox::driver::{GuestKernel, driver};
 use crate::store::{CloneRefusal, ColdBoots, Manifest, SavedWarmUp, Store, Summary};
+use crate::supervisor::control::SavedSandbox;
 use crate::template::{Recipe, Workplace, build};
 use crate::timeline::{Report, Timeline};
 use serde::Serialize;
@@ -18,6 +21,7 @@ pub(super) fn template(context: &Context, command: TemplateCommand) -> Result<Ex
     let store = Store::open(context.paths())?;
     match command {
         TemplateCommand::Build(arguments) => build_template(context, &store, *arguments),
+        TemplateCommand::Save(arguments) => save(context, &arguments),
         TemplateCommand::List => list(context, &store),
         TemplateCommand::Inspect(argument) => inspect(context, &store, &argument),
         TemplateCommand::Verify(argument) => verify(context, &store, &argument),
@@ -123,6 +127,49 @@ fn describe_built(row: &BuiltRow) -> String {
         );
     }
     text
+}
+
+/// The sandbox's supervisor does it: what happens to us meanwhile does not matter.
+fn save(context: &Context, arguments: &TemplateSaveArguments) -> Result<ExitCode, CliError> {
+    #[derive(Serialize)]
+    struct SavedRow {
+        name: TemplateName,
+        sandbox: SandboxId,
+        #[serde(flatten)]
+        saved: SavedSandbox,
+    }
+    let sandbox = context.sandbox(&arguments.sandbox)?;
+    let name = arguments.name.clone();
+    let saved = runtime()?.block_on(context.supervisors.save(&sandbox, &name))?;
+    let row = SavedRow {
+        name,
+        sandbox,
+        saved,
+    };
+    context.print(&row, |row| {
+        let saved = &row.saved;
+        let parent = saved
+            .parent
+            .as_ref()
+            .map_or("nothing", |digest| digest.short());
+        format!(
+            "template {} is {}\nsandbox {} is no more; generation {}, after {parent}\n\
+             save: {:.1} ms, {}\npublish: {:.1} ms, {} of memory touched\n",
+            row.name,
+            saved.digest,
+            row.sandbox,
+            saved.generation,
+            milliseconds(saved.save_micros),
+            bytes(saved.saved_bytes),
+            milliseconds(saved.publish_micros),
+            bytes(saved.touched_bytes),
+        )
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn milliseconds(micros: u64) -> f64 {
+    std::time::Duration::from_micros(micros).as_secs_f64() * 1e3
 }
 
 fn list(context: &Context, store: &Store) -> Result<ExitCode, CliError> {

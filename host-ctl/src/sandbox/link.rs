@@ -60,6 +60,14 @@ impl AgentLink {
         self.handle.clone()
     }
 
+    /// Lets go of it: it is not dialled again when it ends. Gives the one of the
+    /// moment.
+    #[must_use]
+    pub fn release(&self) -> Option<Link> {
+        self.task.abort();
+        self.handle.current()
+    }
+
     /// How many times the link was lost.
     #[must_use]
     pub fn redials(&self) -> u64 {

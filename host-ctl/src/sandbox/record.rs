@@ -6,6 +6,7 @@ use super::spec::SandboxSpec;
 use super::state::State;
 use crate::config::{Paths, SandboxId, TemplateDigest};
 use crate::host::{ProcessIdentity, RecordError, RecordHead, Stage, read_record};
+use crate::store::SavedWarmUp;
 use agent_client::{Generation, Identity};
 use hypervisor::VmRecord;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,12 @@ pub struct SandboxRecord {
     pub spec: SandboxSpec,
     /// The template it was cloned from.
     pub template: Option<TemplateDigest>,
+    /// How many saves lie between it and its first boot; 0 for a boot.
+    #[serde(default)]
+    pub saves: u32,
+    /// How it is known to be ready, and what was done to warm it.
+    #[serde(default)]
+    pub warm_up: SavedWarmUp,
     /// Why it was booted cold although a template was asked for.
     pub fallback: Option<String>,
     /// The UUID of its VM.
@@ -65,6 +72,8 @@ impl SandboxRecord {
                 .map_or(0, |time| time.as_secs()),
             spec,
             template: None,
+            saves: 0,
+            warm_up: SavedWarmUp::default(),
             fallback: None,
             uuid,
             identity: None,

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Sha256, StoreError};
-use crate::config::TemplateDigest;
+use crate::config::{SandboxId, TemplateDigest};
 
 /// The only format this program reads and writes.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// Everything that must be the same for a template to serve a wish; its digest
 /// is the template's name on disk.
@@ -31,6 +31,25 @@ pub struct Requirements {
     pub containers: Vec<SavedContainer>,
     /// What was done in them before the freeze.
     pub warm_up: SavedWarmUp,
+    /// The sandbox that was saved, with what was done in it; none for a template
+    /// that its other fields say how to build.
+    pub origin: Option<SavedOrigin>,
+}
+
+/// Where a template comes from that was a sandbox in use. No two are equal: a
+/// sandbox ends when it is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedOrigin {
+    /// The sandbox.
+    pub sandbox: SandboxId,
+    /// The UUID of its VM.
+    pub uuid: String,
+    /// The template it was a clone of; none for one that was booted.
+    pub parent: Option<TemplateDigest>,
+    /// How many saves lie between it and the boot: 2 for a clone of a template
+    /// that was built.
+    pub generation: u32,
 }
 
 /// A virtual machine monitor, as far as its saved state depends on it.
@@ -117,7 +136,7 @@ pub enum SavedAgentDevice {
 pub struct SavedNic {
     /// Device id.
     pub id: String,
-    /// Hardware address at the freeze; each clone has its own.
+    /// Hardware address the device was made with; each clone has its own.
     pub mac: String,
 }
 

@@ -73,6 +73,7 @@ fn requirements(vcpus: u8) -> Requirements {
             cwd: "/".into(),
         }],
         warm_up: SavedWarmUp::default(),
+        origin: None,
     }
 }
 

@@ -1,10 +1,10 @@
 //! The side of the supervisor that the commands see: starting one, reaching
 //! one, and reviving a dead one.
 
-use super::control::{Reply, Request, Status};
+use super::control::{Reply, Request, SavedSandbox, Status};
 use super::line::{self, LineError};
 use super::order::{Handover, Order, Outcome};
-use crate::config::{Paths, SandboxId};
+use crate::config::{Paths, SandboxId, TemplateName};
 use crate::host::network::NetworkError;
 use crate::host::{
     Lock, LockError, RecordError, RunDirectory, RunDirectoryError, Stage, TreeError,
@@ -33,6 +33,8 @@ pub const MAKE_DEADLINE: Duration = Duration::from_secs(1800);
 const ADOPT_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a supervisor may take to answer, beside what it was told to wait.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a save may take: all of the memory is written and hashed.
+const SAVE_DEADLINE: Duration = Duration::from_secs(900);
 /// How long a supervisor may take to end after its VM has.
 const END_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -179,17 +181,43 @@ impl Supervisors {
             _ => Duration::ZERO,
         };
         let deadline = ANSWER_DEADLINE.saturating_add(patience);
+        match self.exchange(id, request, deadline).await? {
+            Reply::Status(status) => Ok(status),
+            Reply::Saved(_) => Err(ClientError::Gone(id.clone())),
+            Reply::Failed { reason } => Err(failed(id, reason)),
+        }
+    }
+
+    /// Makes a template of a sandbox, which ends in it.
+    ///
+    /// # Errors
+    /// When it cannot be saved; the reason says whether it runs on.
+    pub async fn save(
+        &self,
+        id: &SandboxId,
+        name: &TemplateName,
+    ) -> Result<SavedSandbox, ClientError> {
+        let request = Request::Save { name: name.clone() };
+        match self.exchange(id, &request, SAVE_DEADLINE).await? {
+            Reply::Saved(saved) => Ok(*saved),
+            Reply::Status(_) => Err(ClientError::Gone(id.clone())),
+            Reply::Failed { reason } => Err(failed(id, reason)),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        id: &SandboxId,
+        request: &Request,
+        deadline: Duration,
+    ) -> Result<Reply, ClientError> {
         let mut stream = BufReader::new(self.reach(id).await?);
         let exchange = async {
             line::write(&mut stream, request).await?;
             line::read::<Reply, _>(&mut stream).await
         };
         match timeout(deadline, exchange).await {
-            Ok(Ok(Some(Reply::Status(status)))) => Ok(status),
-            Ok(Ok(Some(Reply::Failed { reason }))) => Err(ClientError::Failed {
-                id: id.clone(),
-                reason,
-            }),
+            Ok(Ok(Some(reply))) => Ok(reply),
             Ok(Ok(None) | Err(LineError::Io { .. } | LineError::Cut)) => Err(self.why_gone(id)),
             Ok(Err(source)) => Err(ClientError::Line {
                 id: id.clone(),
@@ -367,6 +395,13 @@ impl Supervisors {
             .parent()
             .unwrap_or(Path::new("/"))
             .as_os_str()
+    }
+}
+
+fn failed(id: &SandboxId, reason: String) -> ClientError {
+    ClientError::Failed {
+        id: id.clone(),
+        reason,
     }
 }
 

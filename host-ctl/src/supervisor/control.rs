@@ -2,7 +2,9 @@
 //! `control.sock`. One JSON object a line, each answered by one line, in
 //! order; nothing in them comes from the guest.
 
+use crate::config::{TemplateDigest, TemplateName};
 use crate::sandbox::state::State;
+use crate::timeline::Report;
 use serde::{Deserialize, Serialize};
 
 /// A request. Variants without fields are written with braces: serde refuses
@@ -22,14 +24,21 @@ pub enum Request {
         /// Milliseconds the guest has to power off by itself.
         grace_millis: u64,
     },
+    /// Ends the sandbox by making a template of it.
+    Save {
+        /// By which name it is to be found.
+        name: TemplateName,
+    },
 }
 
 /// The answer to a [`Request`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Reply {
     /// Done, or this is how it is.
     Status(Status),
+    /// The sandbox is a template now.
+    Saved(Box<SavedSandbox>),
     /// Refused or failed; nothing was changed unless the text says so.
     Failed {
         /// Why, for people.
@@ -48,6 +57,28 @@ pub struct Status {
     pub redials: u64,
 }
 
+/// A template that was a sandbox.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedSandbox {
+    /// Its digest.
+    pub digest: TemplateDigest,
+    /// The template the sandbox was a clone of.
+    pub parent: Option<TemplateDigest>,
+    /// How many saves lie between it and the boot.
+    pub generation: u32,
+    /// Bytes the VMM has written: the memory, and the state of its devices.
+    pub saved_bytes: u64,
+    /// Microseconds of the VMM's save.
+    pub save_micros: u64,
+    /// Bytes of memory that are not zero.
+    pub touched_bytes: u64,
+    /// Microseconds from the first fsync to the durable name.
+    pub publish_micros: u64,
+    /// Where the time went.
+    pub timeline: Report,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +90,9 @@ mod tests {
             Just(Request::Pause {}),
             Just(Request::Resume {}),
             any::<u64>().prop_map(|grace_millis| Request::Stop { grace_millis }),
+            "[a-z]{1,20}".prop_map(|name| Request::Save {
+                name: name.parse().unwrap()
+            }),
         ]
     }
 
@@ -85,6 +119,7 @@ mod tests {
             r#"{"verb":"explode"}"#,
             r#"{"verb":"inspect","extra":1}"#,
             r#"{"verb":"stop"}"#,
+            r#"{"verb":"save","name":"../x"}"#,
             r#"{}"#,
             r#"[]"#,
         ] {

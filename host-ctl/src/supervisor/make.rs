@@ -73,6 +73,10 @@ enum MakeError {
     Clone(#[source] RestoreError),
     #[error("cold boot")]
     Boot(#[source] BootError),
+    #[error(
+        "no clone ({refusal}), and nothing can be booted in its place: the template was saved from a sandbox in use"
+    )]
+    Irreplaceable { refusal: String },
     #[error("no clone ({refusal}), and no cold boot in its place")]
     Fallback {
         refusal: String,
@@ -120,6 +124,9 @@ struct Plan {
     template: Option<TemplateDigest>,
     /// What a boot in place of a clone still lacks.
     warm_up: SavedWarmUp,
+    /// How many saves the template is from its first boot, if it was saved from
+    /// a sandbox in use: nothing that is booted is like it.
+    saved: Option<u32>,
     clone: Result<ClonePlan, Option<String>>,
 }
 
@@ -166,6 +173,7 @@ async fn plan_of_boot(
         spec,
         template: None,
         warm_up: SavedWarmUp::default(),
+        saved: None,
         clone: Err(None),
     })
 }
@@ -177,14 +185,16 @@ async fn plan_of_clone(
     insecure: bool,
     timeline: &Timeline,
 ) -> Result<Plan, MakeError> {
-    let (store, spec, kernel, warm_up) = {
+    let (store, spec, kernel, warm_up, saved) = {
         let _span = timeline.step("clone: read the manifest");
         let store = Store::open(paths)?;
         let spec = cold_spec(&store, &digest).map_err(MakeError::NoSpec)?;
         let template = store.load(&digest).map_err(MakeError::NoSpec)?;
         let requirements = &template.manifest().requirements;
         let kernel = requirements.machine.kernel.clone();
-        (store, spec, kernel, requirements.warm_up.clone())
+        let saved = requirements.origin.as_ref().map(|origin| origin.generation);
+        let warm_up = requirements.warm_up.clone();
+        (store, spec, kernel, warm_up, saved)
     };
     let driver = {
         let _span = timeline.step("clone: probe the vmm");
@@ -208,6 +218,7 @@ async fn plan_of_clone(
         spec,
         template: Some(digest),
         warm_up,
+        saved,
         clone: clone.map_err(|refusal| Some(refusal.reason())),
     })
 }
@@ -237,6 +248,7 @@ async fn carry_out(
     let uuid = Uuid::draw()?;
     let mut record = SandboxRecord::begin(sandbox.clone(), uuid, plan.spec.clone());
     record.template.clone_from(&plan.template);
+    record.warm_up.clone_from(&plan.warm_up);
     record.head.supervisor = Some(ProcessIdentity::current()?);
     let directory = {
         let _span = timeline.step("clone: write the record");
@@ -271,8 +283,11 @@ async fn carry_out(
         // A count that is lost costs nobody a sandbox.
         let _ = Store::open(paths).and_then(|store| store.count_cold_boot(digest, reason));
     }
+    if plan.template.is_some() && fallback.is_none() {
+        record.saves = plan.saved.unwrap_or(1);
+    }
     record.fallback = fallback;
-    commit(directory, record, made, accelerator, timeline).await
+    commit(paths, directory, record, made, accelerator, timeline).await
 }
 
 async fn attach_if_wanted(
@@ -321,6 +336,10 @@ async fn bring_to_life(
             Err(error) => Some(explain(&error)),
         },
     };
+    if let (Some(_), Some(refusal)) = (plan.saved, &reason) {
+        let refusal = refusal.clone();
+        return Err(MakeError::Irreplaceable { refusal });
+    }
     if let (Some(network), Some(_)) = (site.network, &reason) {
         // The clone may have failed after its fence was lifted.
         network.fence().await?;
@@ -384,6 +403,7 @@ fn verified(plan: &ClonePlan, memory_mode: Option<MemoryMode>) -> Verified {
 /// The commit: record and sockets in place. Whatever fails before takes the VM
 /// down again; what fails after is a dead supervisor of a running sandbox.
 async fn commit(
+    paths: &Paths,
     directory: RunDirectory,
     mut record: SandboxRecord,
     made: Made,
@@ -427,6 +447,7 @@ async fn commit(
     let agent = address(&made.vm.record().agent);
     Ok(Ready {
         supervised: Supervised {
+            paths: paths.clone(),
             vm: made.vm,
             link: AgentLink::keep(agent, Some(made.link)),
             console: made.console,

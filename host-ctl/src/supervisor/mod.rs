@@ -14,6 +14,7 @@ mod make;
 pub mod order;
 pub mod output;
 pub mod process;
+mod save;
 pub mod server;
 
 pub use make::CLONE_STEPS;

@@ -31,6 +31,8 @@ const STARTER_DEADLINE: Duration = Duration::from_secs(30);
 /// How long an adoption waits for the agent before it reports: a paused VM's
 /// does not answer, and is adopted all the same.
 const REDIAL_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a killed VMM may take to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why a supervisor ended early. What a client can understand is reported to
 /// it instead.
@@ -133,6 +135,10 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
     };
     log_to(&directory.paths().supervisor_log());
     let mut record = SandboxRecord::read(paths, id).map_err(|error| failed(&error))?;
+    if let (State::Saved, Some(vmm)) = (record.state, &record.head.vmm) {
+        // Its guest is frozen for a save that nobody will end.
+        vmm.kill(KILL_DEADLINE).map_err(|error| failed(&error))?;
+    }
     if record.state != State::Stopped && record.present_state() == State::Stopped {
         record.set_exit("its VMM ended while nobody watched".to_owned());
         // A tap that could not be removed stays in the record, for a sweep.
@@ -166,6 +172,7 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
         .write_record(&record)
         .map_err(|error| failed(&error))?;
     let supervised = Supervised {
+        paths: paths.clone(),
         vm,
         link,
         console: None,

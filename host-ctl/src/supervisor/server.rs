@@ -4,6 +4,7 @@
 use super::control::{Reply, Request, Status};
 use super::line;
 use super::output;
+use crate::config::Paths;
 use crate::host::{RecordError, RunDirectory, explain};
 use crate::sandbox::console::Console;
 use crate::sandbox::link::AgentLink;
@@ -52,6 +53,8 @@ pub enum ServeError {
 /// A sandbox with its VM, its agent link and its run directory, ready to be
 /// served.
 pub struct Supervised {
+    /// The state root it belongs to.
+    pub paths: Paths,
     /// The VM.
     pub vm: Box<dyn Vm>,
     /// The link to its agent.
@@ -162,11 +165,7 @@ impl Supervised {
             .console
             .take()
             .unwrap_or_else(|| Console::keep(files.console(), files.console_log()));
-        for container in &self.record.spec.containers {
-            let log = output::container_log(self.directory.paths(), &container.id);
-            let links = self.link.handle();
-            tasks.spawn(output::keep_container(links, container.id.clone(), log));
-        }
+        let mut guest = self.watch_guest();
         loop {
             tokio::select! {
                 exit = self.vm.wait() => {
@@ -179,7 +178,10 @@ impl Supervised {
                     return self.write_end(exit).await;
                 }
                 Some(asked) = asked.recv() => {
-                    let reply = self.answer(asked.request).await;
+                    let reply = match asked.request {
+                        Request::Save { name } => self.save(&name, &mut guest).await,
+                        request => self.answer(request).await,
+                    };
                     // A client that has gone needs no answer.
                     let _ = asked.answer.send(reply);
                     if self.record.state == State::Stopped {
@@ -192,9 +194,21 @@ impl Supervised {
         }
     }
 
+    /// The tasks that read what the containers say.
+    pub(super) fn watch_guest(&self) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        for container in &self.record.spec.containers {
+            let log = output::container_log(self.directory.paths(), &container.id);
+            let links = self.link.handle();
+            tasks.spawn(output::keep_container(links, container.id.clone(), log));
+        }
+        tasks
+    }
+
     async fn answer(&mut self, request: Request) -> Reply {
         let outcome = match request {
-            Request::Inspect {} => Ok(()),
+            // A save is its own answer, and not asked for here.
+            Request::Inspect {} | Request::Save { .. } => Ok(()),
             Request::Pause {} => self.pause().await,
             Request::Resume {} => self.resume().await,
             Request::Stop { grace_millis } => {
@@ -246,21 +260,21 @@ impl Supervised {
         self.write_end(exit).await.map_err(|error| explain(&error))
     }
 
-    fn next(&self, event: Event) -> Result<State, String> {
+    pub(super) fn next(&self, event: Event) -> Result<State, String> {
         self.record
             .state
             .after(event)
             .map_err(|refused| refused.to_string())
     }
 
-    fn write_state(&mut self, state: State) -> Result<(), String> {
+    pub(super) fn write_state(&mut self, state: State) -> Result<(), String> {
         self.record.set_state(state);
         self.directory
             .write_record(&self.record)
             .map_err(|error| explain(&error))
     }
 
-    async fn write_end(&mut self, exit: String) -> Result<(), ServeError> {
+    pub(super) async fn write_end(&mut self, exit: String) -> Result<(), ServeError> {
         self.record.set_exit(exit);
         // A tap that could not be removed stays in the record, for a sweep.
         let _ = detach(&mut self.record.head).await;

@@ -50,6 +50,7 @@ impl Scene {
         };
         let sockets = Sockets::bind(&directory).unwrap();
         let supervised = Supervised {
+            paths: paths.clone(),
             vm: stand_in,
             link: AgentLink::keep(nowhere, None),
             console: None,

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use agent_client::{AgentClient, Purpose, QuiesceId};
+use agent_client::{AgentClient, QuiesceId};
 use hypervisor::Vm;
-use protocols::{AgentAddress, Link};
+use protocols::Link;
 
 use super::BuildError;
-use super::requirements::{Images, Platform, requirements};
+use super::freeze::{begin_anew, close, note_verb, quiesce};
+use super::kept::Kept;
+use super::requirements::{Platform, requirements};
 use super::warm::warm_up;
 use super::workshop::Workshop;
 use crate::config::{Paths, TemplateName};
@@ -17,15 +19,13 @@ use crate::sandbox::console::Console;
 use crate::sandbox::driver::Driver;
 use crate::sandbox::spec::SandboxSpec;
 use crate::sandbox::{Made, Site};
-use crate::store::{Blob, BuildLock, Claim, Draft, SavedWarmUp, Store, Template};
-use crate::timeline::{Timeline, now};
+use crate::store::{BuildLock, Claim, Draft, SavedWarmUp, Store, Template};
+use crate::timeline::Timeline;
 
 /// How long the same build of another process is waited for.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(600);
 /// One call to the agent.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
-/// From asking a link to close to its end.
-const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Every step at which a build can be killed, in order
 /// ([`crate::timeline::step`]). Whatever the step, a sweep leaves nothing.
@@ -129,7 +129,14 @@ pub async fn build(
     let capabilities = place.driver.capabilities();
     let platform = Platform::of(place.store, place.driver)?;
     let images = kept.images();
-    let wanted = requirements(&spec, &images, &recipe.warm_up, capabilities, &platform);
+    let wanted = requirements(
+        &spec,
+        &images,
+        &recipe.warm_up,
+        None,
+        capabilities,
+        &platform,
+    );
     let claim = {
         let _span = timeline.step("build: claim the template");
         place.store.claim(&wanted, CLAIM_DEADLINE)?
@@ -201,7 +208,7 @@ impl Job<'_> {
         let draft = Draft {
             agent_version: frozen.agent_version,
             quiesce_id: *frozen.quiesce_id.as_bytes(),
-            blobs: &kept.0,
+            blobs: kept.blobs(),
             memory_opened_for_writing: !hypervisor.capabilities().private_memory_is_read_only,
         };
         let store = self.place.store;
@@ -269,12 +276,15 @@ impl Job<'_> {
             .await
             .map_err(BuildError::agent("ask for the agent's version"))?;
         warm_up(self.warm_up, self.spec, &client, timeline).await?;
-        let quiesce_id = quiesce(&client, timeline).await?;
+        let quiesce_id = {
+            let _span = timeline.step("build: agent call Quiesce");
+            quiesce(&client, timeline).await?
+        };
         let rest = {
             let _span = timeline.step("build: close the link");
             drop(console);
             drop(client);
-            close(link, workshop).await?;
+            close(link, workshop.directory.id()).await?;
             begin_anew(&address(&vm.record().agent)).await?
         };
         let _span = timeline.step("build: pause and save");
@@ -293,85 +303,6 @@ impl Job<'_> {
             state_bytes: saved.bytes,
             save: saved.duration,
         })
-    }
-}
-
-async fn quiesce(client: &AgentClient, timeline: &Timeline) -> Result<QuiesceId, BuildError> {
-    let _span = timeline.step("build: agent call Quiesce");
-    let begun = now();
-    let quiesced = client
-        .quiesce(Purpose::Template, CALL_DEADLINE)
-        .await
-        .map_err(BuildError::agent("quiesce the guest"))?;
-    let steps = quiesced.steps.into_iter().map(|step| {
-        let took = Duration::from_micros(step.micros);
-        (format!("guest: {}", step.name), took)
-    });
-    timeline.record_sequence(begun, steps);
-    Ok(quiesced.quiesce_id)
-}
-
-/// A guest is not saved in mid-sentence.
-async fn close(link: Link, workshop: &Workshop) -> Result<(), BuildError> {
-    let watched = link.clone();
-    link.close();
-    tokio::time::timeout(CLOSE_DEADLINE, watched.closed())
-        .await
-        .map_err(|_| BuildError::StillConnected(workshop.directory.id().clone()))
-}
-
-/// Begins a session in which nothing is said, where there are sessions. That
-/// the guest answers it shows that it is done with the one before: what
-/// remained of that, every clone would have to clear away before it can listen.
-/// Connections of vsock would only be reset in every clone.
-async fn begin_anew(agent: &AgentAddress) -> Result<Option<Link>, BuildError> {
-    if !matches!(agent, AgentAddress::Serial { .. }) {
-        return Ok(None);
-    }
-    Link::connect(agent, CALL_DEADLINE)
-        .await
-        .map(Some)
-        .map_err(BuildError::Session)
-}
-
-/// Notes the spans of a VM's last verb.
-fn note_verb(vm: &dyn Vm, timeline: &Timeline) {
-    for span in vm.spans() {
-        let end = span.start_ns.saturating_add(span.duration_ns);
-        timeline.record(span.name, span.start_ns, end);
-    }
-}
-
-/// The kept files of a machine: kernel, initrd, then the disks.
-struct Kept(Vec<Blob>);
-
-impl Kept {
-    fn import(spec: &SandboxSpec, store: &Store) -> Result<Kept, BuildError> {
-        let mut blobs = vec![store.import(&spec.kernel)?, store.import(&spec.initrd)?];
-        for disk in &spec.disks {
-            blobs.push(store.import(disk)?);
-        }
-        Ok(Kept(blobs))
-    }
-
-    fn images(&self) -> Images {
-        let digest = |index: usize| self.0[index].sha256().clone();
-        Images {
-            kernel: digest(0),
-            initrd: digest(1),
-            disks: (2..self.0.len()).map(digest).collect(),
-        }
-    }
-
-    /// The sandbox, made of the kept files.
-    fn applied_to(&self, spec: &SandboxSpec) -> SandboxSpec {
-        let path = |index: usize| self.0[index].path().to_owned();
-        SandboxSpec {
-            kernel: path(0),
-            initrd: path(1),
-            disks: (2..self.0.len()).map(path).collect(),
-            ..spec.clone()
-        }
     }
 }
 

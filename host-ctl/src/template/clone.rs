@@ -39,7 +39,16 @@ pub fn plan_clone(
     let images = Images::of(have);
     let platform = Platform::of(store, driver)?;
     let capabilities = driver.capabilities();
-    let wanted = requirements(&spec, &images, &have.warm_up, capabilities, &platform);
+    // Whose it is, is no question of what fits.
+    let origin = have.origin.clone();
+    let wanted = requirements(
+        &spec,
+        &images,
+        &have.warm_up,
+        origin,
+        capabilities,
+        &platform,
+    );
     if let Some(difference) = compare(&wanted, have).map_err(Box::new)? {
         return Err(difference.into());
     }
@@ -55,7 +64,9 @@ pub fn plan_clone(
     })
 }
 
-/// What to boot when a template cannot be cloned: only its manifest is read.
+/// What to boot when a template cannot be cloned: only its manifest is read. A
+/// template that was saved from a sandbox in use is no more than its machine
+/// then: the caller must not take it for the template.
 ///
 /// # Errors
 /// When there is no manifest of ours to read either.

@@ -2,6 +2,7 @@
 
 use protocols::LinkError;
 use rustix::io::Errno;
+use std::path::PathBuf;
 use thiserror::Error;
 
 use super::WarmUpError;
@@ -84,6 +85,18 @@ pub enum BuildError {
     /// The VMM has put the RAM somewhere else than beside the state.
     #[error("the saved VM's memory is in no file of the template")]
     NoMemory,
+    /// Its RAM was given to no file when it was booted.
+    #[error("sandbox {0} was booted, not cloned: its memory is in no file a template could have")]
+    NoFile(SandboxId),
+    /// A sandbox can be saved once.
+    #[error("sandbox {0} is a template already")]
+    Twice(SandboxId),
+    /// The VMM on disk is not the one that runs.
+    #[error("{0} was replaced since this sandbox was made: its state would fit no clone")]
+    Program(PathBuf),
+    /// There is no way to the agent at this moment.
+    #[error("the agent of {0} is not connected")]
+    NotConnected(SandboxId),
     /// The agent did not answer the session that the template is saved in.
     #[error("begin the session to be saved in")]
     Session(#[source] LinkError),

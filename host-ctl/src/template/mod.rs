@@ -1,7 +1,7 @@
 //! Templates: sandboxes that were booted once, warmed and frozen.
 //!
 //! [`build`] makes one, as a list of steps that commits as a whole or leaves
-//! nothing. [`plan_clone`] says whether a stored one can be cloned here and
+//! nothing; [`save`](mod@save) makes one of a sandbox that was in use. [`plan_clone`] says whether a stored one can be cloned here and
 //! now, and if not, why. Both agree on what must match through one function,
 //! which turns a machine into its saved form. [`warm_up`] is what every sandbox
 //! goes through that is booted to become a template, or in place of a clone.
@@ -9,7 +9,10 @@
 mod build;
 mod clone;
 mod error;
+mod freeze;
+mod kept;
 mod requirements;
+pub mod save;
 mod warm;
 mod workshop;
 

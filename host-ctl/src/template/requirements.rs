@@ -15,7 +15,7 @@ use crate::sandbox::spec::{ContainerPlan, Own, SandboxSpec, VmFiles};
 use crate::sandbox::vmm::Carrier;
 use crate::store::{
     CloneRefusal, FORMAT, Requirements, SavedAgentDevice, SavedContainer, SavedDisk, SavedMachine,
-    SavedNic, SavedVmm, SavedWarmUp, Sha256, Store,
+    SavedNic, SavedOrigin, SavedVmm, SavedWarmUp, Sha256, Store,
 };
 
 /// The digests of a machine's files.
@@ -66,11 +66,13 @@ impl Platform {
 }
 
 /// What must match for a template of this sandbox, built or wanted on this
-/// host by this program, driver and VMM.
+/// host by this program, driver and VMM. `origin` is the sandbox that it is,
+/// where nobody could make it again.
 pub(super) fn requirements(
     spec: &SandboxSpec,
     images: &Images,
     warm_up: &SavedWarmUp,
+    origin: Option<SavedOrigin>,
     capabilities: &Capabilities,
     platform: &Platform,
 ) -> Requirements {
@@ -94,6 +96,7 @@ pub(super) fn requirements(
         policy: Policy::AllowAll.digest().to_string(),
         containers: spec.containers.iter().map(saved_container).collect(),
         warm_up: warm_up.clone(),
+        origin,
     }
 }
 
@@ -260,7 +263,7 @@ mod tests {
             disks: vec![image],
         };
         let warm_up = SavedWarmUp::default();
-        requirements(spec, &images, &warm_up, capabilities, &platform())
+        requirements(spec, &images, &warm_up, None, capabilities, &platform())
     }
 
     #[test]
@@ -274,7 +277,14 @@ mod tests {
         assert_eq!(back.disks, [store.blob_path(&Sha256::of(b"image"))]);
         // The way to the files is not part of what must match.
         let images = Images::of(&have);
-        let again = requirements(&back, &images, &have.warm_up, &capabilities(), &platform());
+        let again = requirements(
+            &back,
+            &images,
+            &have.warm_up,
+            None,
+            &capabilities(),
+            &platform(),
+        );
         assert_eq!(compare(&again, &have).unwrap(), None);
     }
 
@@ -351,7 +361,14 @@ mod tests {
         ];
         for (field, changed) in changes {
             let images = Images::of(&have);
-            let wanted = requirements(&spec(), &images, &have.warm_up, &capabilities(), &changed);
+            let wanted = requirements(
+                &spec(),
+                &images,
+                &have.warm_up,
+                None,
+                &capabilities(),
+                &changed,
+            );
             let difference = compare(&wanted, &have).unwrap().unwrap();
             assert_eq!(difference.field, field);
         }
