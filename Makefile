@@ -56,6 +56,12 @@ test-lab: tools nextest image probe lab-ready ## the tests of the lab, in it; RE
 	cargo build -q -p host-ctl
 	@$(TEST_LAB)
 
+.PHONY: test-cycles
+test-cycles: export LAB_DEADLINE ?= 86400
+test-cycles: export FILTER ?= test(/::cycles_of/)
+test-cycles: export LAB_OPTIONS ?= --env CYCLES=$(or $(CYCLES),500) --env NEXTEST_NO_CAPTURE=1
+test-cycles: test-lab ## CYCLES=500: save, restore and thaw so often on each VMM, in the lab
+
 .PHONY: lab
 lab: lab-ready ## CMD='...': run a command where KVM, vhost-vsock and taps are real
 	@[ -n "$$LAB_CMD" ] || { echo "lab: say what to run: make lab CMD='...'" >&2; exit 2; }

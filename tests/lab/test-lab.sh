@@ -79,7 +79,7 @@ fi
 runner=$(command -v cargo-nextest) || runner=${CARGO_HOME:-$HOME/.cargo}/bin/cargo-nextest
 run() {
     # shellcheck disable=SC2086
-    "$lab" run --quiet --kernel "$kernel" --tools "$tools/bin" --deadline 3600 \
+    "$lab" run --quiet --kernel "$kernel" --tools "$tools/bin" --deadline "${LAB_DEADLINE:-3600}" \
         --share "$output" \
         ${LAB_OPTIONS:-} -- "$runner" nextest run --profile lab \
         --binaries-metadata "$output/binaries.json" --cargo-metadata "$output/metadata.json" \

@@ -9,6 +9,7 @@ pub mod confinement;
 pub mod images;
 pub mod lab;
 pub mod machine;
+pub mod place;
 pub mod processes;
 
 use serde_json::Value;

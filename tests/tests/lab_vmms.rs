@@ -17,68 +17,19 @@ use std::io::Read;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
-use tardigrade_tests::{Home, built, confinement, images, lab, processes, sandbox};
+use std::time::Instant;
+use tardigrade_tests::place::Place;
+use tardigrade_tests::{confinement, processes, sandbox};
 
 /// The step at which a clone's guest may run already and has no receipt yet.
 const BEFORE_THE_RECEIPT: &str = "clone: agent call Thaw";
 /// The variable by which a debug build of `host-ctl` is told where to die.
 const KILL_AT: &str = "TARDIGRADE_KILL_AT";
-/// What is drawn from the kernel's generator, and what a sandbox is called.
-const WHO: &str = "hostname; cat /proc/sys/kernel/random/boot_id; \
-                   dd if=/dev/urandom bs=32 count=1 2>/dev/null | sha256sum";
-
 /// How long a guest may take to call the host.
 const CALL_DEADLINE: Timespec = Timespec {
     tv_sec: 60,
     tv_nsec: 0,
 };
-
-/// A home in the nested host, for one VMM.
-struct Place {
-    home: Home,
-    vmm: &'static str,
-}
-
-impl Place {
-    fn new(vmm: &'static str) -> Self {
-        lab::assert_nested_host();
-        Self {
-            home: Home::new(),
-            vmm,
-        }
-    }
-
-    /// `run` or `template build`, with a container that sleeps.
-    fn make(&self, command: &[&str], options: &[&str]) -> Value {
-        let rootfs = images::busybox();
-        let mut arguments = command.to_vec();
-        // It takes no compressed kernel.
-        let unpacked = (self.vmm == "firecracker").then(|| built("guest/vmlinux"));
-        if let Some(kernel) = &unpacked {
-            arguments.extend(["--kernel", kernel.to_str().unwrap()]);
-        }
-        arguments.extend(["--vmm", self.vmm, "--memory", "128", "--rootfs"]);
-        arguments.push(rootfs.to_str().unwrap());
-        arguments.extend(options);
-        arguments.extend(["--", "sleep", "100000"]);
-        self.home.json(arguments)
-    }
-
-    fn shell(&self, id: &str, script: &str) -> String {
-        self.home.text(["exec", id, "--", "sh", "-c", script])
-    }
-
-    /// Ends all there is; nothing may be left then.
-    fn end(&self) {
-        self.home.text(["rm", "--all"]);
-        self.home.text(["gc"]);
-        assert!(processes::machines(self.home.path()).is_empty());
-        let run = fs::read_dir(self.home.path().join("run")).unwrap();
-        assert_eq!(run.count(), 0);
-        let staging = fs::read_dir(self.home.path().join("store/staging")).unwrap();
-        assert_eq!(staging.count(), 0);
-    }
-}
 
 /// Sees that a sandbox's VMM is as confined as its kind can be.
 fn assert_confined(place: &Place, handover: &Value) {
@@ -112,7 +63,7 @@ fn run_freeze_and_clone(vmm: &'static str) {
 
     // A warm container: what it wrote before the freeze is in every clone.
     let warm = ["--ready", "true", "--warm", "sh -c 'echo warm > /tmp/warm'"];
-    place.make(&["template", "build", "shell"], &warm);
+    let _ = place.make(&["template", "build", "shell"], &warm);
     let clones = place.home.clone_template("shell", 2);
     let mut said = HashSet::new();
     for clone in &clones {
@@ -120,14 +71,13 @@ fn run_freeze_and_clone(vmm: &'static str) {
         let id = sandbox(clone);
         assert_eq!(place.shell(id, "cat /tmp/warm"), "warm\n");
         let identity = &clone["identity"];
-        let who = place.shell(id, WHO);
-        let lines: Vec<&str> = who.lines().collect();
-        assert_eq!(lines.len(), 3, "{who}");
-        assert_eq!(identity["hostname"], lines[0]);
-        assert_eq!(identity["boot_id"], lines[1]);
-        said.extend(lines.into_iter().map(str::to_owned));
+        let who = place.who(id);
+        assert_eq!(identity["hostname"], *who[0]);
+        assert_eq!(identity["boot_id"], *who[1]);
+        assert_eq!(identity["machine_id"], *who[2]);
+        said.extend(who);
     }
-    assert_eq!(said.len(), 6, "clones share something: {said:?}");
+    assert_eq!(said.len(), 8, "clones share something: {said:?}");
     let counted = &place.home.json(["template", "inspect", "shell"])["cold_boots"]["count"];
     assert_eq!(counted, 0);
     place.end();
@@ -204,7 +154,7 @@ fn call_home(place: &Place, clone: &Value) -> String {
             stream.read_to_string(&mut text).unwrap();
             (text, from)
         });
-        place.shell(sandbox(clone), &script);
+        let _ = place.shell(sandbox(clone), &script);
         heard.join().unwrap()
     });
     let (text, from) = caller;
@@ -216,7 +166,7 @@ fn call_home(place: &Place, clone: &Value) -> String {
 fn network(vmm: &'static str) {
     let place = Place::new(vmm);
     let tap = ["--network", "tap"];
-    place.make(&["template", "build", "net"], &tap);
+    let _ = place.make(&["template", "build", "net"], &tap);
     assert_eq!(taps(), 0, "a template keeps its tap");
     let clones = place.home.clone_template("net", 2);
     let callers: HashSet<String> = clones.iter().map(|one| call_home(&place, one)).collect();
@@ -242,6 +192,116 @@ fn network(vmm: &'static str) {
     place.end();
 }
 
+/// A clone is used, saved with what was done in it, and cloned; so is one of
+/// those.
+fn generations(vmm: &'static str) {
+    let place = Place::new(vmm);
+    let built = place.make(&["template", "build", "g1"], &[]);
+    let mut parent = built["digest"].clone();
+    let mut said = HashSet::new();
+    let mut written = String::new();
+    let mut people = 0;
+    for generation in 1..=3 {
+        let name = format!("g{generation}");
+        let clones = place.home.clone_template(&name, generation.min(2));
+        for clone in &clones {
+            let id = sandbox(clone);
+            assert_eq!(place.shell(id, "cat /tmp/kept 2>/dev/null; true"), written);
+            said.extend(place.who(id));
+            people += 1;
+        }
+        if generation == 3 {
+            break;
+        }
+        let id = sandbox(&clones[0]);
+        written = place.shell(id, "echo once more >> /tmp/kept; cat /tmp/kept");
+        let next = format!("g{}", generation + 1);
+        let saved = place.home.json(["template", "save", &next, id]);
+        assert_eq!(saved["generation"], generation + 1);
+        assert_eq!(saved["parent"], parent);
+        let ended = place.home.json(["inspect", id]);
+        assert_eq!(ended["state"], "stopped", "{saved}");
+        // What was before is needed no more: neither sandboxes nor template.
+        place.home.text(["rm", "--all"]);
+        place.home.text(["template", "rm", &name]);
+        place.home.text(["gc"]);
+        place.home.text(["template", "verify", &next]);
+        parent = saved["digest"].clone();
+    }
+    assert_eq!(written.lines().count(), 2);
+    assert_eq!(
+        said.len(),
+        4 * people,
+        "somebody shares something: {said:?}"
+    );
+    place.end();
+}
+
+/// A clone that was on its network is saved; its clones have one each, and
+/// nothing of its.
+fn second_network(vmm: &'static str) {
+    let place = Place::new(vmm);
+    let _ = place.make(&["template", "build", "n1"], &["--network", "tap"]);
+    let parent = place.home.clone_template("n1", 1).remove(0);
+    let own = parent["addresses"]["guest"].as_str().unwrap();
+    place
+        .home
+        .text(["template", "save", "n2", sandbox(&parent)]);
+    assert_eq!(taps(), 0, "a saved sandbox keeps its tap");
+    let clones = place.home.clone_template("n2", 2);
+    for clone in &clones {
+        let id = sandbox(clone);
+        let shown = place.shell(id, "/bin/busybox ip -4 addr show eth0");
+        assert_eq!(shown.matches("inet ").count(), 1, "{shown}");
+        assert!(!shown.contains(&format!("{own}/")), "{shown}");
+        let routes = place.shell(id, "/bin/busybox ip route");
+        assert_eq!(routes.matches("default").count(), 1, "{routes}");
+    }
+    let callers: HashSet<String> = clones.iter().map(|one| call_home(&place, one)).collect();
+    assert_eq!(callers.len(), 2);
+    place.end();
+}
+
+/// How many times, unless the variable CYCLES says.
+const CYCLES: usize = 3;
+/// Every so many cycles the clones are those of another generation.
+const CYCLES_A_GENERATION: usize = 10;
+
+/// Saved, restored and thawed again and again: none may be wedged.
+fn cycles(vmm: &'static str) {
+    let count = std::env::var("CYCLES").map_or(CYCLES, |text| text.parse().unwrap());
+    let place = Place::new(vmm);
+    let _ = place.make(&["template", "build", "c1"], &[]);
+    let begun = Instant::now();
+    let mut generation = 1;
+    for cycle in 1..=count {
+        let began = Instant::now();
+        let name = format!("c{generation}");
+        let outcome = place.home.json(["clone", &name]);
+        let clone = &outcome["clones"][0];
+        let at = format!("{vmm}, cycle {cycle} of {count}, generation {generation}");
+        assert_eq!(clone["booted"], false, "{at}: {outcome}");
+        let id = sandbox(clone);
+        let script = format!("echo {cycle}");
+        assert_eq!(place.shell(id, &script), format!("{cycle}\n"), "{at}");
+        if cycle % CYCLES_A_GENERATION == 2 {
+            generation += 1;
+            let next = format!("c{generation}");
+            place.home.text(["template", "save", &next, id]);
+            place.home.text(["template", "rm", &name]);
+            place.home.text(["gc"]);
+        }
+        place.home.text(["rm", id]);
+        assert!(processes::machines(place.home.path()).is_empty(), "{at}");
+        println!("{at}: {:.1} s", began.elapsed().as_secs_f64());
+    }
+    println!(
+        "{vmm}: {count} cycles, {generation} generations, none wedged, {:.0} s",
+        begun.elapsed().as_secs_f64()
+    );
+    place.end();
+}
+
 macro_rules! on_each_vmm {
     ($($module:ident: $vmm:literal),*) => {$(
         mod $module {
@@ -258,6 +318,21 @@ macro_rules! on_each_vmm {
             #[test]
             fn clones_have_a_network_of_their_own_and_none_before_their_receipt() {
                 super::network($vmm);
+            }
+
+            #[test]
+            fn a_clone_is_saved_again_and_its_clones_keep_what_it_did_and_share_nothing() {
+                super::generations($vmm);
+            }
+
+            #[test]
+            fn the_clones_of_a_saved_clone_have_a_network_each_and_nothing_of_its() {
+                super::second_network($vmm);
+            }
+
+            #[test]
+            fn cycles_of_save_restore_and_thaw_wedge_none() {
+                super::cycles($vmm);
             }
         }
     )*};
