@@ -31,6 +31,7 @@ mod made;
 pub mod network;
 pub mod record;
 pub mod restore;
+mod silence;
 pub mod spec;
 #[cfg(test)]
 pub(crate) mod stand_in;

@@ -13,7 +13,9 @@ use super::agent::{
 use super::identity::draw_identity;
 use super::made::{Made, Making, Moments, Site, note_call};
 use super::network::{Attached, NIC};
+use super::silence::listening;
 use super::spec::VmFiles;
+use crate::host::explain;
 use crate::host::network::NetworkError;
 use crate::timeline::{Timeline, now, step};
 use agent_client::{
@@ -83,6 +85,15 @@ pub enum RestoreError {
     /// The guest answers to another identity than it was given.
     #[error("the receipt of the thaw names another identity")]
     Identity,
+    /// The guest did not answer. What it said meanwhile is the best there is to
+    /// know why.
+    #[error("{}; the guest's console ends with: {console}", explain(&**first))]
+    Silent {
+        /// What failed.
+        first: Box<RestoreError>,
+        /// The end of the console, escaped.
+        console: String,
+    },
     /// The clone failed, and its VM could not be killed.
     #[error("{first}; its VM could not be killed")]
     Lingers {
@@ -161,10 +172,13 @@ struct Connected(Thawed);
 pub async fn restore(verified: Verified, site: Site<'_>) -> Result<Made, RestoreError> {
     let prepared = verified.prepare(site)?;
     let restored = prepared.restore(site.hypervisor).await?;
-    let resumed = restored.resume().await?;
-    let thawed = resumed.thaw().await?;
-    let connected = thawed.connect(site.network).await?;
-    connected.release().await
+    listening(site.directory, async {
+        let resumed = restored.resume().await?;
+        let thawed = resumed.thaw().await?;
+        let connected = thawed.connect(site.network).await?;
+        connected.release().await
+    })
+    .await
 }
 
 impl Verified {
