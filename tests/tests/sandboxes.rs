@@ -9,6 +9,7 @@
 use rustix::process::{Gid, Signal, Uid, kill_process};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -176,6 +177,62 @@ fn each_vmm_has_a_user_and_namespaces_of_its_own_and_only_what_it_needs() {
     let (pid, confined) = confinement::vmm_of(&home, sandbox(clone));
     assert_eq!(confined, "insecure");
     assert!(confinement::told(pid, "status").contains("\nUid:\t0\t0\t0\t0\n"));
+}
+
+/// nobody's user and group.
+const NOBODY: u32 = 65534;
+
+#[test]
+fn who_is_not_root_has_vmms_with_namespaces_of_their_own() {
+    let parent = tardigrade_tests::target().join("homes");
+    std::fs::create_dir_all(&parent).unwrap();
+    let home = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
+        .tempdir_in(parent)
+        .unwrap();
+    std::os::unix::fs::chown(home.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let nobody = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(tardigrade_tests::built("debug/host-ctl"));
+        command.uid(NOBODY).gid(NOBODY).args(arguments);
+        command.env("TARDIGRADE_HOME", home.path());
+        command.env(
+            "TARDIGRADE_KERNEL",
+            tardigrade_tests::built("guest/vmlinuz"),
+        );
+        command.env(
+            "TARDIGRADE_INITRD",
+            tardigrade_tests::built("guest/initrd.img"),
+        );
+        let output = command.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => Err(errors),
+        }
+    };
+    let rootfs = images::busybox();
+    let rootfs = rootfs.to_str().unwrap();
+    let machine = [
+        "--memory", "128", "--rootfs", rootfs, "--", "sleep", "100000",
+    ];
+    let build = [&["template", "build", "shell"], machine.as_slice()].concat();
+    match nobody(&build) {
+        Err(refused) if refused.contains("namespaces of its own") => {
+            eprintln!("skipped: this kernel gives nobody namespaces: {refused}");
+            return;
+        }
+        built => drop(built.unwrap()),
+    }
+    let woken = nobody(&["--output", "json", "clone", "shell"]).unwrap();
+    let woken: serde_json::Value = serde_json::from_str(&woken).unwrap();
+    let clone = &woken["clones"][0];
+    assert_eq!(clone["booted"], false, "{clone}");
+    assert_eq!(clone["confined"], "namespaces");
+    let machines = processes::machines(home.path());
+    assert_eq!(machines.len(), 1);
+    confinement::assert_confined(machines[0], NOBODY);
+    nobody(&["rm", "--all"]).unwrap();
+    assert!(processes::machines(home.path()).is_empty());
 }
 
 /// The program that `host-ctl` takes for QEMU.

@@ -181,8 +181,8 @@ pub(super) fn launch(
     let socket = &belongings.monitor.descriptor;
     let arguments = arguments(socket.as_raw_fd());
     let cell = driver.confinement.cell(Needs {
-        // Its descriptors reach it over the control socket.
-        host_network: false,
+        // It has its taps as descriptors, but asks for their MTU by their names.
+        host_network: !spec.nics.is_empty(),
         writes_by_path: true,
     })?;
     let pid = spawn(&Launch {

@@ -100,7 +100,8 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
         log: log.as_fd(),
         inherited: &inherited,
         placed: &placed,
-        kept: geteuid().is_root().then_some(kept),
+        // In a user namespace of its own it would have all of its capabilities.
+        kept: (geteuid().is_root() || launch.cell.is_some()).then_some(kept),
         cell: launch.cell,
         failure: None,
     };

@@ -12,7 +12,7 @@ use super::vmm::Vmm;
 use super::{MEMORY_FILE, Qemu, STATE_FILE};
 use crate::error::Error;
 use crate::log::open_log;
-use crate::process::{Confined, Launch, Needs, Process, User, open_taps, spawn};
+use crate::process::{Confined, Confinement, Launch, Needs, Process, User, open_taps, spawn};
 use crate::socket::{Listener, connect_at};
 use crate::span::{Timeline, now};
 use crate::spec::{AgentDevice, Backing, VmSpec};
@@ -92,10 +92,10 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
     let begun = timeline.since("bind, listen, connect", begun);
     let user = driver.confinement.user();
     let memory = prepare_memory(spec, start, user)?;
-    let handed = user
-        .map(|user| Handed::open(driver, spec, start, user))
-        .transpose()?
-        .unwrap_or_default();
+    let handed = match &driver.confinement {
+        Confinement::Insecure => Handed::default(),
+        _ => Handed::open(driver, spec, start, user)?,
+    };
     let disks = open_disks(spec)?;
     let taps = open_taps(spec)?;
     let log = open_log(&spec.log)?;
@@ -127,7 +127,7 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
         inherited: &inherited,
         placed: &[],
         log: &log,
-        may_override_modes: user.is_none() && opens_for_writing(driver, spec),
+        may_override_modes: cell.is_none() && opens_for_writing(driver, spec),
         cell: cell.as_ref(),
     })
     .map_err(Error::path("execve", &driver.program))?;
@@ -152,7 +152,8 @@ fn opens_for_writing(driver: &Qemu, spec: &VmSpec) -> bool {
     private && !driver.platform.maps_read_only()
 }
 
-/// What a QEMU with a user of its own could not open by its path.
+/// What a confined QEMU could not open by its path: to it that is read-only, and
+/// with a user of its own not to be reached at all.
 #[derive(Default)]
 struct Handed {
     memory: Option<File>,
@@ -162,12 +163,23 @@ struct Handed {
 }
 
 impl Handed {
-    fn open(driver: &Qemu, spec: &VmSpec, start: Start, user: &User) -> Result<Self, Error> {
+    fn open(
+        driver: &Qemu,
+        spec: &VmSpec,
+        start: Start,
+        user: Option<&User>,
+    ) -> Result<Self, Error> {
         let mut handed = Self::default();
         if let Backing::FileBacked { path, shared } = &spec.memory.backing {
             let writes = *shared || opens_for_writing(driver, spec);
-            handed.memory = Some(user.open("memory.path", path, writes)?);
+            handed.memory = Some(match user {
+                Some(user) => user.open("memory.path", path, writes)?,
+                None => File::open(path).map_err(Error::path("open", path))?,
+            });
         }
+        let Some(user) = user else {
+            return Ok(handed);
+        };
         if start == Start::Boot {
             handed.kernel = Some(user.open_or_copy(&spec.kernel)?);
             handed.initrd = Some(user.open_or_copy(&spec.initrd)?);
