@@ -45,6 +45,8 @@ pub enum Confinement {
     Insecure,
     /// By namespaces of its own; its user is ours. It takes either root or a
     /// kernel that gives everyone user namespaces.
+    ///
+    /// A VMM that names a tap of its VM keeps our network namespace.
     Namespaces,
     /// By namespaces and a user of its own. It takes root.
     User(Arc<User>),
