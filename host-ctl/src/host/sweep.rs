@@ -247,7 +247,9 @@ fn vmms_of(name: &str, log: &Path) -> Vec<ProcessIdentity> {
             // would find another start time.
             let identity = ProcessIdentity::capture(pid).ok()?;
             let directory = PathBuf::from(format!("/proc/{pid}"));
-            let ours = fs::metadata(&directory).ok()?.uid() == geteuid().as_raw();
+            // Root's VMMs have users of their own.
+            let user = geteuid();
+            let ours = user.is_root() || fs::metadata(&directory).ok()?.uid() == user.as_raw();
             let is_vmm = ours
                 && (runs_vm_named(&directory, name)
                     || log.as_ref().is_some_and(|log| says_all_to(&directory, log)));
