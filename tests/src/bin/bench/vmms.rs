@@ -189,6 +189,11 @@ fn at_once(home: &Home) -> Result<(f64, f64), Failure> {
     for failure in outcome["failures"].as_array().into_iter().flatten() {
         eprintln!("bench: {}", failure["error"]);
     }
+    for clone in outcome["clones"].as_array().into_iter().flatten() {
+        if let Some(reason) = clone["fallback"].as_str() {
+            eprintln!("bench: booted cold: {reason}");
+        }
+    }
     home.text(["rm", "--all"]);
     Ok((number(&outcome["wall_ms"])?, (AT_ONCE - made) as f64))
 }
