@@ -154,7 +154,8 @@ fn save(context: &Context, arguments: &TemplateSaveArguments) -> Result<ExitCode
             .map_or("nothing", |digest| digest.short());
         format!(
             "template {} is {}\nsandbox {} is no more; generation {}, after {parent}\n\
-             save: {:.1} ms, {}\npublish: {:.1} ms, {} of memory touched\n",
+             save: {:.1} ms, {}\npublish: {:.1} ms, {} of memory touched\n\
+             it holds all that was in the sandbox's memory, secrets too: every clone has them\n",
             row.name,
             saved.digest,
             row.sandbox,

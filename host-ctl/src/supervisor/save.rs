@@ -12,6 +12,7 @@ use crate::store::{Store, StoreError};
 use crate::template::save::{Quiet, Saving};
 use crate::template::{BuildError, Built, Workplace};
 use crate::timeline::Timeline;
+use agent_client::ClientError;
 use protocols::Link;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -25,6 +26,8 @@ enum SaveError {
     Driver(#[from] DriverError),
     #[error("it runs on")]
     RunsOn(#[source] BuildError),
+    #[error("it has not answered and may be frozen: it is of no use but to be stopped")]
+    Silent(#[source] BuildError),
     #[error("it has ended, and there is no template of it")]
     Ended(#[source] BuildError),
     #[error("its vm could not be killed")]
@@ -120,7 +123,7 @@ impl Supervised {
             self.write_state(State::Saved)
         };
         let quiet = match written {
-            Ok(()) => saving.quiesce(link).await.map_err(SaveError::RunsOn),
+            Ok(()) => saving.quiesce(link).await.map_err(refused),
             Err(reason) => Err(SaveError::Refused(reason)),
         };
         if quiet.is_err() {
@@ -129,6 +132,17 @@ impl Supervised {
             let _ = self.write_state(State::Running);
         }
         quiet
+    }
+}
+
+/// A guest that says no runs on; of one that says nothing that is not known.
+fn refused(error: BuildError) -> SaveError {
+    match &error {
+        BuildError::Agent {
+            source: ClientError::Dead { .. } | ClientError::Deadline { .. },
+            ..
+        } => SaveError::Silent(error),
+        _ => SaveError::RunsOn(error),
     }
 }
 
