@@ -91,6 +91,9 @@ impl Saving {
             return Err(BuildError::NoFile(record.id.clone()));
         }
         check_program(running.pid, &place.driver.program)?;
+        if record.spec.vmm == Vmm::CloudHypervisor {
+            return Err(BuildError::NotMappable(record.spec.vmm));
+        }
         let kept = {
             let _span = timeline.step("save: keep the images");
             Kept::import(&record.spec, place.store)?
