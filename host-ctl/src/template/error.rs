@@ -11,7 +11,6 @@ use crate::host::network::NetworkError;
 use crate::host::{CallFailed, ProcessError, RecordError, RunDirectoryError, explain};
 use crate::sandbox::boot::BootError;
 use crate::sandbox::network::AttachError;
-use crate::sandbox::vmm::Vmm;
 use crate::store::StoreError;
 
 /// Why a template was not built. Nothing of it is left then, unless the last
@@ -89,11 +88,6 @@ pub enum BuildError {
     /// Its RAM was given to no file when it was booted.
     #[error("sandbox {0} was booted, not cloned: its memory is in no file a template could have")]
     NoFile(SandboxId),
-    /// It writes private RAM in pieces, which no clone could map.
-    #[error(
-        "a {0} sandbox makes no template: the VMM saves a clone's memory in a form that cannot be mapped"
-    )]
-    NotMappable(Vmm),
     /// A sandbox can be saved once.
     #[error("sandbox {0} is a template already")]
     Twice(SandboxId),

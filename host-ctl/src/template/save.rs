@@ -87,13 +87,10 @@ impl Saving {
         place: Workplace<'_>,
         timeline: &Timeline,
     ) -> Result<Self, BuildError> {
-        if record.spec.vmm == Vmm::Qemu && running.memory == Backing::Anonymous {
+        if record.spec.vmm != Vmm::Firecracker && running.memory == Backing::Anonymous {
             return Err(BuildError::NoFile(record.id.clone()));
         }
         check_program(running.pid, &place.driver.program)?;
-        if record.spec.vmm == Vmm::CloudHypervisor {
-            return Err(BuildError::NotMappable(record.spec.vmm));
-        }
         let kept = {
             let _span = timeline.step("save: keep the images");
             Kept::import(&record.spec, place.store)?

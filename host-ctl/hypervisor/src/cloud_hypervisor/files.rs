@@ -15,13 +15,13 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, SeekFrom, renameat_with};
 use rustix::io::Errno;
 use serde_json::Value;
 
 use super::{MEMORY_FILE, STATE_FILE};
 use crate::error::Error;
-use crate::spec::VmSpec;
+use crate::spec::{Backing, VmSpec};
 
 /// The names of the VMM's own (docs/snapshot_restore.md of Cloud Hypervisor).
 const VMM_CONFIG: &str = "config.json";
@@ -101,9 +101,16 @@ impl Files {
         Ok(())
     }
 
-    /// Puts a saved state where a VMM with this configuration reads it. The RAM,
-    /// if it was saved with the state, is linked to.
-    pub(super) fn prepare_restore(&self, state: &SavedState, config: &Value) -> Result<(), Error> {
+    /// Puts a saved state where a VMM with this configuration reads it. RAM that
+    /// was saved with the state is linked to. RAM in a memory file is mapped from
+    /// there, and a file that is one hole stands where the VMM looks for what to
+    /// copy over it: it copies what is data.
+    pub(super) fn prepare_restore(
+        &self,
+        state: &SavedState,
+        config: &Value,
+        spec: &VmSpec,
+    ) -> Result<(), Error> {
         let directory = self.restore();
         create_directory(&directory)?;
         let write = |name: &str, bytes: &[u8]| {
@@ -114,9 +121,11 @@ impl Files {
         };
         write(VMM_CONFIG, config.to_string().as_bytes())?;
         write(VMM_STATE, &state.bytes)?;
-        if let Some(memory) = &state.memory {
-            let link = directory.join(VMM_MEMORY);
-            symlink(memory, &link).map_err(Error::path("symlink", link))?;
+        let memory = directory.join(VMM_MEMORY);
+        if let Some(target) = &state.memory {
+            symlink(target, &memory).map_err(Error::path("symlink", memory))?;
+        } else if matches!(spec.memory.backing, Backing::FileBacked { .. }) {
+            create_hole(&memory, u64::from(spec.memory.size_mib) << 20)?;
         }
         Ok(())
     }
@@ -140,12 +149,13 @@ impl Files {
         Ok(())
     }
 
-    /// Moves a state that the VMM has written to a directory; all of it or
-    /// nothing. Returns its files, and how many bytes they have.
+    /// Moves a state that the VMM has written to a directory, and the RAM, if it
+    /// has written that, to this file there; all of it or nothing. Returns its
+    /// files, and how many bytes they have.
     pub(super) fn collect(
         &self,
         directory: &Path,
-        has_memory: bool,
+        memory: Option<&str>,
     ) -> Result<(Vec<PathBuf>, u64), Error> {
         // A disk that was full has cut it short, which the VMM does not notice.
         let state = self.save().join(VMM_STATE);
@@ -157,8 +167,8 @@ impl Files {
             });
         }
         let mut moves = vec![(state, directory.join(STATE_FILE))];
-        if has_memory {
-            moves.push((self.save().join(VMM_MEMORY), directory.join(MEMORY_FILE)));
+        if let Some(name) = memory {
+            moves.push((self.save().join(VMM_MEMORY), directory.join(name)));
         }
         let (mut moved, mut bytes) = (Vec::new(), 0);
         for (from, to) in moves {
@@ -259,6 +269,24 @@ fn create_directory(path: &Path) -> Result<(), Error> {
     created.map_err(Error::path("mkdir", path))
 }
 
+/// Creates a file of this length in which there is nothing.
+///
+/// # Errors
+/// [`Error::Unsupported`] on a file system that tells of no holes (lseek(2)): to
+/// the VMM it would be full of zeros.
+fn create_hole(path: &Path, length: u64) -> Result<(), Error> {
+    let file = create_exclusively(path).map_err(Error::path("create", path))?;
+    file.set_len(length)
+        .map_err(Error::path("ftruncate", path))?;
+    match rustix::fs::seek(&file, SeekFrom::Data(0)) {
+        Err(Errno::NXIO) => Ok(()),
+        Err(errno) => Err(Error::path("lseek SEEK_DATA", path)(errno.into())),
+        Ok(_) => Err(Error::Unsupported(
+            "mapping ram on a file system without holes",
+        )),
+    }
+}
+
 /// Creates a file for us alone, which must not be there.
 pub(super) fn create_exclusively(path: &Path) -> io::Result<File> {
     OpenOptions::new()
@@ -317,7 +345,7 @@ mod tests {
     fn a_state_that_was_cut_short_is_an_error_and_is_not_moved() {
         let (_directory, files, target) = made();
         write(&files, VMM_STATE, r#"{"snapshots":{"cpu-man"#);
-        let error = files.collect(&target, false).unwrap_err();
+        let error = files.collect(&target, None).unwrap_err();
         assert!(error.to_string().contains("is the disk full?"), "{error}");
         assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
     }
@@ -329,15 +357,15 @@ mod tests {
         fs::write(&elsewhere, "{}").unwrap();
         let [state, memory] = [VMM_STATE, VMM_MEMORY].map(|name| files.save().join(name));
         symlink(&elsewhere, &state).unwrap();
-        files.collect(&target, false).unwrap_err();
+        files.collect(&target, None).unwrap_err();
         fs::remove_file(&state).unwrap();
         let private = rustix::fs::Mode::RWXU;
         rustix::fs::mkfifoat(CWD, &state, private).unwrap();
-        files.collect(&target, false).unwrap_err();
+        files.collect(&target, None).unwrap_err();
         fs::remove_file(&state).unwrap();
         write(&files, VMM_STATE, "{}");
         symlink(&elsewhere, &memory).unwrap();
-        files.collect(&target, true).unwrap_err();
+        files.collect(&target, Some(MEMORY_FILE)).unwrap_err();
         assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
         assert!(elsewhere.exists());
     }
@@ -346,7 +374,7 @@ mod tests {
     fn a_state_whose_memory_is_missing_is_not_left_there_either() {
         let (_directory, files, target) = made();
         write(&files, VMM_STATE, "{}");
-        files.collect(&target, true).unwrap_err();
+        files.collect(&target, Some(MEMORY_FILE)).unwrap_err();
         assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
     }
 
@@ -357,7 +385,7 @@ mod tests {
         write(&files, VMM_STATE, "{}");
         write(&files, VMM_MEMORY, "ram");
         write(&files, VMM_CONFIG, "{}");
-        let (moved, bytes) = files.collect(&target, true).unwrap();
+        let (moved, bytes) = files.collect(&target, Some(MEMORY_FILE)).unwrap();
         assert_eq!(moved, [target.join(STATE_FILE), target.join(MEMORY_FILE)]);
         assert_eq!((bytes, fs::read_dir(&target).unwrap().count()), (5, 2));
         files.clear_save().unwrap();
@@ -365,6 +393,17 @@ mod tests {
         is_free(&target).unwrap_err();
         let state = SavedState::read(&target).unwrap();
         assert_eq!(state.memory, Some(target.join(MEMORY_FILE)));
+    }
+
+    #[test]
+    fn there_is_nothing_to_copy_over_ram_that_is_mapped() {
+        let directory = tempfile::tempdir().unwrap();
+        let hole = directory.path().join("hole");
+        create_hole(&hole, 1 << 30).unwrap();
+        let file = File::open(&hole).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 1 << 30);
+        assert_eq!(rustix::fs::seek(&file, SeekFrom::Data(0)), Err(Errno::NXIO));
+        create_hole(&hole, 1).unwrap_err();
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl CloudHypervisor {
             confines_files: self.confines_files,
         };
         let config = restored_vm(spec, around)?;
-        files.prepare_restore(&SavedState::read(state)?, &config)?;
+        files.prepare_restore(&SavedState::read(state)?, &config, spec)?;
         let load = restore_request(spec, &files.restore(), mode)?;
         Ok(RestInput {
             program: self.program.clone(),

@@ -57,7 +57,7 @@ pub(super) async fn restore(
     let begun = timeline.since("read the state", begun);
     let belongings = Belongings::prepare(spec)?;
     let config = restored_vm(spec, surroundings(driver, &belongings))?;
-    belongings.files.prepare_restore(&state, &config)?;
+    belongings.files.prepare_restore(&state, &config, spec)?;
     timeline.since("bind, mkdir, write the state", begun);
     let request = restore_request(spec, &belongings.files.restore(), mode)?;
     let started = launch(driver, spec, belongings, timeline)?;

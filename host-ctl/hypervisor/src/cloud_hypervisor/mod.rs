@@ -6,7 +6,9 @@
 //! guests with KVM and in no other way.
 //!
 //! A saved state is `state`, and where the RAM does not lie in a shared file,
-//! `memory-ranges` next to it. The VMM's own account of its configuration is
+//! `memory-ranges` next to it; or `memory`, where it was mapped from a file and is
+//! to be mapped from this one. What the VMM writes is laid out as the memory file
+//! of a VM is: its zones in their order. The VMM's own account of its configuration is
 //! thrown away: a restored VM gets one made from its spec, so that no path that
 //! was stored with a state is ever used.
 //!
@@ -51,8 +53,12 @@ pub const DRIVER: &str = "cloud-hypervisor";
 /// The file of a saved state with all but the RAM.
 pub const STATE_FILE: &str = "state";
 
-/// The file of a saved state with the RAM, where that is no shared file.
+/// The file of a saved state with the RAM of a VM that had it in no file.
 pub const MEMORY_FILE: &str = "memory-ranges";
+
+/// The file of RAM that was mapped privately from another: the clones of a
+/// clone map it.
+pub const MAPPED_MEMORY_FILE: &str = "memory";
 
 /// The CPU model that there is: the host's, less what KVM can't give.
 const CPU_MODEL: &str = "host";

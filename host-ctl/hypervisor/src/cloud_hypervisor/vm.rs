@@ -49,6 +49,15 @@ impl ChVm {
         }
     }
 
+    /// The name of the file of RAM that the VMM writes beside its state.
+    fn written_memory(&self) -> Option<&'static str> {
+        match &self.record.memory {
+            Backing::FileBacked { shared: true, .. } => None,
+            Backing::FileBacked { shared: false, .. } => Some(super::MAPPED_MEMORY_FILE),
+            Backing::Anonymous => Some(super::MEMORY_FILE),
+        }
+    }
+
     async fn state(&self, verb: &'static str) -> Result<VmState, Error> {
         let state = self.vmm.state(verb).await?;
         let saved = self.saved.load(Ordering::Acquire) && state == VmState::Paused;
@@ -63,9 +72,9 @@ impl ChVm {
         written.map_err(refused("save"))?;
         let begun = now();
         let (files, directory) = (self.files.clone(), directory.to_owned());
-        let has_memory = self.shared_memory().is_none();
+        let memory = self.written_memory();
         // RAM that goes to another file system is copied.
-        let moved = tokio::task::spawn_blocking(move || files.collect(&directory, has_memory));
+        let moved = tokio::task::spawn_blocking(move || files.collect(&directory, memory));
         let moved = moved.await.map_err(|error| Error::Process {
             call: "spawn_blocking",
             source: error.into(),
@@ -124,8 +133,8 @@ impl Vm for ChVm {
         // What the VMM says of its configuration is not kept.
         let cleared = self.files.clear_save();
         let (files, bytes) = written?;
-        let memory_file = self.shared_memory().map(Path::to_owned);
-        let noted = cleared.and_then(|()| match memory_file {
+        let shared = self.shared_memory();
+        let noted = cleared.and_then(|()| match shared {
             Some(_) => self.files.note_saved(),
             None => Ok(()),
         });
@@ -136,7 +145,12 @@ impl Vm for ChVm {
             }
             return Err(error);
         }
-        self.saved.store(memory_file.is_some(), Ordering::Release);
+        self.saved.store(shared.is_some(), Ordering::Release);
+        let mapped = directory.join(super::MAPPED_MEMORY_FILE);
+        let memory_file = match shared {
+            Some(path) => Some(path.to_owned()),
+            None => files.contains(&mapped).then_some(mapped),
+        };
         Ok(Saved {
             path: directory.join(super::STATE_FILE),
             files,
