@@ -10,11 +10,11 @@
 //! | Forward | ReadStream, WriteStream |
 //! | Events | GetOOMEvent |
 //! | Release that corrects the clock | SetGuestDateTime |
-//! | Thaw | ReseedRandomDev, SetGuestDateTime, and as far as given: UpdateInterface for each, UpdateRoutes, AddARPNeighbors |
+//! | Thaw | ReseedRandomDev, SetGuestDateTime, UpdateInterface for each (for a nameless one if there is none), UpdateRoutes; AddARPNeighbors if some are given |
 
 use policy::Question;
 use protobuf::MessageField;
-use protocols::wire::{agent, lifecycle};
+use protocols::wire::{agent, lifecycle, types};
 
 use crate::copy_file;
 use crate::input::InputError;
@@ -111,24 +111,25 @@ pub(crate) fn of_thaw(request: &lifecycle::ThawRequest) -> Questions {
         })?,
         set_clock(request.host_realtime_nanos)?,
     ];
-    let Some(network) = request.network.as_ref() else {
-        return Ok(questions);
-    };
-    for interface in &network.interfaces {
+    // What is not given is removed: that takes the same rules.
+    let network = request.network.clone().unwrap_or_default();
+    let mut interfaces = network.interfaces.clone();
+    if interfaces.is_empty() {
+        interfaces.push(types::Interface::default());
+    }
+    for interface in interfaces {
         questions.push(question(&agent::UpdateInterfaceRequest {
-            interface: MessageField::some(interface.clone()),
+            interface: MessageField::some(interface),
             ..Default::default()
         })?);
     }
-    if !network.routes.is_empty() {
-        questions.push(question(&agent::UpdateRoutesRequest {
-            routes: MessageField::some(agent::Routes {
-                Routes: network.routes.clone(),
-                ..Default::default()
-            }),
+    questions.push(question(&agent::UpdateRoutesRequest {
+        routes: MessageField::some(agent::Routes {
+            Routes: network.routes.clone(),
             ..Default::default()
-        })?);
-    }
+        }),
+        ..Default::default()
+    })?);
     if !network.neighbors.is_empty() {
         questions.push(question(&agent::AddARPNeighborsRequest {
             neighbors: MessageField::some(agent::ARPNeighbors {

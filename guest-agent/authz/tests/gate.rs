@@ -333,12 +333,22 @@ fn thaw_needs_the_rules_of_its_parts_each_with_its_own_input() {
         all[5],
     ]);
     assert!(denying_rule(&one_interface, thaw()).is_some());
-    // Without a network nothing of it is asked about.
+    // Without a network all there was of one is removed.
     let bare = lifecycle::ThawRequest {
         network: MessageField::none(),
         ..thaw()
     };
-    assert_eq!(denying_rule(&only(&all[..3]), bare), None);
+    let mut removal = all[..3].to_vec();
+    for rule in [
+        "UpdateInterfaceRequest input.interface.name == \"\"",
+        "UpdateRoutesRequest count(input.routes.Routes) == 0",
+    ] {
+        let name = rule.split(' ').next();
+        let denied = denying_rule(&only(&removal), bare.clone());
+        assert_eq!(denied.as_deref(), name);
+        removal.push(rule);
+    }
+    assert_eq!(denying_rule(&only(&removal), bare), None);
 }
 
 #[test]

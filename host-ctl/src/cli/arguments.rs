@@ -149,7 +149,8 @@ pub struct MachineArguments {
     /// (100.64.0.0/10). A template's clones have one each.
     #[arg(long, value_name = "KIND", value_enum, default_value_t = Network::None)]
     pub network: Network,
-    /// Starts the VMM also where it cannot be confined as it should.
+    /// Starts the VMM without namespaces and a user of its own, also where they
+    /// could be had.
     #[arg(long)]
     pub insecure: bool,
     /// The container's root file system, an EROFS image; never written.
@@ -220,7 +221,8 @@ pub struct CloneArguments {
     /// What the VMM cannot do is refused.
     #[arg(long, value_name = "MODE", value_enum)]
     pub memory: Option<CloneMemory>,
-    /// Starts the VMM also where it cannot be confined as it should.
+    /// Starts the VMM without namespaces and a user of its own, also where they
+    /// could be had.
     #[arg(long)]
     pub insecure: bool,
     /// Runs the template's readiness command in each clone until it succeeds;

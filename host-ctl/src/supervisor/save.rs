@@ -30,6 +30,8 @@ enum SaveError {
     Silent(#[source] BuildError),
     #[error("it has ended, and there is no template of it")]
     Ended(#[source] BuildError),
+    #[error("it has ended")]
+    Unnamed(#[source] BuildError),
     #[error("its vm could not be killed")]
     Lingers(#[source] hypervisor::Error),
     #[error("it runs on: {0}")]
@@ -82,11 +84,15 @@ impl Supervised {
         let built = frozen.and_then(|frozen| saving.publish(frozen));
         let exit = match &built {
             Ok(built) => format!("saved as template {}", built.template.digest()),
+            Err(BuildError::Unnamed { digest, .. }) => format!("saved as template {digest}"),
             Err(error) => format!("its save as a template failed: {}", explain(error)),
         };
         // The VM is gone, whatever stands on disk.
         let _ = self.write_end(exit).await;
-        let built = built.map_err(SaveError::Ended)?;
+        let built = built.map_err(|error| match error {
+            BuildError::Unnamed { .. } => SaveError::Unnamed(error),
+            error => SaveError::Ended(error),
+        })?;
         Ok(describe(&built, &timeline))
     }
 

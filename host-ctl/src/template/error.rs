@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::WarmUpError;
-use crate::config::{NameError, SandboxId};
+use crate::config::{NameError, SandboxId, TemplateDigest};
 use crate::host::network::NetworkError;
 use crate::host::{CallFailed, ProcessError, RecordError, RunDirectoryError, explain};
 use crate::sandbox::boot::BootError;
@@ -88,6 +88,25 @@ pub enum BuildError {
     /// Its RAM was given to no file when it was booted.
     #[error("sandbox {0} was booted, not cloned: its memory is in no file a template could have")]
     NoFile(SandboxId),
+    /// The disk is too full for the memory that would be written.
+    #[error("{} has {} MiB left, and the sandbox may write {} MiB", .path.display(), .free >> 20, .needed >> 20)]
+    Room {
+        /// Where it would be written.
+        path: PathBuf,
+        /// What is left there, in bytes.
+        free: u64,
+        /// What it may take, in bytes.
+        needed: u64,
+    },
+    /// The template is in the store, and the name leads elsewhere.
+    #[error("it is template {digest}, but not by that name")]
+    Unnamed {
+        /// The template's.
+        digest: TemplateDigest,
+        /// Why the name could not be set.
+        #[source]
+        source: StoreError,
+    },
     /// A sandbox can be saved once.
     #[error("sandbox {0} is a template already")]
     Twice(SandboxId),

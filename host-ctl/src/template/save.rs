@@ -9,6 +9,7 @@
 //! it further makes a clone.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,6 +32,8 @@ use crate::timeline::Timeline;
 
 /// How long another save of the same sandbox is waited for; there is none.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(10);
+/// More than any VMM's state of a sandbox takes, in bytes.
+const LARGEST_STATE: u64 = 16 << 20;
 /// One call to the agent.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -111,10 +114,12 @@ impl Saving {
             Claim::Build(lock) => lock,
             Claim::Existing(_) => return Err(BuildError::Twice(record.id.clone())),
         };
+        let staging = place.store.stage()?;
+        check_room(staging.path(), u64::from(spec.memory_mib) << 20)?;
         Ok(Self {
             name: name.clone(),
             sandbox: record.id.clone(),
-            staging: place.store.stage()?,
+            staging,
             store: place.store.clone(),
             kept,
             lock,
@@ -174,7 +179,8 @@ impl Saving {
     /// Puts the template in its place, and names it. The VM must be dead.
     ///
     /// # Errors
-    /// When the store does not take it; nothing is left then.
+    /// When the store does not take it, of which nothing is left then; or when
+    /// only its name could not be set ([`BuildError::Unnamed`]).
     pub fn publish(self, frozen: Frozen) -> Result<Built, BuildError> {
         let timeline = &self.timeline;
         let draft = Draft {
@@ -189,8 +195,13 @@ impl Saving {
             .publish(self.staging, &self.lock, &draft, timeline)?;
         {
             let _span = timeline.step("save: set the name");
+            let digest = published.template.digest();
             self.store
-                .set_name(&self.name, published.template.digest())?;
+                .set_name(&self.name, digest)
+                .map_err(|source| BuildError::Unnamed {
+                    digest: digest.clone(),
+                    source,
+                })?;
         }
         Ok(Built {
             template: published.template,
@@ -221,6 +232,23 @@ fn origin(record: &SandboxRecord) -> SavedOrigin {
         parent: record.template.clone().filter(|_| is_clone),
         generation: record.saves.saturating_add(1),
     }
+}
+
+/// Refuses a disk that has no room for all of the memory and a state.
+fn check_room(path: &Path, memory: u64) -> Result<(), BuildError> {
+    let found = rustix::fs::statvfs(path)
+        .map_err(io::Error::from)
+        .map_err(failed("statvfs", path))?;
+    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    let needed = memory.saturating_add(LARGEST_STATE);
+    if free < needed {
+        return Err(BuildError::Room {
+            path: path.to_owned(),
+            free,
+            needed,
+        });
+    }
+    Ok(())
 }
 
 /// A state fits the very program that saved it: not the one that an upgrade has
