@@ -27,7 +27,7 @@ const KILL_AT: &str = "TARDIGRADE_KILL_AT";
 const GONE: Duration = Duration::from_secs(120);
 /// The steps of a build that a VMM has to do with.
 const BUILD_STEPS: [&str; 5] = [
-    "boot: guest kernel and agent, until the port is open",
+    "boot: agent call CreateSandbox",
     "build: record the VM",
     "build: pause and save",
     "build: kill and reap the VM",
