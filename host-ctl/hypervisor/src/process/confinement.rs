@@ -3,31 +3,33 @@
 //!
 //! A user of its own is one that nobody else has: a number out of a range, held
 //! by a lock that the VMM inherits, so that it is free again when the VMM is
-//! gone, whatever became of us. What such a VMM opens by itself it is handed as
+//! gone, whatever became of us. The lock is of a file of that number only, which
+//! the VMM can neither write to nor open again. What such a VMM opens by itself it is handed as
 //! a descriptor, and opens as /proc/self/fd/NUMBER: no directory has to let it
 //! through, and the file alone decides, by its group.
 #![expect(
     unsafe_code,
-    reason = "locks of open files, and what a child does to its mounts, have no safe interface"
+    reason = "what a child does to its mounts has no safe interface"
 )]
 
 use std::ffi::CString;
-use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, Metadata, Permissions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, flock, open, openat};
 use rustix::io::Errno;
-use rustix::process::{Gid, Uid};
+use rustix::process::{Gid, Uid, getpriority_user};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 
-/// Whose bytes are locked, each by the VMM whose user has its number.
+/// Root's directory of empty files, each locked by the VMM whose user has its
+/// name. They stay, as many as there were users.
 const USERS: &str = "/run/tardigrade-users";
 /// How many users there are to choose from.
 const MOST_USERS: u32 = 1 << 16;
@@ -150,19 +152,11 @@ pub(crate) struct Needs {
 impl User {
     /// Takes one that is free, at random.
     fn take(base: u32) -> Result<Self, Error> {
-        let lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-            .open(USERS)
-            .map_err(Error::path("open", USERS))?;
-        let owner = lock.metadata().map_err(Error::path("stat", USERS))?.uid();
-        if owner != 0 {
-            return Err(refused(format!("{USERS} is not root's")));
-        }
+        Self::take_of(&open_users(Path::new(USERS))?, base)
+    }
+
+    /// Takes one that is free of a directory of users.
+    fn take_of(users: &File, base: u32) -> Result<Self, Error> {
         for _ in 0..ATTEMPTS {
             let mut random = [0; size_of::<u32>()];
             let flags = rustix::rand::GetRandomFlags::empty();
@@ -173,7 +167,7 @@ impl User {
                 .checked_add(number)
                 .filter(|uid| *uid < u32::MAX)
                 .ok_or_else(|| refused(format!("no users from {base} on")))?;
-            if lock_byte(&lock, uid).map_err(Error::path("fcntl F_OFD_SETLK", USERS))? {
+            if let Some(lock) = lock_user(users, uid)? {
                 let group = base;
                 return Ok(Self { uid, group, lock });
             }
@@ -275,24 +269,56 @@ fn refused(reason: String) -> Error {
     Error::Confinement { reason }
 }
 
-/// Locks the byte with this number, if nobody else has; the lock belongs to the
-/// open file, and to every copy of its descriptor (fcntl_locking(2), "Open file
-/// description locks").
-fn lock_byte(file: &File, number: u32) -> io::Result<bool> {
-    // SAFETY: a flock is a plain structure, for which all zeros are valid.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = libc::F_WRLCK as libc::c_short;
-    lock.l_whence = libc::SEEK_SET as libc::c_short;
-    lock.l_start = i64::from(number);
-    lock.l_len = 1;
-    // SAFETY: F_OFD_SETLK reads one flock, which lives meanwhile.
-    let locked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
-    if locked == 0 {
-        return Ok(true);
+/// Opens the directory of users, which is made if there is none.
+///
+/// # Errors
+/// [`Error::Confinement`] when it is no directory, or one that somebody besides
+/// root gets at.
+fn open_users(path: &Path) -> Result<File, Error> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(Error::path("mkdir", path)(error));
+        }
+        _ => {}
     }
-    match io::Error::last_os_error() {
-        taken if matches!(taken.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
-        error => Err(error),
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let users = match open(path, flags, Mode::empty()) {
+        Ok(users) => File::from(users),
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            return Err(refused(format!("{} is no directory", path.display())));
+        }
+        Err(errno) => return Err(Error::path("open", path)(errno.into())),
+    };
+    let found = users.metadata().map_err(Error::path("stat", path))?;
+    let mode = found.mode() & 0o7777;
+    if found.uid() != 0 || mode != 0o700 {
+        return Err(refused(format!(
+            "{} is user {}'s with mode {mode:o}, and must be root's with 700",
+            path.display(),
+            found.uid()
+        )));
+    }
+    Ok(users)
+}
+
+/// Takes the user with this number, if it is free. The lock belongs to the open
+/// file, and to every copy of its descriptor (flock(2)).
+fn lock_user(users: &File, uid: u32) -> Result<Option<File>, Error> {
+    let name = uid.to_string();
+    let failed = |call, errno: Errno| Error::path(call, Path::new(USERS).join(&name))(errno.into());
+    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(users, &name, flags, Mode::RUSR).map_err(|errno| failed("open", errno))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Ok(None),
+        Err(errno) => return Err(failed("flock", errno)),
+    }
+    // A VMM can unlock what it inherits, but not be nobody's: getpriority(2)
+    // finds a user's processes, and fails where there are none.
+    match getpriority_user(Uid::from_raw(uid)) {
+        Err(Errno::SRCH) => Ok(Some(file.into())),
+        Ok(_) => Ok(None),
+        Err(errno) => Err(failed("getpriority", errno)),
     }
 }
 
@@ -404,22 +430,95 @@ mod tests {
 
     const BASE: u32 = 0x7e00_0000;
 
-    #[test]
-    fn two_users_that_live_are_never_the_same_and_one_that_is_gone_is_free_again() {
+    /// A directory of users, if this is root.
+    fn users() -> Option<(tempfile::TempDir, File)> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: only root gives users away");
-            return;
+            return None;
         }
-        let file = || OpenOptions::new().read(true).write(true).open(USERS);
-        let user = User::take(BASE).unwrap();
-        let other = file().unwrap();
-        assert!(!lock_byte(&other, user.uid).unwrap());
-        let inherited = user.lock.try_clone().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let users = open_users(&directory.path().join("users")).unwrap();
+        Some((directory, users))
+    }
+
+    #[test]
+    fn two_users_that_live_are_never_the_same_and_one_that_is_gone_is_free_again() {
+        let Some((_directory, users)) = users() else {
+            return;
+        };
+        let user = User::take_of(&users, BASE).unwrap();
         let uid = user.uid;
+        let free = || lock_user(&users, uid).unwrap().is_some();
+        assert!(!free());
+        let inherited = user.lock.try_clone().unwrap();
         drop(user);
-        assert!(!lock_byte(&other, uid).unwrap(), "its VMM lives");
+        assert!(!free(), "its VMM lives");
         drop(inherited);
-        assert!(lock_byte(&other, uid).unwrap());
+        assert!(free());
+    }
+
+    #[test]
+    fn a_user_that_a_process_has_is_taken_whoever_unlocked_its_file() {
+        use std::os::unix::process::CommandExt;
+        use std::process::{Command, Stdio};
+        let Some((_directory, users)) = users() else {
+            return;
+        };
+        let user = User::take_of(&users, BASE).unwrap();
+        // It reads until we close its pipe.
+        let mut vmm = Command::new("/bin/cat")
+            .stdin(Stdio::piped())
+            .uid(user.uid)
+            .spawn()
+            .unwrap();
+        flock(&user.lock, FlockOperation::Unlock).unwrap();
+        assert!(lock_user(&users, user.uid).unwrap().is_none());
+        drop(vmm.stdin.take());
+        assert!(vmm.wait().unwrap().success());
+        assert!(lock_user(&users, user.uid).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_a_vmm_inherits_of_its_user_takes_no_byte_and_is_not_another_users() {
+        use std::io::Write;
+        let Some((_directory, users)) = users() else {
+            return;
+        };
+        let [mut one, other] = [(); 2].map(|()| User::take_of(&users, BASE).unwrap());
+        let error = one.lock.write_all(b"full").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF), "{error}");
+        assert!(one.lock.set_len(1 << 20).is_err());
+        let [found, others] = [&one, &other].map(|user| user.lock.metadata().unwrap());
+        assert_ne!(found.ino(), others.ino());
+        assert_eq!((found.uid(), found.mode() & 0o7777), (0, 0o400));
+    }
+
+    #[test]
+    fn a_directory_of_users_that_is_not_roots_alone_is_refused() {
+        let Some((directory, users)) = users() else {
+            return;
+        };
+        let path = directory.path().join("users");
+        let refuses = |path: &Path| match open_users(path).unwrap_err() {
+            Error::Confinement { reason } => reason,
+            other => panic!("{other}"),
+        };
+        users
+            .set_permissions(Permissions::from_mode(0o755))
+            .unwrap();
+        assert!(refuses(&path).contains("755"));
+        users
+            .set_permissions(Permissions::from_mode(0o700))
+            .unwrap();
+        assert!(open_users(&path).is_ok());
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(refuses(&link).contains("no directory"));
+        let file = directory.path().join("file");
+        File::create(&file).unwrap();
+        assert!(refuses(&file).contains("no directory"));
+        fchown(&users, Some(BASE), None).unwrap();
+        assert!(refuses(&path).contains(&BASE.to_string()));
     }
 
     #[test]
