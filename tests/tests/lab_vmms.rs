@@ -173,6 +173,10 @@ fn network(vmm: &'static str) {
     assert_eq!(callers.len(), 2);
     for clone in &clones {
         assert!(!is_fenced(&place, sandbox(clone)));
+        let (pid, confined) = confinement::vmm_of(&place.home, sandbox(clone));
+        let uid = confined["user"]["uid"].as_u64().unwrap_or_default();
+        assert_eq!(uid == 0, vmm == "cloud-hypervisor", "{confined}");
+        assert!(confinement::told(pid, "status").contains(&format!("\nUid:\t{uid}\t{uid}\t")));
     }
     place.home.text(["rm", "--all"]);
     assert_eq!(taps(), 0);

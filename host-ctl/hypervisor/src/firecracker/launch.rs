@@ -19,7 +19,7 @@ use super::{Firecracker, MEMORY_FILE, STATE_FILE};
 use crate::answer::ended;
 use crate::error::Error;
 use crate::log::open_log;
-use crate::process::{Confined, Confinement, Launch, Needs, Process, User, share_with, spawn};
+use crate::process::{Confined, Launch, Needs, Process, User, share_with, spawn};
 use crate::rest::RestVmm;
 use crate::socket::{connect_at, vacate};
 use crate::span::{Timeline, now};
@@ -146,7 +146,7 @@ pub(super) async fn launch(
     let (directory, name) = place("monitor", &spec.monitor)?;
     let (agent_directory, _) = agent_of(spec)?;
 
-    let confinement = confinement_of(driver, spec);
+    let confinement = &driver.confinement;
     let user = confinement.user();
     let mut files = Files::default();
     match start {
@@ -175,6 +175,7 @@ pub(super) async fn launch(
             source,
         })?;
         user.share_directory(agent_directory)?;
+        user.give_taps(spec)?;
     }
     let made_at = socket_directory.join(name);
     vacate(&made_at)?;
@@ -226,16 +227,6 @@ pub(super) async fn launch(
         started.vmm.socket.clone_from(&spec.monitor);
     }
     Ok(started)
-}
-
-/// What confines a VM of this spec: a tap lets nobody but us attach to it by its
-/// name.
-fn confinement_of(driver: &Firecracker, spec: &VmSpec) -> Confinement {
-    if spec.nics.is_empty() {
-        driver.confinement.clone()
-    } else {
-        driver.confinement.without_user()
-    }
 }
 
 /// Opens a small file that it reads; where a user of its own may not, a copy.

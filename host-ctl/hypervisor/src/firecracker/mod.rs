@@ -88,8 +88,8 @@ impl Firecracker {
         }
     }
 
-    /// The same, whose VMs are confined. With a tap their user stays ours: it is
-    /// us alone whom the tap lets attach to it by its name.
+    /// The same, whose VMs are confined. With a tap they keep our network
+    /// namespace; one with a user of its own becomes the tap's owner.
     #[must_use]
     pub fn confined(self, confinement: Confinement) -> Self {
         Self {

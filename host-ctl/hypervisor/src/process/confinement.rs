@@ -12,7 +12,7 @@
     reason = "what a child does to its mounts has no safe interface"
 )]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{DirBuilder, File, Metadata, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -27,6 +27,7 @@ use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::spec::VmSpec;
 
 /// Root's directory of empty files, each locked by the VMM whose user has its
 /// name. They stay, as many as there were users.
@@ -37,6 +38,10 @@ const MOST_USERS: u32 = 1 << 16;
 const ATTEMPTS: u32 = 64;
 /// What any VMM may open of /dev.
 const DEVICES: [&str; 5] = ["null", "zero", "random", "urandom", "kvm"];
+/// What one may open besides that opens taps by their names.
+const TAPS: &str = "net/tun";
+/// The directory of that.
+const TAPS_DIRECTORY: &CStr = c"/dev/net";
 
 /// How far a VMM is confined. Whatever it is: it has no capabilities and cannot
 /// gain any, no environment, and no descriptor but those it needs.
@@ -122,7 +127,7 @@ impl Confinement {
         let devices = match self {
             Self::Insecure => return Ok(None),
             Self::Namespaces => Vec::new(),
-            Self::User(_) => devices()?,
+            Self::User(_) => devices(needs.host_network)?,
         };
         let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID;
         if !needs.host_network {
@@ -134,6 +139,7 @@ impl Confinement {
         Ok(Some(Cell {
             flags,
             read_only: !needs.writes_by_path,
+            taps: needs.host_network,
             devices,
             user: self.user().map(|user| (user.uid, user.group)),
         }))
@@ -143,7 +149,8 @@ impl Confinement {
 /// What a VMM cannot do without.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Needs {
-    /// It opens tap devices by their names.
+    /// It opens tap devices by their names. One with a user of its own has to be
+    /// given them, see [`User::give_taps`].
     pub(crate) host_network: bool,
     /// It makes files and sockets by their paths.
     pub(crate) writes_by_path: bool,
@@ -190,6 +197,11 @@ impl User {
     /// Gives it a pipe.
     pub(crate) fn give(&self, pipe: impl AsFd) -> io::Result<()> {
         fchown(pipe, Some(self.uid), Some(self.uid))
+    }
+
+    /// Lets it open the taps of a VM by their names.
+    pub(crate) fn give_taps(&self, spec: &VmSpec) -> Result<(), Error> {
+        super::tap::give_taps(spec, self.uid)
     }
 
     /// Lets it make files in a directory of ours; what others have made there it
@@ -329,12 +341,12 @@ struct Device {
     number: u64,
 }
 
-fn devices() -> Result<Vec<Device>, Error> {
+fn devices(taps: bool) -> Result<Vec<Device>, Error> {
     let mut devices = Vec::new();
-    for name in DEVICES {
+    for name in DEVICES.into_iter().chain(taps.then_some(TAPS)) {
         let path = format!("/dev/{name}");
         match std::fs::metadata(&path) {
-            // Without KVM there is emulation.
+            // Without KVM there is emulation, and who has no taps is told so.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             found => devices.push(Device {
                 number: found.map_err(Error::path("stat", &path))?.rdev(),
@@ -352,6 +364,8 @@ pub(crate) struct Cell {
     /// The namespaces, for clone(2).
     pub(super) flags: libc::c_int,
     read_only: bool,
+    /// There is to be a directory for their device.
+    taps: bool,
     devices: Vec<Device>,
     user: Option<(u32, u32)>,
 }
@@ -400,6 +414,14 @@ impl Cell {
         let options = c"mode=755,size=64k";
         rustix::mount::mount(c"none", c"/dev", c"tmpfs", flags, options)
             .map_err(|errno| ("mount /dev", errno))?;
+        if self.taps {
+            let passable = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
+            rustix::fs::mkdirat(CWD, TAPS_DIRECTORY, passable)
+                .map_err(|errno| ("mkdir /dev/net", errno))?;
+            // Whatever our umask is.
+            rustix::fs::chmodat(CWD, TAPS_DIRECTORY, passable, AtFlags::empty())
+                .map_err(|errno| ("chmod /dev/net", errno))?;
+        }
         let mode = Mode::RUSR | Mode::WUSR;
         for device in &self.devices {
             let path = device.path.as_c_str();

@@ -377,6 +377,7 @@ mod tests {
     use super::super::confinement::{Confined, Confinement, Needs};
     use super::*;
     use rustix::process::{WaitOptions, waitpid};
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
     use std::fs::read_to_string;
 
     fn start(program: &str, arguments: &[&str], log: &File) -> io::Result<Pid> {
@@ -440,11 +441,15 @@ mod tests {
         /proc/self/ns/net; (echo > /tmp/written) 2>/dev/null && echo wrote; cut -s -d: -f1 /proc/self/net/dev | tr -d ' '; ls /dev";
 
     fn told_by(confinement: &Confinement) -> Result<Vec<String>, String> {
+        told(confinement, Needs::default(), WHO)
+    }
+
+    fn told(confinement: &Confinement, needs: Needs, asked: &str) -> Result<Vec<String>, String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         let log = File::create(&path).unwrap();
-        let cell = confinement.cell(Needs::default()).unwrap();
-        let pid = start_in(cell.as_ref(), "/bin/sh", &["-c", WHO], &log);
+        let cell = confinement.cell(needs).unwrap();
+        let pid = start_in(cell.as_ref(), "/bin/sh", &["-c", asked], &log);
         let pid = pid.map_err(|error| error.to_string())?;
         waitpid(Some(pid), WaitOptions::empty()).unwrap();
         let told = read_to_string(&path).unwrap();
@@ -478,6 +483,41 @@ mod tests {
         let devices = &told[6..];
         assert!(devices.contains(&"null".to_owned()), "{devices:?}");
         assert!(devices.len() <= 5, "{devices:?}");
+    }
+
+    #[test]
+    fn a_child_that_opens_taps_by_their_names_has_their_device_and_our_network_and_no_more() {
+        const ASKED: &str = "id -u; readlink /proc/self/ns/net; stat -c %a /dev/net; \
+            (exec 3<>/dev/net/tun) && echo opened; (echo > /tmp/written) 2>/dev/null && echo wrote; \
+            ls /dev /dev/net | grep -c .";
+        if !geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
+            eprintln!("skipped: it takes root and /dev/net/tun");
+            return;
+        }
+        let confinement = Confinement::strictest(0x7e00_0000).unwrap();
+        let needs = Needs {
+            host_network: true,
+            writes_by_path: false,
+        };
+        // The directory of a device is passable whatever our umask is.
+        let asked = std::thread::spawn(move || {
+            // SAFETY: this thread gets an umask of its own; its descriptors stay.
+            let unshared = unsafe { unshare_unsafe(UnshareFlags::FS) };
+            unshared.unwrap();
+            umask(Mode::RWXG | Mode::RWXO);
+            let told = told(&confinement, needs, ASKED).unwrap();
+            (told, confinement.noted())
+        });
+        let (told, noted) = asked.join().unwrap();
+        let Confined::User { uid } = noted else {
+            panic!("{noted:?}");
+        };
+        let ours = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let ours = ours.to_str().unwrap();
+        assert_eq!(told[..4], [&uid.to_string(), ours, "755", "opened"]);
+        // Two names of directories, that of one device, and at most six others.
+        assert_eq!(told.len(), 5, "{told:?}");
+        assert!(told[4].parse::<u32>().unwrap() <= 9, "{told:?}");
     }
 
     #[test]

@@ -61,11 +61,27 @@ pub fn open_tap(name: &str) -> Result<OwnedFd, Error> {
 
 /// Opens the tap devices of a VM's interfaces, in their order.
 pub(crate) fn open_taps(spec: &VmSpec) -> Result<Vec<OwnedFd>, Error> {
-    let names = spec.nics.iter().filter_map(|nic| match &nic.backend {
-        NicBackend::Tap { name } => Some(name),
+    names(spec).map(open_tap).collect()
+}
+
+/// Lets the user with this number, and no other without `CAP_NET_ADMIN`, attach
+/// to the tap devices of a VM's interfaces by their names. They belong to it for
+/// as long as they are there.
+pub(super) fn give_taps(spec: &VmSpec, uid: u32) -> Result<(), Error> {
+    names(spec).try_for_each(|name| give_tap(name, uid))
+}
+
+fn names(spec: &VmSpec) -> impl Iterator<Item = &str> {
+    spec.nics.iter().filter_map(|nic| match &nic.backend {
+        NicBackend::Tap { name } => Some(name.as_str()),
         NicBackend::None | NicBackend::User => None,
-    });
-    names.map(|name| open_tap(name)).collect()
+    })
+}
+
+fn give_tap(name: &str, uid: u32) -> Result<(), Error> {
+    // Only the queue of a device can be told whose it is; closed, it is free.
+    let queue = File::from(open_tap(name)?);
+    set(&queue, libc::TUNSETOWNER as _, uid).map_err(Error::path("ioctl TUNSETOWNER", name))
 }
 
 fn new_tap(name: &str) -> Result<File, Error> {
@@ -141,6 +157,7 @@ fn outcome(done: libc::c_int) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
 
     #[test]
     fn a_name_that_is_no_interfaces_is_refused_before_anything_is_opened() {
@@ -158,6 +175,46 @@ mod tests {
         let error = open_existing("a-name-of-sixteen").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         assert!(open_existing("zero\0byte").is_err());
+    }
+
+    /// What the kernel says to a user with no capability that opens a tap by its
+    /// name, once it has the device.
+    fn attach_as(uid: u32, name: &str) -> Result<(), i32> {
+        let device = open_device(libc::O_NONBLOCK).unwrap();
+        let attached = std::thread::scope(|scope| {
+            // Users are each thread's own.
+            let asked = scope.spawn(|| {
+                let uid = rustix::process::Uid::from_raw(uid);
+                rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+                attach(&device, name, FRAMES)
+            });
+            asked.join().unwrap()
+        });
+        attached.map_err(|error| error.raw_os_error().unwrap())
+    }
+
+    #[test]
+    fn a_tap_that_was_given_away_is_its_users_and_no_other_users() {
+        const USER: u32 = 0x7e00_0001;
+        let tried = std::thread::spawn(|| {
+            // SAFETY: this thread gets a network of its own; its descriptors stay.
+            let unshared = unsafe { unshare_unsafe(UnshareFlags::NEWNET) };
+            if !geteuid().is_root() || unshared.is_err() || open_device(0).is_err() {
+                eprintln!("skipped: it takes root, a network namespace and {DEVICE}");
+                return;
+            }
+            create_tap("given").unwrap();
+            assert_eq!(attach_as(USER, "given"), Err(libc::EPERM));
+            give_tap("given", USER).unwrap();
+            assert_eq!(attach_as(USER + 1, "given"), Err(libc::EPERM));
+            assert_eq!(attach_as(USER, "given"), Ok(()));
+            // For whom it was made may be gone before it has begun.
+            give_tap("given", USER + 1).unwrap();
+            assert_eq!(attach_as(USER + 1, "given"), Ok(()));
+            let error = give_tap("none", USER).unwrap_err();
+            assert!(error.to_string().contains("none"), "{error}");
+        });
+        tried.join().unwrap();
     }
 
     #[test]
