@@ -163,7 +163,7 @@ fn each_vmm_has_a_user_and_namespaces_of_its_own_and_only_what_it_needs() {
             let is_its_own = path == run.join("vmm.log")
                 || path == templates.join(template).join("memory")
                 || path.starts_with(home.path().join("store/blobs"))
-                || text == format!("/run/tardigrade-users/{uid}");
+                || text == format!("/run/tardigrade-uids/{uid}");
             assert!(is_kernels || is_its_own, "{text}");
         }
         try_as(uid, home.path(), template, id);

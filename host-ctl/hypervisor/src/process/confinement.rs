@@ -31,7 +31,7 @@ use crate::spec::VmSpec;
 
 /// Root's directory of empty files, each locked by the VMM whose user has its
 /// name. They stay, as many as there were users.
-const USERS: &str = "/run/tardigrade-users";
+const USERS: &str = "/run/tardigrade-uids";
 /// How many users there are to choose from.
 const MOST_USERS: u32 = 1 << 16;
 /// How many are tried: if half of them were taken, one try in two would do.

@@ -83,6 +83,9 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
     let placed: Vec<(RawFd, RawFd)> = placed
         .map(|(descriptor, number)| (descriptor.as_raw_fd(), *number))
         .collect();
+    // By its descriptor alone, which asks nothing of it or its directories.
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    let file = rustix::fs::open(program.as_c_str(), flags, Mode::empty())?;
     let argv: Vec<*const libc::c_char> = std::iter::once(&program)
         .chain(&arguments)
         .map(|argument| argument.as_ptr())
@@ -95,6 +98,7 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
     };
     let mut child = Child {
         program: &program,
+        file: file.as_fd(),
         argv: &argv,
         null: null.as_fd(),
         log: log.as_fd(),
@@ -123,6 +127,8 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
 /// before, for it must not allocate.
 struct Child<'a> {
     program: &'a CStr,
+    /// The same, opened: for a user that may not go where it lies.
+    file: BorrowedFd<'a>,
     /// Pointers into strings that the caller keeps, and a null one.
     argv: &'a [*const libc::c_char],
     null: BorrowedFd<'a>,
@@ -222,6 +228,16 @@ impl Child<'_> {
                 self.argv.as_ptr(),
                 no_environment.as_ptr(),
             );
+            // By its path first: a process is called after what it is executed by.
+            if last_errno() == Errno::ACCESS {
+                libc::execveat(
+                    self.file.as_raw_fd(),
+                    c"".as_ptr(),
+                    self.argv.as_ptr().cast(),
+                    no_environment.as_ptr().cast(),
+                    libc::AT_EMPTY_PATH,
+                );
+            }
         }
         last_errno()
     }
@@ -483,6 +499,24 @@ mod tests {
         let devices = &told[6..];
         assert!(devices.contains(&"null".to_owned()), "{devices:?}");
         assert!(devices.len() <= 5, "{devices:?}");
+    }
+
+    #[test]
+    fn a_program_is_started_for_a_user_that_may_not_go_where_it_lies() {
+        if !geteuid().is_root() {
+            eprintln!("skipped: only root gives users away");
+            return;
+        }
+        // For its owner only, which tempdir(3) makes sure of.
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("program");
+        std::fs::copy("/bin/true", &program).unwrap();
+        let log = File::create(directory.path().join("log")).unwrap();
+        let confinement = Confinement::strictest(0x7e00_0000).unwrap();
+        let cell = confinement.cell(Needs::default()).unwrap();
+        let pid = start_in(cell.as_ref(), program.to_str().unwrap(), &[], &log).unwrap();
+        let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(0));
     }
 
     #[test]
