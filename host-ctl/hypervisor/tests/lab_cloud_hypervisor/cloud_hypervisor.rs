@@ -193,15 +193,52 @@ async fn two_clones_of_a_template_answer_at_once_and_leave_its_memory_alone() {
     }
     assert_eq!(digest(&memory), before);
 
-    // A clone is saved with its memory, and copied.
+    // A clone is saved with its memory, which is mapped as any other's.
     let clone = &clones[0];
     clone.pause().await.unwrap();
-    let suspended = scene.directory("suspended");
-    let outcome = clone.save(&suspended).await.unwrap();
-    assert_eq!((outcome.memory_file, outcome.files.len()), (None, 2));
+    let second = scene.directory("second");
+    let outcome = clone.save(&second).await.unwrap();
+    let second_memory = second.join("memory");
+    assert_eq!(outcome.files, [second.join("state"), second_memory.clone()]);
+    assert_eq!(outcome.memory_file.as_ref(), Some(&second_memory));
     for clone in &clones {
         clone.kill().await.unwrap();
     }
+    let second_before = digest(&second_memory);
+    let backing = Backing::FileBacked {
+        path: second_memory.clone(),
+        shared: false,
+    };
+    let mut rebind = scene.rebind("grandchild", backing);
+    let tap = make_tap("tap-grandchild");
+    rebind.nics.insert("net0".to_owned(), tap);
+    let grandchild = scene.driver.restore(&second, &spec, &rebind).await;
+    let grandchild = grandchild.unwrap();
+    grandchild.resume().await.unwrap();
+    answers(&scene.path("grandchild.vsock")).await;
+    grandchild.kill().await.unwrap();
+    assert_eq!(digest(&second_memory), second_before);
+    assert_eq!(digest(&memory), before);
+    assert!(!victim.exists());
+    let left = scene.left();
+    assert!(
+        !left.iter().any(|name| name.ends_with(".files")),
+        "{left:?}"
+    );
+}
+
+#[tokio::test]
+async fn ram_in_no_file_is_saved_and_copied_at_once_or_on_demand() {
+    let lab = Lab::new().await;
+    let scene = &lab.scene;
+    let spec = scene.spec("plain", Backing::Anonymous);
+    let vm = scene.driver.boot(&spec).await.unwrap();
+    answers(&scene.path("plain.vsock")).await;
+    vm.pause().await.unwrap();
+    let suspended = scene.directory("suspended");
+    let outcome = vm.save(&suspended).await.unwrap();
+    assert_eq!((outcome.memory_file, outcome.files.len()), (None, 2));
+    vm.kill().await.unwrap();
     for (name, mode) in [
         ("copied", MemoryMode::Copy),
         ("demanded", MemoryMode::OnDemand),
@@ -209,8 +246,6 @@ async fn two_clones_of_a_template_answer_at_once_and_leave_its_memory_alone() {
         assert!(scene.driver.capabilities().memory_modes.contains(&mode));
         let mut rebind = scene.rebind(name, Backing::Anonymous);
         rebind.memory_mode = Some(mode);
-        let tap = make_tap(&format!("tap-{name}"));
-        rebind.nics.insert("net0".to_owned(), tap);
         let again = scene
             .driver
             .restore(&suspended, &spec, &rebind)
@@ -220,8 +255,6 @@ async fn two_clones_of_a_template_answer_at_once_and_leave_its_memory_alone() {
         answers(&scene.path(&format!("{name}.vsock"))).await;
         again.kill().await.unwrap();
     }
-    assert_eq!(digest(&memory), before);
-    assert!(!victim.exists());
     let left = scene.left();
     assert!(
         !left.iter().any(|name| name.ends_with(".files")),
