@@ -13,8 +13,9 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
@@ -223,12 +224,15 @@ fn program(home: &Path) -> PathBuf {
 fn another_program(vmm: &'static str) {
     let street = Street::new(vmm);
     let home = &street.place.home;
-    // QEMU finds its firmware and its modules beside the directory it lies in.
-    let directory = home.path().join("bin");
+    // QEMU finds its firmware and its modules beside the directory it lies in,
+    // where its user has to get at them.
+    let installed = tempfile::tempdir().unwrap();
+    fs::set_permissions(installed.path(), Permissions::from_mode(0o755)).unwrap();
+    let directory = installed.path().join("bin");
     fs::create_dir(&directory).unwrap();
     for name in ["share", "lib"] {
         let there = Path::new("/usr").join(name);
-        std::os::unix::fs::symlink(there, home.path().join(name)).unwrap();
+        symlink(there, installed.path().join(name)).unwrap();
     }
     let copy = directory.join(vmm);
     fs::copy(program(home.path()), &copy).unwrap();
