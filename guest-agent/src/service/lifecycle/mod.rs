@@ -65,6 +65,9 @@ pub(crate) struct Quiesce {
 #[derive(Debug)]
 pub(crate) struct Quiesced {
     pub(crate) id: QuiesceId,
+    /// Whether the guest had any link beside the loopback one. A link that comes
+    /// later has no address and no route until it is given one.
+    has_links: bool,
     pub(crate) steps: Vec<Step>,
 }
 
@@ -187,7 +190,7 @@ impl Agent {
             let frozen = detached(async move { freezer.freeze(&request.into_inner()).await }).await;
             match frozen {
                 Ok(quiesced) => {
-                    agent.lifecycle.quiesced(quiesced.id);
+                    agent.lifecycle.quiesced(&quiesced);
                     if outcome.send(Ok(quiesced)).is_err() {
                         // Nobody knows the id that would end this freeze.
                         agent.unfreeze();
@@ -252,6 +255,7 @@ impl Agent {
         }
         Ok(Quiesced {
             id: QuiesceId(id),
+            has_links: network::has_links(),
             steps: steps.taken,
         })
     }
@@ -310,7 +314,7 @@ impl Agent {
         write_files(&order.files).map_err(ServiceError::system("write the thaw's files"))?;
         steps.done("write identity files");
         // Nothing given is as much of an answer: the template's is not this copy's.
-        if !order.network.is_empty() || network::has_links() {
+        if !order.network.is_empty() || self.lifecycle.has_links() {
             self.network.replace(&order.network).await?;
             steps.done("netlink");
         }

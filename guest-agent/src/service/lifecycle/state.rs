@@ -1,7 +1,7 @@
 //! Where the sandbox stands between Quiesce and Release: what may come next,
 //! and what a request that is repeated is answered.
 
-use super::{QuiesceId, Receipt, Release, Thaw, ThawOrder};
+use super::{QuiesceId, Quiesced, Receipt, Release, Thaw, ThawOrder};
 use crate::service::error::ServiceError;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -87,6 +87,9 @@ pub(super) struct Asked {
 struct State {
     phase: Phase,
     last: Option<LastThaw>,
+    /// Whether the guest had links when it was last frozen; looked up then, for
+    /// each of its copies waits for the thaw.
+    has_links: bool,
 }
 
 /// Where the sandbox stands between Quiesce and Release.
@@ -104,6 +107,7 @@ impl Lifecycle {
             state: Mutex::new(State {
                 phase: Phase::Running,
                 last: None,
+                has_links: false,
             }),
             keys: RandomState::new(),
         }
@@ -147,12 +151,18 @@ impl Lifecycle {
     }
 
     /// The freeze succeeded: the seal is kept with the id that ends it.
-    pub(super) fn quiesced(&self, id: QuiesceId) {
+    pub(super) fn quiesced(&self, quiesced: &Quiesced) {
         let mut state = self.state();
+        state.has_links = quiesced.has_links;
         state.phase = match std::mem::replace(&mut state.phase, Phase::Running) {
-            Phase::Quiescing(seal) => Phase::Quiesced(id, seal),
+            Phase::Quiescing(seal) => Phase::Quiesced(quiesced.id, seal),
             other => other,
         };
+    }
+
+    /// Whether the machine that this one is a copy of had links.
+    pub(super) fn has_links(&self) -> bool {
+        self.state().has_links
     }
 
     /// The freeze was undone, or the release is complete.
