@@ -74,6 +74,8 @@ impl Home {
     pub fn with_program(program: PathBuf) -> Self {
         let parent = target().join("homes");
         std::fs::create_dir_all(&parent).expect("make the directory of homes");
+        // The kernel tells of files by such a path.
+        let parent = parent.canonicalize().expect("find the directory of homes");
         let directory = tempfile::Builder::new()
             .prefix("h")
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
