@@ -23,7 +23,9 @@ use std::process::{Command, Output, Stdio};
 /// Never: this package lies one level below the project's root.
 #[must_use]
 pub fn target() -> PathBuf {
-    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    let project = project.expect("the project's root");
+    // Without `..`: as the kernel tells of the files in it.
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| project.join("target"), PathBuf::from)
 }
 
@@ -74,8 +76,6 @@ impl Home {
     pub fn with_program(program: PathBuf) -> Self {
         let parent = target().join("homes");
         std::fs::create_dir_all(&parent).expect("make the directory of homes");
-        // The kernel tells of files by such a path.
-        let parent = parent.canonicalize().expect("find the directory of homes");
         let directory = tempfile::Builder::new()
             .prefix("h")
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
