@@ -128,8 +128,8 @@ pub struct Deadlines {
     /// Loading kernel and initrd, making the devices, starting the CPUs, where
     /// that is a command.
     pub boot: Duration,
-    /// Writing a state. RAM that is no shared file is written too, so this grows
-    /// with it.
+    /// Writing a state without RAM; that of RAM is added where it is written, by
+    /// its size.
     pub save: Duration,
     /// Loading a state. RAM that is copied is read, so this grows with it.
     pub load: Duration,
@@ -143,6 +143,24 @@ impl Default for Deadlines {
             boot: Duration::from_secs(60),
             save: Duration::from_secs(120),
             load: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What a disk has to write of RAM in a second, in MiB: one that is slow and has
+/// other work too.
+const SLOWEST_DISK: u32 = 16;
+
+impl Deadlines {
+    /// That of a VM's save, with the RAM that it writes.
+    pub(crate) fn save_of(&self, record: &VmRecord) -> Duration {
+        match &record.memory {
+            Backing::FileBacked { shared: true, .. } => self.save,
+            Backing::FileBacked { shared: false, .. } | Backing::Anonymous => {
+                let seconds = record.memory_mib / SLOWEST_DISK;
+                self.save
+                    .saturating_add(Duration::from_secs(seconds.into()))
+            }
         }
     }
 }
@@ -325,6 +343,10 @@ pub struct VmRecord {
     pub agent: AgentDevice,
     /// Where its RAM lies.
     pub memory: Backing,
+    /// The size of its RAM in MiB; 0 in a record that was written before this was
+    /// kept.
+    #[serde(default)]
+    pub memory_mib: u32,
     /// Its standard error.
     pub log: PathBuf,
     /// How far it is confined.
@@ -344,8 +366,47 @@ impl VmRecord {
             console: spec.console.clone(),
             agent: spec.agent.clone(),
             memory: spec.memory.backing.clone(),
+            memory_mib: spec.memory.size_mib,
             log: spec.log.clone(),
             confined,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_save_may_take_longer_the_more_ram_it_writes() {
+        let record = |memory_mib, memory| VmRecord {
+            driver: "none".into(),
+            pid: 1,
+            start_time: 1,
+            boot_id: String::new(),
+            monitor: PathBuf::new(),
+            console: PathBuf::new(),
+            agent: AgentDevice::Vsock { cid: 3 },
+            memory,
+            memory_mib,
+            log: PathBuf::new(),
+            confined: Confined::default(),
+        };
+        let file = |shared| Backing::FileBacked {
+            path: "/memory".into(),
+            shared,
+        };
+        let deadlines = Deadlines::default();
+        let large = 64 << 10;
+        assert_eq!(
+            deadlines.save_of(&record(large, file(true))),
+            deadlines.save
+        );
+        for memory in [file(false), Backing::Anonymous] {
+            let found = deadlines.save_of(&record(large, memory.clone()));
+            assert_eq!(found, deadlines.save + Duration::from_secs(4096));
+            let small = deadlines.save_of(&record(128, memory));
+            assert!(small < deadlines.save + Duration::from_secs(10));
         }
     }
 }

@@ -102,6 +102,7 @@ impl Vm for StandInVm {
                 port_name: "none".into(),
             },
             memory: Backing::Anonymous,
+            memory_mib: 64,
             log: "/nonexistent".into(),
             confined: Confined::default(),
         }

@@ -68,7 +68,8 @@ impl ChVm {
     async fn write_state(&self, directory: &Path) -> Result<(Vec<std::path::PathBuf>, u64), Error> {
         let destination = json!({ "destination_url": directory_url(&self.files.save())? });
         let request = Request::put(path::SNAPSHOT, Some(destination));
-        let written = self.vmm.ask("save", request, self.vmm.deadlines.save).await;
+        let deadline = self.vmm.deadlines.save_of(&self.record);
+        let written = self.vmm.ask("save", request, deadline).await;
         written.map_err(refused("save"))?;
         let begun = now();
         let (files, directory) = (self.files.clone(), directory.to_owned());

@@ -183,7 +183,8 @@ impl Vm for FirecrackerVm {
             "mem_file_path": memory,
         });
         let request = Request::put("/snapshot/create", Some(request));
-        let saved = self.vmm.ask("save", request, self.deadlines.save).await;
+        let deadline = self.deadlines.save_of(&self.record);
+        let saved = self.vmm.ask("save", request, deadline).await;
         saved.map_err(|error| in_its_words("save", error))?;
         self.resets_vsock.store(true, Ordering::Release);
         self.timeline.since("PUT /snapshot/create", begun);

@@ -36,8 +36,6 @@ const CONTINUE: u64 = 0x20;
 const PAGE_SIZE: usize = 4096;
 /// Most bytes of the state: of devices, firmware and video memory.
 const STATE_MAXIMUM: u64 = 256 << 20;
-/// Most bytes of RAM, those of the largest guest there is.
-const RAM_MAXIMUM: u64 = 1 << 40;
 /// Most bytes written to the memory file at once.
 const RUN_MAXIMUM: usize = 1 << 20;
 /// Most items of a list in the stream's head.
@@ -60,14 +58,21 @@ pub(super) enum SplitError {
     Form(&'static str),
 }
 
-/// Takes a stream apart to its end, and returns the bytes of the state.
-pub(super) fn split(stream: impl Read, memory: &File, state: &File) -> Result<u64, SplitError> {
+/// Takes the stream of a guest with `size` bytes of RAM apart to its end, and
+/// returns the bytes of the state.
+pub(super) fn split(
+    stream: impl Read,
+    size: u64,
+    memory: &File,
+    state: &File,
+) -> Result<u64, SplitError> {
     let mut splitter = Splitter {
         stream: BufReader::with_capacity(RUN_MAXIMUM, stream),
         state: BufWriter::with_capacity(RUN_MAXIMUM, state),
         state_bytes: 0,
         pages: Pages {
             file: memory,
+            wanted: size,
             size: 0,
             run: Vec::new(),
             run_offset: 0,
@@ -324,6 +329,9 @@ impl<R: Read> Splitter<'_, R> {
 /// zeroes that nothing was written over stays a hole.
 struct Pages<'a> {
     file: &'a File,
+    /// The size that the guest's RAM has.
+    wanted: u64,
+    /// The same once the stream has told it, 0 before.
     size: u64,
     run: Vec<u8>,
     run_offset: u64,
@@ -333,7 +341,7 @@ struct Pages<'a> {
 
 impl Pages<'_> {
     fn resize(&mut self, size: u64) -> Result<(), SplitError> {
-        if size == 0 || size > RAM_MAXIMUM || !size.is_multiple_of(PAGE_SIZE as u64) {
+        if size != self.wanted || !size.is_multiple_of(PAGE_SIZE as u64) {
             return Err(SplitError::Form("the size of the ram"));
         }
         self.file.set_len(size).map_err(SplitError::Memory)?;

@@ -103,7 +103,7 @@ fn contents(mut file: File) -> Vec<u8> {
 /// The memory file and the state.
 fn taken_apart(stream: &[u8]) -> Result<(Vec<u8>, Vec<u8>), SplitError> {
     let (memory, state) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    let bytes = split(stream, &memory, &state)?;
+    let bytes = split(stream, SIZE, &memory, &state)?;
     let state = contents(state);
     assert_eq!(state.len() as u64, bytes);
     Ok((contents(memory), state))
@@ -158,6 +158,17 @@ fn a_page_beyond_the_end_and_one_of_no_block_are_refused() {
     ];
     let error = taken_apart(&bytes.concat()).unwrap_err();
     assert!(error.to_string().contains("no block"), "{error}");
+}
+
+#[test]
+fn a_stream_may_claim_neither_more_ram_nor_less_than_the_guest_has() {
+    let stream = stream(&[(0, vec![1; PAGE_SIZE])]);
+    for size in [SIZE - PAGE_SIZE as u64, SIZE + PAGE_SIZE as u64, 0] {
+        let (memory, state) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let error = split(stream.as_slice(), size, &memory, &state).unwrap_err();
+        assert!(error.to_string().contains("the size of the ram"), "{error}");
+        assert_eq!(memory.metadata().unwrap().len(), 0, "nothing was written");
+    }
 }
 
 #[test]

@@ -96,7 +96,10 @@ impl QemuVm {
         };
         let (memory, memory_path) = (duplicate(memory)?, memory_path.clone());
         let (reader, writer) = std::io::pipe().map_err(process("pipe2"))?;
-        let splitting = tokio::task::spawn_blocking(move || take_apart(reader, &memory, &state));
+        let splitting = {
+            let size = u64::from(self.record.memory_mib) << 20;
+            tokio::task::spawn_blocking(move || take_apart(reader, size, &memory, &state))
+        };
         let written = self.write_state(writer.into()).await;
         // QEMU lets go of its end when it is done, or could not be.
         let deadline = self.vmm.deadlines.command;
@@ -155,7 +158,7 @@ impl QemuVm {
             "save",
             "writing the state",
             &mut events,
-            self.vmm.deadlines.save,
+            self.vmm.deadlines.save_of(&self.record),
             migration_end,
         );
         let (complete, at) = match written.await {
@@ -252,6 +255,9 @@ impl Vm for QemuVm {
             self.record.memory,
             Backing::FileBacked { shared: false, .. }
         );
+        if is_private && self.record.memory_mib == 0 {
+            return Err(Error::Unsupported("saving ram of a size that is not known"));
+        }
         let files = SavedFiles::create(directory, is_private)?;
         self.timeline.since("open O_EXCL", begun);
         if let Err(error) = self.write_files(&files).await {
@@ -389,8 +395,13 @@ impl SavedFiles {
     }
 }
 
-fn take_apart(stream: PipeReader, memory: &File, state: &File) -> Result<(), SplitError> {
-    split(stream, memory, state).map(drop)
+fn take_apart(
+    stream: PipeReader,
+    size: u64,
+    memory: &File,
+    state: &File,
+) -> Result<(), SplitError> {
+    split(stream, size, memory, state).map(drop)
 }
 
 fn process(call: &'static str) -> impl FnOnce(std::io::Error) -> Error {
