@@ -1,10 +1,19 @@
 //! Templates made of sandboxes in use: the second generation, and the next.
 //! `lab_vmms` does the same on all VMMs.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test ends where something is not as expected"
+)]
+
+use host_ctl::config::Paths;
+use host_ctl::supervisor::client::Supervisors;
+use host_ctl::supervisor::control::Request;
 use serde_json::Value;
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tardigrade_tests::{Home, images, processes, sandbox};
 
@@ -115,6 +124,140 @@ fn a_clone_is_saved_and_its_clones_keep_what_it_did_and_share_nothing() {
     home.text(["rm", "--all"]);
     home.text(["gc"]);
     assert!(processes::of_home(home.path()).is_empty());
+}
+
+/// Keeps everybody else from what this file guards, until it is closed.
+fn held(path: &Path) -> File {
+    let file = File::open(path).unwrap();
+    file.lock().unwrap();
+    file
+}
+
+/// Waits until the sandbox's supervisor has heard of a save.
+fn is_being_saved(home: &Home, id: &str) {
+    let paths = Paths::below(home.path()).unwrap();
+    let id = id.parse().unwrap();
+    let supervisors = Supervisors::of_this_program(paths);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let asked = runtime.block_on(supervisors.ask(&id, &Request::Resume {}));
+        if asked.unwrap_err().to_string().contains("being saved") {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the save has not begun");
+    }
+}
+
+#[test]
+fn a_sandbox_is_answered_for_while_it_is_saved() {
+    let home = Home::new();
+    home.build_template("first", &images::busybox(), &["sleep", "100000"]);
+    let clones = home.clone_template("first", 1);
+    let id = sandbox(&clones[0]);
+    // The save finds no place yet.
+    let staging = held(&home.path().join("store/staging"));
+    let saving = home
+        .command(["--output", "json", "template", "save", "second", id])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    is_being_saved(&home, id);
+    assert_eq!(home.text(["exec", id, "--", "echo", "here"]), "here\n");
+    assert!(home.text(["list"]).contains("running"));
+    let error = home.failure(["template", "save", "third", id]);
+    assert!(error.contains("being saved"), "{error}");
+
+    // Published, it gets no name yet.
+    let names = held(&home.path().join("store/locks/names.lock"));
+    drop(staging);
+    let deadline = Instant::now() + DEADLINE;
+    while !processes::machines(home.path()).is_empty() {
+        assert!(Instant::now() < deadline, "its VM is still there");
+    }
+    let begun = Instant::now();
+    home.failure(["exec", id, "--", "echo", "here"]);
+    assert!(home.text(["list"]).contains("stopped"));
+    home.text(["stop", id]);
+    assert!(begun.elapsed() < Duration::from_secs(5), "somebody waited");
+    drop(names);
+    let output = saving.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    home.text(["rm", id]);
+    home.clone_template("second", 1);
+}
+
+#[test]
+fn a_stop_ends_a_save_that_is_prepared() {
+    let home = Home::new();
+    home.build_template("first", &images::busybox(), &["sleep", "100000"]);
+    let clones = home.clone_template("first", 1);
+    let id = sandbox(&clones[0]);
+    let staging = held(&home.path().join("store/staging"));
+    let saving = home
+        .command(["template", "save", "second", id])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    is_being_saved(&home, id);
+    home.text(["stop", id, "--grace", "0"]);
+    let output = saving.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && told.contains("stopped before"),
+        "{told}"
+    );
+    drop(staging);
+    home.text(["rm", id]);
+    home.text(["gc"]);
+    home.failure(["clone", "second"]);
+    assert_eq!(
+        fs::read_dir(home.path().join("store/staging"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn a_template_that_gets_no_name_is_told_of() {
+    let home = Home::new();
+    home.text(["template", "list"]);
+    let in_the_way = |name| {
+        let path = home.path().join("store/names").join(name);
+        fs::create_dir(&path).unwrap();
+        path
+    };
+    let rootfs = images::busybox();
+    let build = |name: &str| {
+        let rootfs = rootfs.to_str().unwrap();
+        let words = [
+            "template", "build", name, "--memory", "128", "--rootfs", rootfs, "--", "true",
+        ];
+        words.map(str::to_owned)
+    };
+    // Made for nothing, and found by the digest that is told.
+    for _ in 0..2 {
+        let path = in_the_way("first");
+        let error = home.failure(build("first"));
+        assert!(error.contains("but not by that name"), "{error}");
+        fs::remove_dir(path).unwrap();
+        let digest = error.split("template ").nth(1).unwrap();
+        home.text(["template", "verify", &digest[..64]]);
+    }
+    assert_eq!(home.json(build("first"))["existing"], true);
+    let clones = home.clone_template("first", 1);
+    let id = sandbox(&clones[0]);
+    let path = in_the_way("second");
+    let error = home.failure(["template", "save", "second", id]);
+    assert!(error.contains("but not by that name"), "{error}");
+    fs::remove_dir(path).unwrap();
+    let listed = home.json(["template", "list"]);
+    assert_eq!(listed["templates"].as_array().unwrap().len(), 2);
+    assert!(processes::machines(home.path()).is_empty());
 }
 
 #[test]

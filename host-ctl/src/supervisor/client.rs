@@ -12,6 +12,7 @@ use crate::host::{
 use crate::sandbox::network::detach;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::State;
+use crate::template::save::deadline;
 use protocols::AgentAddress;
 use std::ffi::OsStr;
 use std::io;
@@ -33,8 +34,6 @@ pub const MAKE_DEADLINE: Duration = Duration::from_secs(1800);
 const ADOPT_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a supervisor may take to answer, beside what it was told to wait.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
-/// How long a save may take: all of the memory is written and hashed.
-const SAVE_DEADLINE: Duration = Duration::from_secs(900);
 /// How long a supervisor may take to end after its VM has.
 const END_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -198,7 +197,8 @@ impl Supervisors {
         name: &TemplateName,
     ) -> Result<SavedSandbox, ClientError> {
         let request = Request::Save { name: name.clone() };
-        match self.exchange(id, &request, SAVE_DEADLINE).await? {
+        let deadline = deadline(self.record(id)?.spec.memory_mib);
+        match self.exchange(id, &request, deadline).await? {
             Reply::Saved(saved) => Ok(*saved),
             Reply::Status(_) => Err(ClientError::Gone(id.clone())),
             Reply::Failed { reason } => Err(failed(id, reason)),

@@ -448,7 +448,7 @@ async fn commit(
     Ok(Ready {
         supervised: Supervised {
             paths: paths.clone(),
-            vm: made.vm,
+            vm: made.vm.into(),
             link: AgentLink::keep(agent, Some(made.link)),
             console: made.console,
             directory,

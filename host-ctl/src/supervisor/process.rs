@@ -173,7 +173,7 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
         .map_err(|error| failed(&error))?;
     let supervised = Supervised {
         paths: paths.clone(),
-        vm,
+        vm: vm.into(),
         link,
         console: None,
         directory,

@@ -4,6 +4,7 @@
 use super::control::{Reply, Request, Status};
 use super::line;
 use super::output;
+use super::save::{Save, next_step};
 use crate::config::Paths;
 use crate::host::{RecordError, RunDirectory, explain};
 use crate::sandbox::console::Console;
@@ -17,6 +18,7 @@ use protocols::hybrid::is_same_user;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::BufReader;
 use tokio::net::UnixStream;
@@ -56,7 +58,7 @@ pub struct Supervised {
     /// The state root it belongs to.
     pub paths: Paths,
     /// The VM.
-    pub vm: Box<dyn Vm>,
+    pub vm: Arc<dyn Vm>,
     /// The link to its agent.
     pub link: AgentLink,
     /// Its console, when it is read already.
@@ -125,9 +127,24 @@ pub(super) fn remove_socket(path: &Path) {
 #[derive(Debug)]
 struct Asked {
     request: Request,
+    client: Client,
+}
+
+/// Who has asked something and waits for the answer.
+#[derive(Debug)]
+pub(super) struct Client {
     answer: oneshot::Sender<Reply>,
     /// Resolves when the answer has gone out, or the client has.
     written: oneshot::Receiver<()>,
+}
+
+impl Client {
+    /// Answers. What it gives resolves when the answer has gone out.
+    pub(super) fn tell(self, reply: Reply) -> oneshot::Receiver<()> {
+        // A client that has gone needs no answer.
+        let _ = self.answer.send(reply);
+        self.written
+    }
 }
 
 impl Supervised {
@@ -166,9 +183,12 @@ impl Supervised {
             .take()
             .unwrap_or_else(|| Console::keep(files.console(), files.console_log()));
         let mut guest = self.watch_guest();
+        let mut save: Option<Save> = None;
         loop {
+            let needs_vm = save.as_ref().is_none_or(Save::needs_vm);
+            let mut told = Vec::new();
             tokio::select! {
-                exit = self.vm.wait() => {
+                exit = self.vm.wait(), if needs_vm => {
                     let exit = match exit {
                         Ok(exit) => exit.to_string(),
                         Err(error) => explain(&error),
@@ -178,18 +198,50 @@ impl Supervised {
                     return self.write_end(exit).await;
                 }
                 Some(asked) = asked.recv() => {
-                    let reply = match asked.request {
-                        Request::Save { name } => self.save(&name, &mut guest).await,
-                        request => self.answer(request).await,
-                    };
-                    // A client that has gone needs no answer.
-                    let _ = asked.answer.send(reply);
-                    if self.record.state == State::Stopped {
-                        // The answer goes out before our tasks end with us.
-                        let _ = timeout(ANSWER_DEADLINE, asked.written).await;
-                        return Ok(());
-                    }
+                    told = self.hear(asked, &mut save).await;
                 }
+                step = next_step(save.as_mut()) => if let Some(current) = save.take() {
+                    match self.continue_save(current, step, &mut guest).await {
+                        Ok(current) => save = Some(current),
+                        Err(answered) => told.push(answered),
+                    }
+                },
+            }
+            if self.record.state == State::Stopped {
+                // The answers go out before our tasks end with us.
+                for written in told {
+                    let _ = timeout(ANSWER_DEADLINE, written).await;
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// One request, beside the save that may be under way. Gives what tells that
+    /// the answers have gone out.
+    async fn hear(&mut self, asked: Asked, save: &mut Option<Save>) -> Vec<oneshot::Receiver<()>> {
+        let Asked { request, client } = asked;
+        if let Some(reason) = save.as_ref().and_then(|save| save.refuses(&request)) {
+            return vec![client.tell(Reply::Failed { reason })];
+        }
+        match (request, save.take()) {
+            (Request::Save { name }, _) => match self.begin_save(name, client) {
+                Ok(begun) => {
+                    *save = Some(begun);
+                    Vec::new()
+                }
+                Err(answered) => vec![answered],
+            },
+            (Request::Stop { grace_millis }, Some(current)) => {
+                let grace = current.grace(Duration::from_millis(grace_millis));
+                let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+                // The VM is gone before its save is given up.
+                let reply = self.answer(Request::Stop { grace_millis }).await;
+                vec![client.tell(reply), current.give_up()]
+            }
+            (request, current) => {
+                *save = current;
+                vec![client.tell(self.answer(request).await)]
             }
         }
     }
@@ -315,8 +367,7 @@ async fn converse(stream: UnixStream, asked: mpsc::Sender<Asked>) {
                 let (done, written) = oneshot::channel();
                 let question = Asked {
                     request,
-                    answer,
-                    written,
+                    client: Client { answer, written },
                 };
                 if asked.send(question).await.is_err() {
                     return;

@@ -25,7 +25,10 @@ struct Scene {
 
 impl Scene {
     fn set() -> Self {
-        let root = tempfile::tempdir().unwrap();
+        Self::with_kernel(tempfile::tempdir().unwrap(), "/k".into())
+    }
+
+    fn with_kernel(root: tempfile::TempDir, kernel: PathBuf) -> Self {
         let paths = Paths::below(&root.path().join("state")).unwrap();
         let id = SandboxId::random().unwrap();
         let spec = SandboxSpec {
@@ -34,7 +37,7 @@ impl Scene {
             network: NetworkKind::None,
             vcpus: 1,
             memory_mib: 64,
-            kernel: "/k".into(),
+            kernel,
             initrd: "/i".into(),
             disks: Vec::new(),
             containers: Vec::new(),
@@ -51,7 +54,7 @@ impl Scene {
         let sockets = Sockets::bind(&directory).unwrap();
         let supervised = Supervised {
             paths: paths.clone(),
-            vm: stand_in,
+            vm: Arc::from(stand_in as Box<dyn Vm>),
             link: AgentLink::keep(nowhere, None),
             console: None,
             directory,
@@ -189,5 +192,89 @@ fn nobody_else_may_act_while_a_supervisor_lives() {
         scene.ask(Request::Inspect {}).await.unwrap();
         let error = RunDirectory::open(scene.commands.paths(), &scene.id, "other").unwrap_err();
         assert!(error.to_string().contains("held by"), "{error}");
+    });
+}
+
+/// A scene in which nothing can be kept in the store until the file is closed.
+fn scene_with_a_slow_store() -> (Scene, std::fs::File) {
+    let root = tempfile::tempdir().unwrap();
+    let kernel = root.path().join("kernel");
+    std::fs::write(&kernel, b"kernel").unwrap();
+    let scene = Scene::with_kernel(root, kernel);
+    let paths = scene.commands.paths();
+    crate::store::Store::open(paths).unwrap();
+    let staging = std::fs::File::open(paths.store.join("staging")).unwrap();
+    staging.lock().unwrap();
+    (scene, staging)
+}
+
+/// Asks for a save on a connection of its own, and returns once it was heard.
+async fn ask_for_a_save(scene: &Scene) -> BufReader<UnixStream> {
+    let control = scene.commands.paths().sandbox(&scene.id).control();
+    let mut client = BufReader::new(protocols::unix::connect(&control).await.unwrap());
+    let name = "second".parse().unwrap();
+    line::write(&mut client, &Request::Save { name })
+        .await
+        .unwrap();
+    loop {
+        // Another save is refused once this one is under way.
+        let refused = scene.ask(Request::Resume {}).await.unwrap_err();
+        if refused.to_string().contains("saved as template second") {
+            return client;
+        }
+    }
+}
+
+async fn failure(client: &mut BufReader<UnixStream>) -> String {
+    match line::read(client).await.unwrap().unwrap() {
+        Reply::Failed { reason } => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn while_a_save_is_prepared_everybody_is_answered_and_a_stop_ends_it() {
+    run(async {
+        let (scene, store) = scene_with_a_slow_store();
+        let mut saver = ask_for_a_save(&scene).await;
+        let found = scene.ask(Request::Inspect {}).await.unwrap();
+        assert_eq!(found, State::Running);
+        let error = scene.ask(Request::Pause {}).await.unwrap_err();
+        assert!(error.to_string().contains("being saved"), "{error}");
+        let stop = Request::Stop { grace_millis: 0 };
+        assert_eq!(scene.ask(stop).await.unwrap(), State::Stopped);
+        let told = failure(&mut saver).await;
+        assert!(told.contains("stopped before"), "{told}");
+        drop(store);
+        let paths = scene.commands.paths().clone();
+        scene.service.await.unwrap().unwrap();
+        let templates = paths.store.join("templates");
+        assert_eq!(std::fs::read_dir(templates).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn a_vmm_that_ends_while_its_save_is_prepared_stops_the_sandbox() {
+    run(async {
+        let (mut scene, _store) = scene_with_a_slow_store();
+        let mut saver = ask_for_a_save(&scene).await;
+        scene.vm.end();
+        (&mut scene.service).await.unwrap().unwrap();
+        assert_eq!(scene.recorded().exit.as_deref(), Some("exit status 0"));
+        assert!(line::read::<Reply, _>(&mut saver).await.unwrap().is_none());
+    });
+}
+
+#[test]
+fn a_save_that_cannot_be_leaves_the_sandbox_as_it_was() {
+    run(async {
+        let scene = Scene::set();
+        let name = "second".parse().unwrap();
+        let error = scene.commands.save(&scene.id, &name).await.unwrap_err();
+        assert!(error.to_string().contains("/k"), "{error}");
+        assert_eq!(scene.ask(Request::Pause {}).await.unwrap(), State::Paused);
+        let error = scene.commands.save(&scene.id, &name).await.unwrap_err();
+        assert!(error.to_string().contains("paused"), "{error}");
+        assert_eq!(scene.ask(Request::Resume {}).await.unwrap(), State::Running);
     });
 }

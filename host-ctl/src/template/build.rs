@@ -2,30 +2,36 @@
 
 use std::time::Duration;
 
-use agent_client::{AgentClient, QuiesceId};
+use agent_client::AgentClient;
 use hypervisor::Vm;
 use protocols::Link;
 
 use super::BuildError;
-use super::freeze::{begin_anew, close, note_verb, quiesce};
+use super::freeze::{Frozen, Quiet, SaveSteps, quiesce};
 use super::kept::Kept;
+use super::publish::{Naming, Publication};
 use super::requirements::{Platform, requirements};
 use super::warm::warm_up;
 use super::workshop::Workshop;
 use crate::config::{Paths, TemplateName};
-use crate::sandbox::agent::address;
 use crate::sandbox::boot::{Interruption, boot};
 use crate::sandbox::console::Console;
 use crate::sandbox::driver::Driver;
 use crate::sandbox::spec::SandboxSpec;
 use crate::sandbox::{Made, Site};
-use crate::store::{BuildLock, Claim, Draft, SavedWarmUp, Store, Template};
+use crate::store::{BuildLock, Claim, SavedWarmUp, Store, Template};
 use crate::timeline::Timeline;
 
 /// How long the same build of another process is waited for.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(600);
 /// One call to the agent.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a build calls the steps that a save has too.
+const SAVE_STEPS: SaveSteps = SaveSteps {
+    close: "build: close the link",
+    save: "build: pause and save",
+};
 
 /// Every step at which a build can be killed, in order
 /// ([`crate::timeline::step`]). Whatever the step, a sweep leaves nothing.
@@ -98,16 +104,8 @@ pub struct Cost {
     pub publish: Duration,
 }
 
-/// What the guest's side of a build has left.
-struct Frozen {
-    quiesce_id: QuiesceId,
-    agent_version: String,
-    state_bytes: u64,
-    save: Duration,
-}
-
 /// Builds a template, or finds that it is there. Any failure kills the VM and
-/// leaves nothing. So does an interruption, which is heeded as long as there is
+/// leaves nothing, unless it says that there is a template. So does an interruption, which is heeded as long as there is
 /// a VM, and not polled before.
 ///
 /// Runs on the calling task and blocks it while files are copied and hashed.
@@ -141,27 +139,30 @@ pub async fn build(
         let _span = timeline.step("build: claim the template");
         place.store.claim(&wanted, CLAIM_DEADLINE)?
     };
-    let built = match claim {
-        Claim::Existing(template) => Built {
-            template: *template,
-            cost: None,
-        },
+    let naming = Naming {
+        name: &recipe.name,
+        step: "build: set the name",
+    };
+    match claim {
+        Claim::Existing(template) => {
+            naming.set(place.store, &template, timeline)?;
+            Ok(Built {
+                template: *template,
+                cost: None,
+            })
+        }
         Claim::Build(lock) => {
             let workshop = Workshop::open(place.paths, place.store, &spec, timeline).await?;
             let job = Job {
                 warm_up: &recipe.warm_up,
                 spec: &spec,
                 place,
+                naming,
                 timeline,
             };
-            job.make(workshop, &lock, &kept, interruption).await?
+            job.make(workshop, &lock, &kept, interruption).await
         }
-    };
-    let _span = timeline.step("build: set the name");
-    place
-        .store
-        .set_name(&recipe.name, built.template.digest())?;
-    Ok(built)
+    }
 }
 
 /// A template to be made, and with what.
@@ -170,6 +171,7 @@ struct Job<'a> {
     warm_up: &'a SavedWarmUp,
     spec: &'a SandboxSpec,
     place: Workplace<'a>,
+    naming: Naming<'a>,
     timeline: &'a Timeline,
 }
 
@@ -205,26 +207,22 @@ impl Job<'_> {
             Ok(frozen) => frozen,
             Err(error) => return Err(workshop.close(error).await),
         };
-        let draft = Draft {
-            agent_version: frozen.agent_version,
-            quiesce_id: *frozen.quiesce_id.as_bytes(),
-            blobs: kept.blobs(),
+        let publication = Publication {
+            store: self.place.store,
+            lock,
+            kept,
             memory_opened_for_writing: !hypervisor.capabilities().private_memory_is_read_only,
+            naming: self.naming,
         };
-        let store = self.place.store;
         let (staging, removed) = workshop.finish().await;
-        let published = store.publish(staging, lock, &draft, self.timeline);
-        let published = published?;
-        removed?;
-        Ok(Built {
-            template: published.template,
-            cost: Some(Cost {
-                state_bytes: frozen.state_bytes,
-                save: frozen.save,
-                touched_bytes: published.touched_bytes,
-                publish: published.took,
+        let built = publication.publish(staging, frozen, self.timeline)?;
+        match removed {
+            Ok(()) => Ok(built),
+            Err(source) => Err(BuildError::Untidy {
+                digest: built.template.digest().clone(),
+                source: Box::new(source),
             }),
-        })
+        }
     }
 
     /// The VM is dead afterwards, whatever happened: one that was saved must
@@ -280,29 +278,15 @@ impl Job<'_> {
             let _span = timeline.step("build: agent call Quiesce");
             quiesce(&client, timeline).await?
         };
-        let rest = {
-            let _span = timeline.step("build: close the link");
-            drop(console);
-            drop(client);
-            close(link, workshop.directory.id()).await?;
-            begin_anew(&address(&vm.record().agent)).await?
-        };
-        let _span = timeline.step("build: pause and save");
-        vm.pause().await.map_err(BuildError::vm("pause the VM"))?;
-        note_verb(vm, timeline);
-        let saved = vm.save(workshop.staging.path()).await;
-        note_verb(vm, timeline);
-        drop(rest);
-        let saved = saved.map_err(BuildError::vm("save the VM"))?;
-        if saved.memory_file.as_ref() != Some(&workshop.staging.memory()) {
-            return Err(BuildError::NoMemory);
-        }
-        Ok(Frozen {
+        drop(console);
+        drop(client);
+        let quiet = Quiet {
             quiesce_id,
             agent_version: version.agent,
-            state_bytes: saved.bytes,
-            save: saved.duration,
-        })
+        };
+        let (sandbox, staging) = (workshop.directory.id(), &workshop.staging);
+        let saved = quiet.save(vm, link, sandbox, staging, SAVE_STEPS, timeline);
+        saved.await
     }
 }
 

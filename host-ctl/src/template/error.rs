@@ -13,8 +13,8 @@ use crate::sandbox::boot::BootError;
 use crate::sandbox::network::AttachError;
 use crate::store::StoreError;
 
-/// Why a template was not built. Nothing of it is left then, unless the last
-/// variant says so.
+/// Why a template was not built. Nothing of it is left then, unless a variant
+/// says so.
 #[derive(Debug, Error)]
 pub enum BuildError {
     /// A container names a disk that is not there.
@@ -106,6 +106,16 @@ pub enum BuildError {
         /// Why the name could not be set.
         #[source]
         source: StoreError,
+    },
+    /// The template is in the store and has its name, and something of the build
+    /// is left, for a sweep.
+    #[error("it is template {digest}, but something of its build is left")]
+    Untidy {
+        /// The template's.
+        digest: TemplateDigest,
+        /// What could not be removed.
+        #[source]
+        source: Box<BuildError>,
     },
     /// A sandbox can be saved once.
     #[error("sandbox {0} is a template already")]

@@ -11,6 +11,7 @@ mod clone;
 mod error;
 mod freeze;
 mod kept;
+mod publish;
 mod requirements;
 pub mod save;
 mod warm;

@@ -14,20 +14,20 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agent_client::{AgentClient, QuiesceId};
+use agent_client::AgentClient;
 use hypervisor::{Backing, Vm, VmRecord};
 use protocols::Link;
 
-use super::freeze::{begin_anew, close, note_verb, quiesce};
+use super::freeze::{Frozen, Quiet, SaveSteps, quiesce};
 use super::kept::Kept;
+use super::publish::{Naming, Publication};
 use super::requirements::{Platform, requirements};
-use super::{BuildError, Built, Cost, Workplace};
+use super::{BuildError, Built, Workplace};
 use crate::config::{SandboxId, TemplateName};
 use crate::host::failed;
-use crate::sandbox::agent::address;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::vmm::Vmm;
-use crate::store::{BuildLock, Claim, Draft, SavedOrigin, Staging, Store};
+use crate::store::{BuildLock, Claim, SavedOrigin, Staging, Store};
 use crate::timeline::Timeline;
 
 /// How long another save of the same sandbox is waited for; there is none.
@@ -52,6 +52,25 @@ pub const STEPS: [&str; 9] = [
     "save: set the name",
 ];
 
+/// What a save calls the steps that a build has too.
+const SAVE_STEPS: SaveSteps = SaveSteps {
+    close: "save: close the link",
+    save: "save: pause and save",
+};
+
+/// What a save takes beside what its memory adds: keeping images, freezing.
+const DEADLINE: Duration = Duration::from_secs(900);
+/// Memory that is written, or read and hashed, in a second, in MiB: both one
+/// after the other, by a slow disk.
+const PACE: u32 = 16;
+
+/// How long the save of a sandbox with this much memory may take, in MiB.
+#[must_use]
+pub fn deadline(memory_mib: u32) -> Duration {
+    let once = Duration::from_secs((memory_mib / PACE).into());
+    DEADLINE.saturating_add(once.saturating_mul(2))
+}
+
 /// A sandbox that can be saved: nothing of it was touched yet.
 pub struct Saving {
     name: TemplateName,
@@ -65,17 +84,10 @@ pub struct Saving {
 }
 
 /// A guest that is frozen for its save.
-pub struct Quiet {
-    quiesce_id: QuiesceId,
-    agent_version: String,
-}
+pub struct QuietGuest(Quiet);
 
 /// What the save has left; its VM is to be killed now.
-pub struct Frozen {
-    quiet: Quiet,
-    state_bytes: u64,
-    save: Duration,
-}
+pub struct FrozenGuest(Frozen);
 
 impl Saving {
     /// Finds out whether the sandbox of this record can be saved, as what, and
@@ -128,11 +140,17 @@ impl Saving {
         })
     }
 
+    /// Where its times are noted.
+    #[must_use]
+    pub fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
     /// Has the guest freeze its workload.
     ///
     /// # Errors
     /// When it refuses: it runs on. One that has not answered may be frozen.
-    pub async fn quiesce(&self, link: &Link) -> Result<Quiet, BuildError> {
+    pub async fn quiesce(&self, link: &Link) -> Result<QuietGuest, BuildError> {
         let _span = self.timeline.step("save: agent call Quiesce");
         let client = AgentClient::connect(link, CALL_DEADLINE)
             .await
@@ -141,10 +159,10 @@ impl Saving {
             .version(CALL_DEADLINE)
             .await
             .map_err(BuildError::agent("ask for the agent's version"))?;
-        Ok(Quiet {
+        Ok(QuietGuest(Quiet {
             quiesce_id: quiesce(&client, &self.timeline).await?,
             agent_version: version.agent,
-        })
+        }))
     }
 
     /// Saves the VM, over whose agent's link nothing else is said any more. It
@@ -152,28 +170,16 @@ impl Saving {
     ///
     /// # Errors
     /// The first step that failed.
-    pub async fn save(&self, vm: &dyn Vm, link: Link, quiet: Quiet) -> Result<Frozen, BuildError> {
-        let timeline = &self.timeline;
-        let rest = {
-            let _span = timeline.step("save: close the link");
-            close(link, &self.sandbox).await?;
-            begin_anew(&address(&vm.record().agent)).await?
-        };
-        let _span = timeline.step("save: pause and save");
-        vm.pause().await.map_err(BuildError::vm("pause the VM"))?;
-        note_verb(vm, timeline);
-        let saved = vm.save(self.staging.path()).await;
-        note_verb(vm, timeline);
-        drop(rest);
-        let saved = saved.map_err(BuildError::vm("save the VM"))?;
-        if saved.memory_file.as_ref() != Some(&self.staging.memory()) {
-            return Err(BuildError::NoMemory);
-        }
-        Ok(Frozen {
-            quiet,
-            state_bytes: saved.bytes,
-            save: saved.duration,
-        })
+    pub async fn save(
+        &self,
+        vm: &dyn Vm,
+        link: Link,
+        quiet: QuietGuest,
+    ) -> Result<FrozenGuest, BuildError> {
+        let QuietGuest(quiet) = quiet;
+        let (sandbox, staging) = (&self.sandbox, &self.staging);
+        let saved = quiet.save(vm, link, sandbox, staging, SAVE_STEPS, &self.timeline);
+        saved.await.map(FrozenGuest)
     }
 
     /// Puts the template in its place, and names it. The VM must be dead.
@@ -181,37 +187,19 @@ impl Saving {
     /// # Errors
     /// When the store does not take it, of which nothing is left then; or when
     /// only its name could not be set ([`BuildError::Unnamed`]).
-    pub fn publish(self, frozen: Frozen) -> Result<Built, BuildError> {
-        let timeline = &self.timeline;
-        let draft = Draft {
-            agent_version: frozen.quiet.agent_version,
-            quiesce_id: *frozen.quiet.quiesce_id.as_bytes(),
-            blobs: self.kept.blobs(),
-            memory_opened_for_writing: self.memory_opened_for_writing,
-        };
+    pub fn publish(self, frozen: FrozenGuest) -> Result<Built, BuildError> {
         crate::timeline::step("save: publish");
-        let published = self
-            .store
-            .publish(self.staging, &self.lock, &draft, timeline)?;
-        {
-            let _span = timeline.step("save: set the name");
-            let digest = published.template.digest();
-            self.store
-                .set_name(&self.name, digest)
-                .map_err(|source| BuildError::Unnamed {
-                    digest: digest.clone(),
-                    source,
-                })?;
-        }
-        Ok(Built {
-            template: published.template,
-            cost: Some(Cost {
-                state_bytes: frozen.state_bytes,
-                save: frozen.save,
-                touched_bytes: published.touched_bytes,
-                publish: published.took,
-            }),
-        })
+        let publication = Publication {
+            store: &self.store,
+            lock: &self.lock,
+            kept: &self.kept,
+            memory_opened_for_writing: self.memory_opened_for_writing,
+            naming: Naming {
+                name: &self.name,
+                step: "save: set the name",
+            },
+        };
+        publication.publish(self.staging, frozen.0, &self.timeline)
     }
 
     /// The way down: nothing of the template is left.
@@ -270,6 +258,14 @@ fn check_program(pid: i32, program: &Path) -> Result<(), BuildError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_save_may_take_longer_the_more_memory_there_is() {
+        assert_eq!(deadline(0), DEADLINE);
+        let hour = Duration::from_secs(3600);
+        assert!(deadline(64 << 10) > 2 * hour);
+        assert!(deadline(u32::MAX) > deadline(64 << 10));
+    }
 
     #[test]
     fn a_vmm_that_was_replaced_since_its_start_is_found_out() {
