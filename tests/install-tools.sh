@@ -2,6 +2,9 @@
 # Installs what the demo and the tests run, if it is not there yet.
 set -eu
 
+# Where file systems' tools are, out of users' way.
+PATH=$PATH:/usr/sbin:/sbin
+
 missing=
 need() {
     command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
@@ -9,6 +12,9 @@ need() {
 
 need qemu-system-x86_64 qemu-system-x86
 need mkfs.erofs erofs-utils
+need mke2fs e2fsprogs
+# What hash trees are held against.
+need veritysetup cryptsetup-bin
 need busybox busybox-static
 need dpkg-deb dpkg
 need cc gcc

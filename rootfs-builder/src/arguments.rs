@@ -2,8 +2,11 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use rootfs_builder::compression::Compression;
+use rootfs_builder::contents::{AddedFile, Recipe};
+use rootfs_builder::digest::Digest;
+use rootfs_builder::disk::{DEFAULT_ALIGNMENT, Layout};
 use rootfs_builder::erofs::{Packing, Request};
-use rootfs_builder::initrd::{AddedFile, Recipe};
+use rootfs_builder::image::{self, FileSystem};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,13 +25,35 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Build the agent's initrd.
     Initrd(Box<InitrdArguments>),
-    /// List an initrd (newc, plain or gzip), from whatever source.
+    /// Build a root disk with the agent as /sbin/init, by mkfs.erofs or mke2fs.
+    Image(Box<ImageArguments>),
+    /// Say what is in an initrd (newc, packed or not) or on a disk, from
+    /// whatever source.
     Inspect {
         /// The file.
         image: PathBuf,
         /// How to print the list.
         #[arg(long, value_enum, default_value = "text")]
         output_format: Format,
+    },
+    /// Hold an image against its manifest, its data against its hash tree; exit
+    /// 1 and a line for each thing that is not right.
+    Verify {
+        /// The file.
+        image: PathBuf,
+        /// Its manifest, IMAGE.json unless given.
+        #[arg(long, value_name = "FILE")]
+        manifest: Option<PathBuf>,
+        /// The root hash that counts, where the manifest is not trusted.
+        #[arg(long, value_name = "HEX")]
+        root_hash: Option<Digest>,
+    },
+    /// Say what two images differ in, by their manifests; exit 1 if they do.
+    Diff {
+        /// A manifest; or an image, whose manifest is IMAGE.json.
+        first: PathBuf,
+        /// Another.
+        second: PathBuf,
     },
     /// Make an EROFS image of a directory tree, by mkfs.erofs.
     TreeToErofs(ErofsArguments),
@@ -40,9 +65,10 @@ pub(crate) enum Format {
     Json,
 }
 
+/// What lies in an image, whatever its format.
 #[derive(Args)]
-pub(crate) struct InitrdArguments {
-    /// The static program that becomes /init.
+struct ContentsArguments {
+    /// The static program that becomes PID 1.
     #[arg(long, value_name = "PROGRAM")]
     agent: PathBuf,
     /// Its version, for the manifest.
@@ -54,6 +80,9 @@ pub(crate) struct InitrdArguments {
     /// A further module, with what it depends on; may be repeated.
     #[arg(long = "module", value_name = "NAME", requires = "modules")]
     extra_modules: Vec<String>,
+    /// The kernel, for its digest in the manifest.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
     /// The kernel's configuration: refuse a kernel that lacks something.
     #[arg(long, value_name = "FILE")]
     kernel_config: Option<PathBuf>,
@@ -63,9 +92,31 @@ pub(crate) struct InitrdArguments {
     /// A further file; MODE is octal, 644 unless given; may be repeated.
     #[arg(long = "file", value_name = "SOURCE:DESTINATION[:MODE]", value_parser = parse_file)]
     files: Vec<AddedFile>,
+}
+
+impl ContentsArguments {
+    fn to_recipe(&self, source_date_epoch: u32) -> Recipe {
+        Recipe {
+            agent: self.agent.clone(),
+            agent_version: self.agent_version.clone(),
+            modules: self.modules.clone(),
+            extra_modules: self.extra_modules.clone(),
+            kernel: self.kernel.clone(),
+            kernel_config: self.kernel_config.clone(),
+            policy: self.policy.clone(),
+            files: self.files.clone(),
+            source_date_epoch,
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct InitrdArguments {
+    #[command(flatten)]
+    contents: ContentsArguments,
     /// How the archive is packed; plain boots quickest.
     #[arg(long, value_enum, default_value = "none")]
-    compression: Compression,
+    pub(crate) compression: Compression,
     /// The initrd.
     #[arg(long, value_name = "FILE")]
     pub(crate) output: PathBuf,
@@ -79,16 +130,60 @@ pub(crate) struct InitrdArguments {
 
 impl InitrdArguments {
     pub(crate) fn to_recipe(&self, source_date_epoch: u32) -> Recipe {
-        Recipe {
-            agent: self.agent.clone(),
-            agent_version: self.agent_version.clone(),
-            modules: self.modules.clone(),
-            extra_modules: self.extra_modules.clone(),
-            kernel_config: self.kernel_config.clone(),
-            policy: self.policy.clone(),
-            files: self.files.clone(),
-            compression: self.compression,
-            source_date_epoch,
+        self.contents.to_recipe(source_date_epoch)
+    }
+}
+
+/// The file system of a root disk.
+#[derive(Clone, Copy, ValueEnum)]
+enum DiskFormat {
+    Erofs,
+    Ext4,
+}
+
+#[derive(Args)]
+pub(crate) struct ImageArguments {
+    #[command(flatten)]
+    contents: ContentsArguments,
+    /// The file system.
+    #[arg(long, value_enum, default_value = "erofs")]
+    format: DiskFormat,
+    /// How an EROFS file system packs its files; plain reads quickest.
+    #[arg(long, value_enum, default_value = "none")]
+    compression: Packing,
+    /// How the disk is laid out.
+    #[arg(long, value_enum, default_value = "plain")]
+    layout: Layout,
+    /// What sizes and partitions' starts are multiples of.
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_ALIGNMENT)]
+    align: u64,
+    /// The disk as the guest will see it, for the kernel parameters that are
+    /// printed.
+    #[arg(long, value_name = "DEVICE", default_value = "/dev/vda")]
+    pub(crate) device: String,
+    /// The disk's file; the manifest (JSON) goes to FILE.json.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// How long the program that makes the file system may take.
+    #[arg(long, value_name = "SECONDS", default_value = "600")]
+    deadline: u64,
+    /// How to print what was built: lines, or the manifest.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) output_format: Format,
+}
+
+impl ImageArguments {
+    pub(crate) fn to_request(&self, source_date_epoch: u32) -> image::Request {
+        image::Request {
+            recipe: self.contents.to_recipe(source_date_epoch),
+            file_system: match self.format {
+                DiskFormat::Erofs => FileSystem::Erofs(self.compression),
+                DiskFormat::Ext4 => FileSystem::Ext4,
+            },
+            layout: self.layout,
+            alignment: self.align,
+            output: self.output.clone(),
+            deadline: Duration::from_secs(self.deadline),
         }
     }
 }

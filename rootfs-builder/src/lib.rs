@@ -1,26 +1,39 @@
 //! Guest images from files, without root, the same bytes from the same input.
 //!
-//! - [`initrd`] is the recipe of the agent's initrd: agent, kernel modules,
-//!   policy and files into an [`archive`];
-//! - [`erofs`] turns a directory tree into an EROFS image, through `mkfs.erofs`,
-//!   after [`tree`] has looked at every entry;
-//! - [`inspect`] lists an archive, which may come from anywhere.
+//! - [`contents`] is the recipe: agent, kernel modules, policy and files as
+//!   entries of an [`archive`];
+//! - [`initrd`] packs them; [`image`] makes a disk of them: a file system by
+//!   [`ext4`] or [`erofs`], and by [`disk`] a partition table and the hash tree
+//!   of [`verity`];
+//! - [`inspect`] says what is in an image, which may come from anywhere;
+//!   [`verify`](mod@verify) holds one against its [`manifest`], [`diff`](mod@diff)
+//!   one against another.
 //!
 //! Nothing is written but through [`output`]: whole, or not at all.
 
+pub mod contents;
+pub mod image;
 pub mod initrd;
 
 pub mod archive;
 pub mod compression;
+pub mod diff;
 pub mod digest;
+pub mod disk;
 pub mod elf;
 pub mod erofs;
+pub mod ext4;
 pub mod input;
 pub mod inspect;
 pub mod manifest;
 pub mod modules;
 pub mod output;
+pub mod staging;
+pub mod tool;
 pub mod tree;
+pub mod uuid;
+pub mod verify;
+pub mod verity;
 
 #[cfg(test)]
 mod sample;

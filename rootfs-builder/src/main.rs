@@ -1,28 +1,42 @@
 //! `rootfs-builder`: guest images from files, without root.
+//!
+//! Exit status: 0, or 1 for an error, an image that is not what its manifest
+//! says, and two images that differ.
 
 mod arguments;
 
 use arguments::{Arguments, Command, Format};
+use arguments::{ImageArguments, InitrdArguments};
 use clap::Parser;
+use rootfs_builder::contents::{self, ContentsError};
 use rootfs_builder::erofs::{self, ErofsError};
-use rootfs_builder::initrd::{self, InitrdError};
+use rootfs_builder::image::{self, ImageError};
 use rootfs_builder::inspect::{self, InspectError};
-use rootfs_builder::manifest::Manifest;
+use rootfs_builder::manifest::{Kind, Manifest};
 use rootfs_builder::output::{self, OutputError};
+use rootfs_builder::verify::{self, VerifyError};
+use rootfs_builder::{diff, initrd};
 use serde::Serialize;
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 #[derive(Debug, thiserror::Error)]
 enum CommandError {
     #[error("build initrd")]
-    Initrd(#[from] InitrdError),
+    Initrd(#[from] ContentsError),
+    #[error("compress the archive")]
+    Compress(#[source] io::Error),
+    #[error("build root disk")]
+    Image(#[from] ImageError),
     #[error("build EROFS image")]
     Erofs(#[from] ErofsError),
     #[error("inspect image")]
     Inspect(#[from] InspectError),
+    #[error("verify image")]
+    Verify(#[from] VerifyError),
     #[error(transparent)]
     Output(#[from] OutputError),
     #[error("SOURCE_DATE_EPOCH={0:?}: not a count of seconds that fits into 32 bits")]
@@ -35,7 +49,7 @@ enum CommandError {
 
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let mut text = error.to_string();
             let mut cause = error.source();
@@ -50,20 +64,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<(), CommandError> {
+fn run(arguments: Arguments) -> Result<ExitCode, CommandError> {
     match arguments.command {
-        Command::Initrd(arguments) => {
-            let built = initrd::build(&arguments.to_recipe(source_date_epoch()?))?;
-            output::write_whole(&arguments.output, &built.bytes)?;
-            if let Some(path) = &arguments.manifest {
-                output::write_whole(path, &json(&built.manifest)?)?;
-            }
-            match arguments.output_format {
-                Format::Json => io::stdout().write_all(&json(&built.manifest)?)?,
-                Format::Text => {
-                    summarise(&built.manifest, &arguments.output.display().to_string())?;
-                }
-            }
+        Command::Initrd(arguments) => build_initrd(&arguments)?,
+        Command::Image(arguments) => build_image(&arguments)?,
+        Command::Verify {
+            image,
+            manifest,
+            root_hash,
+        } => {
+            let manifest = manifest.unwrap_or_else(|| verify::manifest_beside(&image));
+            let findings = verify::verify(&image, &manifest, root_hash)?;
+            return report(&findings, &format!("{}: ", image.display()));
+        }
+        Command::Diff { first, second } => {
+            let (first, second) = (manifest_of(&first)?, manifest_of(&second)?);
+            return report(&diff::diff(&first, &second), "");
         }
         Command::Inspect {
             image,
@@ -90,7 +106,64 @@ fn run(arguments: Arguments) -> Result<(), CommandError> {
             }
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn build_initrd(arguments: &InitrdArguments) -> Result<(), CommandError> {
+    let recipe = arguments.to_recipe(source_date_epoch()?);
+    let contents = contents::assemble(&recipe, Kind::Initrd)?;
+    let built = initrd::pack(contents, arguments.compression).map_err(CommandError::Compress)?;
+    output::write_whole(&arguments.output, &built.bytes)?;
+    if let Some(path) = &arguments.manifest {
+        output::write_whole(path, &json(&built.manifest)?)?;
+    }
+    match arguments.output_format {
+        Format::Json => io::stdout().write_all(&json(&built.manifest)?)?,
+        Format::Text => summarise(&built.manifest, &arguments.output)?,
+    }
     Ok(())
+}
+
+fn build_image(arguments: &ImageArguments) -> Result<(), CommandError> {
+    let request = arguments.to_request(source_date_epoch()?);
+    let beside = verify::manifest_beside(&arguments.output);
+    let manifest = image::build(&request)?;
+    output::write_whole(&beside, &json(&manifest)?)?;
+    match arguments.output_format {
+        Format::Json => io::stdout().write_all(&json(&manifest)?)?,
+        Format::Text => {
+            summarise(&manifest, &arguments.output)?;
+            if let Some(words) = image::kernel_parameters(&manifest, &arguments.device) {
+                writeln!(io::stdout(), "kernel parameters: {words}")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A manifest is told from an image by its name.
+fn manifest_of(path: &Path) -> Result<Manifest, VerifyError> {
+    if path
+        .extension()
+        .is_some_and(|extension| extension == "json")
+    {
+        verify::read_manifest(path)
+    } else {
+        verify::read_manifest(&verify::manifest_beside(path))
+    }
+}
+
+/// A line each; success if there are none.
+fn report(lines: &[String], before: &str) -> Result<ExitCode, CommandError> {
+    let mut to = io::stdout().lock();
+    for line in lines {
+        writeln!(to, "{before}{line}")?;
+    }
+    Ok(if lines.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// The time of every file in an image, by the convention of
@@ -105,16 +178,18 @@ fn source_date_epoch() -> Result<u32, CommandError> {
     }
 }
 
-fn summarise(manifest: &Manifest, output: &str) -> io::Result<()> {
+fn summarise(manifest: &Manifest, output: &Path) -> io::Result<()> {
     let release = manifest.kernel_release.as_deref().unwrap_or("any kernel");
+    let (modules, output) = (manifest.modules.len(), output.display());
     let mut to = io::stdout().lock();
-    writeln!(
-        to,
-        "{output}: {} bytes, {} modules for {release}, sha256 {}",
-        manifest.image.size,
-        manifest.modules.len(),
-        manifest.image.sha256
-    )
+    match &manifest.image {
+        Some(image) => writeln!(
+            to,
+            "{output}: {} bytes, {modules} modules for {release}, sha256 {}",
+            image.size, image.sha256
+        ),
+        None => writeln!(to, "{output}: {modules} modules for {release}"),
+    }
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>, CommandError> {

@@ -6,18 +6,38 @@
 use crate::archive::{Archive, Content};
 use crate::compression::Compression;
 use crate::digest::Digest;
-use serde::Serialize;
+use crate::disk::Disk;
+use serde::{Deserialize, Serialize};
 
 /// The number of this layout of the manifest.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
-/// The manifest of an initrd.
-#[derive(Clone, Debug, Serialize)]
+/// What an image is to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// An archive the kernel unpacks into memory.
+    Initrd,
+    /// A disk with an ext4 file system.
+    Ext4,
+    /// A disk with an EROFS file system.
+    Erofs,
+}
+
+/// The manifest of an image. The one inside the image lacks `image` and `disk`:
+/// no file holds its own digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`FORMAT`].
     pub format: u32,
+    /// What it is.
+    pub kind: Kind,
     /// The image's file.
-    pub image: Image,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Image>,
+    /// What lies where on a disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Disk>,
     /// The release of the kernel its modules are for, if it has modules.
     pub kernel_release: Option<String>,
     /// The agent's version, if the caller said which it is.
@@ -33,21 +53,23 @@ pub struct Manifest {
 }
 
 /// The image's file.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// Of the file, as packed.
     pub sha256: Digest,
     /// In bytes, as packed.
     pub size: u64,
-    /// How it is packed.
+    /// How it is packed: an initrd as a whole, a file system file by file.
     pub compression: Compression,
 }
 
 /// What an input is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// The program that becomes /init.
+    /// The kernel the image is for; not in it.
+    Kernel,
+    /// The program that becomes PID 1.
     Agent,
     /// A kernel module.
     Module,
@@ -60,11 +82,11 @@ pub enum Role {
 }
 
 /// One file that was read.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
     /// What it is for.
     pub role: Role,
-    /// Where it is in the image; for the kernel's configuration, its role.
+    /// Where it is in the image; for what is not in it, its role.
     pub name: String,
     /// In bytes.
     pub size: u64,
@@ -86,7 +108,7 @@ impl Input {
 }
 
 /// One entry of the image.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// Absolute.
     pub path: String,
@@ -98,7 +120,7 @@ pub struct Listed {
 }
 
 /// What a listed entry is.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum ListedContent {
     /// A directory.

@@ -3,6 +3,7 @@
 use super::*;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::process::Command;
 
 fn tools_are_missing() -> bool {
     let missing = Command::new("mkfs.erofs").arg("--help").output().is_err();
@@ -96,26 +97,4 @@ fn an_image_inside_its_own_tree_is_refused() {
     request.output = directory.path().join("tree/d/image");
     let error = build(&request).unwrap_err();
     assert!(matches!(error, ErofsError::Inside(_)), "{error}");
-}
-
-#[test]
-fn a_child_is_killed_at_the_deadline() {
-    let mut child = std::process::Command::new("sleep")
-        .arg("1000")
-        .spawn()
-        .unwrap();
-    let error = wait(&mut child, Duration::ZERO).unwrap_err();
-    assert!(matches!(error, ErofsError::Deadline(_)), "{error}");
-    // Reaped as well: its end is known without waiting.
-    assert!(child.try_wait().unwrap().is_some());
-}
-
-#[test]
-fn a_uuid_is_made_of_the_digest_and_well_formed() {
-    let survey = Survey {
-        digest: Digest::of(b""),
-        entries: 0,
-        bytes: 0,
-    };
-    assert_eq!(uuid_of(&survey), "e3b0c442-98fc-8c14-9afb-f4c8996fb924");
 }

@@ -7,6 +7,7 @@
 //! taken: it names the content, and is the same wherever the tree lies.
 
 use crate::digest::Digest;
+use crate::uuid::Uuid;
 use rustix::fs::{Mode, OFlags};
 use std::fs::{File, FileType, Metadata};
 use std::io;
@@ -65,6 +66,14 @@ pub struct Survey {
     pub entries: u64,
     /// The bytes of its files.
     pub bytes: u64,
+}
+
+impl Survey {
+    /// The UUID of a file system with this tree.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        Uuid::of(&self.digest)
+    }
 }
 
 /// Walks the tree at `root`.

@@ -1,31 +1,36 @@
-//! The recipe of the agent's initrd.
+//! What lies in a guest image, whatever its format: the agent, kernel modules, a
+//! policy, files, and a manifest of all that.
 //!
 //! Read everything, check everything, then put it together: a recipe yields
-//! whole bytes or an error, and writes nothing itself.
+//! entries or an error, and writes nothing itself.
 
 use crate::archive::{Archive, ArchiveError, Content, Entry, EntryPath, PathError};
-use crate::compression::Compression;
-use crate::digest::Digest;
 use crate::elf::{self, ElfError};
 use crate::input::{self, InputError};
-use crate::manifest::{self, Image, Input, Manifest, Role};
+use crate::manifest::{self, Input, Kind, Manifest, Role};
 use crate::modules::{Module, ModuleDirectory, ModuleError};
 use kernel_config::config::MAX_CONFIG_BYTES;
 use kernel_config::{ConfigError, KernelConfig, Report};
 use policy::{PolicyError, RegoPolicy};
-use std::io;
 use std::path::{Path, PathBuf};
 
-/// The agent, as the kernel starts it.
-const INIT: &str = "init";
+/// The agent, as the kernel starts it from an initrd, and from a disk.
+const INITRD_AGENT: &str = "init";
+const DISK_AGENT: &str = "sbin/init";
 /// The modules PID 1 loads: one absolute path a line, in load order.
 pub const MODULE_LIST: &str = "etc/tardigrade/modules";
 /// Where the agent looks for its policy; the path is the Kata agent's.
 pub const POLICY: &str = "etc/kata-opa/default-policy.rego";
-/// Mount points, and a place for temporary files.
-const DIRECTORIES: [(&str, u32); 5] = [
+/// What the image says about itself: the manifest, without what can be known
+/// only from outside.
+pub const MANIFEST: &str = "etc/tardigrade/image.json";
+/// Mount points, and a place for temporary files. What a guest writes lies
+/// below /run; on a read-only root PID 1 puts a tmpfs on /etc, /root and /tmp.
+const DIRECTORIES: [(&str, u32); 7] = [
     ("dev", 0o755),
+    ("etc", 0o755),
     ("proc", 0o555),
+    ("root", 0o700),
     ("run", 0o755),
     ("sys", 0o555),
     ("tmp", 0o1777),
@@ -34,10 +39,10 @@ const DIRECTORIES: [(&str, u32); 5] = [
 /// for the agent, far below what a small VM has for its initrd.
 const MAX_FILE_BYTES: usize = 256 << 20;
 
-/// What goes into an initrd.
+/// What goes into an image.
 #[derive(Clone, Debug)]
 pub struct Recipe {
-    /// The static program that becomes /init.
+    /// The static program that becomes /init, on a disk /sbin/init.
     pub agent: PathBuf,
     /// Its version, for the manifest.
     pub agent_version: Option<String>,
@@ -46,14 +51,14 @@ pub struct Recipe {
     pub modules: Option<PathBuf>,
     /// Modules beyond those every guest loads.
     pub extra_modules: Vec<String>,
+    /// The kernel it is for: named by its digest, not put in.
+    pub kernel: Option<PathBuf>,
     /// The configuration of the kernel, to be checked for what the guest needs.
     pub kernel_config: Option<PathBuf>,
     /// A policy in Rego, in force from the agent's start.
     pub policy: Option<PathBuf>,
     /// Further files.
     pub files: Vec<AddedFile>,
-    /// How the result is packed.
-    pub compression: Compression,
     /// The time of every entry, in seconds since 1970.
     pub source_date_epoch: u32,
 }
@@ -69,18 +74,21 @@ pub struct AddedFile {
     pub permissions: u32,
 }
 
-/// An initrd's bytes and what is to be said about them.
+/// The entries of an image and what is to be said about them.
 #[derive(Clone, Debug)]
-pub struct Initrd {
-    /// The file.
-    pub bytes: Vec<u8>,
-    /// Its description.
+pub struct Contents {
+    /// Everything that lies in the image.
+    pub archive: Archive,
+    /// The machine its programs are for.
+    pub machine: elf::Machine,
+    /// Its description. What is known only of the finished image is not there
+    /// yet.
     pub manifest: Manifest,
 }
 
-/// Why an initrd was not built.
+/// Why no image can be made of a recipe.
 #[derive(Debug, thiserror::Error)]
-pub enum InitrdError {
+pub enum ContentsError {
     /// An input cannot be read.
     #[error("read an input")]
     Input(#[from] InputError),
@@ -123,20 +131,29 @@ pub enum InitrdError {
     /// A path of our own making is not in normal form.
     #[error("put the archive together")]
     Path(#[from] PathError),
-    /// Packing failed.
-    #[error("compress the archive")]
-    Compress(#[source] io::Error),
+    /// The manifest cannot be written as JSON.
+    #[error("write the manifest")]
+    Manifest(#[from] serde_json::Error),
 }
 
-/// Builds the initrd of `recipe`.
+/// Puts together what lies in an image of `kind`.
 ///
 /// # Errors
-/// See [`InitrdError`]. Nothing is written in any case.
-pub fn build(recipe: &Recipe) -> Result<Initrd, InitrdError> {
+/// See [`ContentsError`]. Nothing is written in any case.
+pub fn assemble(recipe: &Recipe, kind: Kind) -> Result<Contents, ContentsError> {
     let mut assembly = Assembly::default();
+    if let Some(kernel) = &recipe.kernel {
+        let bytes = input::read_regular(kernel, MAX_FILE_BYTES)?;
+        let input = Input::new(Role::Kernel, "kernel", &bytes);
+        assembly.inputs.push(input);
+    }
     let config = assembly.check_kernel(recipe.kernel_config.as_deref())?;
-    assembly.add_skeleton()?;
-    let agent = assembly.add_agent(&recipe.agent)?;
+    assembly.add_directories()?;
+    // On a disk the kernel has its own until /dev is mounted.
+    if kind == Kind::Initrd {
+        assembly.add_console()?;
+    }
+    let agent = assembly.add_agent(&recipe.agent, kind)?;
     let modules = match &recipe.modules {
         Some(directory) => {
             let mut wanted: Vec<&str> =
@@ -147,7 +164,7 @@ pub fn build(recipe: &Recipe) -> Result<Initrd, InitrdError> {
         None => Vec::new(),
     };
     if let Some(odd) = modules.iter().find(|module| module.machine != agent) {
-        return Err(InitrdError::Machine {
+        return Err(ContentsError::Machine {
             agent: agent.0,
             modules: odd.machine.0,
         });
@@ -159,7 +176,7 @@ pub fn build(recipe: &Recipe) -> Result<Initrd, InitrdError> {
     for file in &recipe.files {
         assembly.add_file(file)?;
     }
-    assembly.finish(recipe, &modules)
+    assembly.finish(recipe, kind, agent, &modules)
 }
 
 /// The archive and the list of inputs as they grow.
@@ -170,7 +187,7 @@ struct Assembly {
 }
 
 impl Assembly {
-    fn check_kernel(&mut self, path: Option<&Path>) -> Result<Option<KernelConfig>, InitrdError> {
+    fn check_kernel(&mut self, path: Option<&Path>) -> Result<Option<KernelConfig>, ContentsError> {
         let Some(path) = path else { return Ok(None) };
         let bytes = input::read_regular(path, MAX_CONFIG_BYTES)?;
         self.inputs
@@ -180,21 +197,25 @@ impl Assembly {
         if report.passes() {
             Ok(Some(config))
         } else {
-            Err(InitrdError::Kernel(Box::new(report)))
+            Err(ContentsError::Kernel(Box::new(report)))
         }
     }
 
-    fn add_agent(&mut self, path: &Path) -> Result<elf::Machine, InitrdError> {
+    fn add_agent(&mut self, path: &Path, kind: Kind) -> Result<elf::Machine, ContentsError> {
         let bytes = input::read_regular(path, MAX_FILE_BYTES)?;
-        let machine = elf::static_program(&bytes).map_err(|source| InitrdError::Agent {
+        let machine = elf::static_program(&bytes).map_err(|source| ContentsError::Agent {
             path: path.into(),
             source,
         })?;
-        self.add(Role::Agent, INIT.parse()?, 0o755, bytes)?;
+        let home = match kind {
+            Kind::Initrd => INITRD_AGENT,
+            Kind::Ext4 | Kind::Erofs => DISK_AGENT,
+        };
+        self.add(Role::Agent, home.parse()?, 0o755, bytes)?;
         Ok(machine)
     }
 
-    fn add_modules(&mut self, modules: &[Module]) -> Result<(), InitrdError> {
+    fn add_modules(&mut self, modules: &[Module]) -> Result<(), ContentsError> {
         if modules.is_empty() {
             return Ok(());
         }
@@ -210,7 +231,7 @@ impl Assembly {
         Ok(())
     }
 
-    fn add_policy(&mut self, path: &Path) -> Result<(), InitrdError> {
+    fn add_policy(&mut self, path: &Path) -> Result<(), ContentsError> {
         let bytes = input::read_regular(path, policy::MAX_SOURCE_BYTES)?;
         RegoPolicy::from_source(&path.display().to_string(), text(path, &bytes)?)?;
         self.add(Role::Policy, POLICY.parse()?, 0o644, bytes)
@@ -218,7 +239,7 @@ impl Assembly {
 
     /// A module under another name is still a module: what a guest must not
     /// have is told by what the file says of itself.
-    fn add_file(&mut self, added: &AddedFile) -> Result<(), InitrdError> {
+    fn add_file(&mut self, added: &AddedFile) -> Result<(), ContentsError> {
         let bytes = input::read_regular(&added.source, MAX_FILE_BYTES)?;
         if let Ok(info) = elf::module_info(&bytes)
             && let Some(forbidden) = kernel_config::requirement::forbidden_module(&info.name)
@@ -239,14 +260,14 @@ impl Assembly {
         path: EntryPath,
         permissions: u32,
         bytes: Vec<u8>,
-    ) -> Result<(), InitrdError> {
+    ) -> Result<(), ContentsError> {
         self.inputs
             .push(Input::new(role, format!("/{path}"), &bytes));
         self.archive.add(path, file(permissions, bytes))?;
         Ok(())
     }
 
-    fn add_skeleton(&mut self) -> Result<(), InitrdError> {
+    fn add_directories(&mut self) -> Result<(), ContentsError> {
         for (path, permissions) in DIRECTORIES {
             let content = Content::Directory;
             self.archive.add(
@@ -257,8 +278,12 @@ impl Assembly {
                 },
             )?;
         }
-        // The kernel opens it for PID 1 before anything is mounted; major and
-        // minor are those of Documentation/admin-guide/devices.txt.
+        Ok(())
+    }
+
+    /// The kernel opens it for PID 1 before anything is mounted; major and minor
+    /// are those of Documentation/admin-guide/devices.txt.
+    fn add_console(&mut self) -> Result<(), ContentsError> {
         let console = Entry {
             permissions: 0o600,
             content: Content::CharacterDevice { major: 5, minor: 1 },
@@ -267,18 +292,19 @@ impl Assembly {
         Ok(())
     }
 
-    fn finish(self, recipe: &Recipe, modules: &[Module]) -> Result<Initrd, InitrdError> {
-        let bytes = recipe
-            .compression
-            .pack(self.archive.to_bytes(recipe.source_date_epoch))
-            .map_err(InitrdError::Compress)?;
-        let manifest = Manifest {
+    /// The manifest inside lists everything but itself.
+    fn finish(
+        mut self,
+        recipe: &Recipe,
+        kind: Kind,
+        machine: elf::Machine,
+        modules: &[Module],
+    ) -> Result<Contents, ContentsError> {
+        let mut manifest = Manifest {
             format: manifest::FORMAT,
-            image: Image {
-                sha256: Digest::of(&bytes),
-                size: bytes.len() as u64,
-                compression: recipe.compression,
-            },
+            kind,
+            image: None,
+            disk: None,
             kernel_release: modules.first().map(|module| module.release.clone()),
             agent_version: recipe.agent_version.clone(),
             source_date_epoch: recipe.source_date_epoch,
@@ -286,7 +312,14 @@ impl Assembly {
             modules: modules.iter().map(|module| module.name.clone()).collect(),
             files: manifest::list(&self.archive),
         };
-        Ok(Initrd { bytes, manifest })
+        let inside = serde_json::to_vec(&manifest)?;
+        self.archive.add(MANIFEST.parse()?, file(0o444, inside))?;
+        manifest.files = manifest::list(&self.archive);
+        Ok(Contents {
+            archive: self.archive,
+            machine,
+            manifest,
+        })
     }
 }
 
@@ -297,8 +330,8 @@ fn file(permissions: u32, bytes: Vec<u8>) -> Entry {
     }
 }
 
-fn text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, InitrdError> {
-    std::str::from_utf8(bytes).map_err(|_| InitrdError::NotText(path.into()))
+fn text<'a>(path: &Path, bytes: &'a [u8]) -> Result<&'a str, ContentsError> {
+    std::str::from_utf8(bytes).map_err(|_| ContentsError::NotText(path.into()))
 }
 
 #[cfg(test)]

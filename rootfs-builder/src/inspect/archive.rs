@@ -1,30 +1,14 @@
-//! Lists an archive, packed or not, from whatever source.
+//! An archive, packed or not.
 
-use crate::archive::{Kind, Member, ReadError, members};
+use super::InspectError;
+use crate::archive::{Kind, Member, members};
 use crate::compression::Compression;
 use crate::digest::Digest;
-use crate::input::{self, InputError};
 use serde::Serialize;
 use std::fmt;
-use std::io;
-use std::path::Path;
 
 /// The largest archive that is looked at, packed or unpacked, in bytes.
 pub const MAX_ARCHIVE_BYTES: usize = 1 << 30;
-
-/// Why an archive cannot be listed.
-#[derive(Debug, thiserror::Error)]
-pub enum InspectError {
-    /// The file cannot be read.
-    #[error("inspect")]
-    Input(#[from] InputError),
-    /// The file cannot be unpacked.
-    #[error("decompress the archive")]
-    Decompress(#[source] io::Error),
-    /// What came out is no archive.
-    #[error("list the archive")]
-    Read(#[from] ReadError),
-}
 
 /// What is in an archive.
 #[derive(Clone, Debug, Serialize)]
@@ -66,19 +50,11 @@ pub struct Line {
     pub device: Option<(u32, u32)>,
 }
 
-/// Lists the archive in the file `path`.
-///
-/// # Errors
-/// See [`InspectError`].
-pub fn inspect(path: &Path) -> Result<Listing, InspectError> {
-    inspect_bytes(input::read_regular(path, MAX_ARCHIVE_BYTES)?)
-}
-
 /// Lists the archive `bytes`.
 ///
 /// # Errors
 /// See [`InspectError`].
-pub fn inspect_bytes(bytes: Vec<u8>) -> Result<Listing, InspectError> {
+pub(super) fn list(bytes: Vec<u8>) -> Result<Listing, InspectError> {
     let sha256 = Digest::of(&bytes);
     let size = bytes.len() as u64;
     let compression = Compression::of(&bytes);

@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::archive::members;
+use crate::compression::Compression;
+use crate::digest::Digest;
+use crate::initrd::{self, Initrd};
 use crate::sample;
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,6 +27,7 @@ fn kitchen() -> (tempfile::TempDir, Recipe) {
         agent_version: None,
         modules: Some(at("modules")),
         extra_modules: Vec::new(),
+        kernel: None,
         kernel_config: None,
         policy: Some(at("policy.rego")),
         files: vec![AddedFile {
@@ -31,10 +35,14 @@ fn kitchen() -> (tempfile::TempDir, Recipe) {
             destination: "/tmp/extra".parse().unwrap(),
             permissions: 0o600,
         }],
-        compression: Compression::None,
         source_date_epoch: 0,
     };
     (directory, recipe)
+}
+
+fn build(recipe: &Recipe) -> Result<Initrd, ContentsError> {
+    let contents = assemble(recipe, Kind::Initrd)?;
+    Ok(initrd::pack(contents, Compression::None).unwrap())
 }
 
 fn modes(bytes: &[u8]) -> BTreeMap<String, u32> {
@@ -49,17 +57,58 @@ fn modes(bytes: &[u8]) -> BTreeMap<String, u32> {
 
 #[test]
 fn the_same_inputs_give_the_same_bytes_wherever_they_lie() {
-    for compression in [Compression::None, Compression::Gzip] {
-        let (_here, mut first) = kitchen();
-        let (_there, mut second) = kitchen();
-        first.compression = compression;
-        second.compression = compression;
-        let first = build(&first).unwrap();
-        let second = build(&second).unwrap();
+    let (_here, first) = kitchen();
+    let (_there, second) = kitchen();
+    for compression in Compression::ALL {
+        let pack = |recipe| {
+            let contents = assemble(recipe, Kind::Initrd).unwrap();
+            initrd::pack(contents, compression).unwrap()
+        };
+        let (first, second) = (pack(&first), pack(&second));
         assert!(first.bytes == second.bytes);
         let manifest = |built: &Initrd| serde_json::to_string(&built.manifest).unwrap();
         assert_eq!(manifest(&first), manifest(&second));
     }
+}
+
+#[test]
+fn a_disk_has_its_agent_at_sbin_init_and_no_device_node() {
+    let (_kitchen, recipe) = kitchen();
+    let contents = assemble(&recipe, Kind::Erofs).unwrap();
+    let content = |wanted: &str| {
+        let mut entries = contents.archive.entries();
+        let found = entries.find(|(path, _)| path.as_str() == wanted);
+        found.map(|(_, entry)| entry.content.clone())
+    };
+    assert!(matches!(content("sbin/init"), Some(Content::File(_))));
+    assert_eq!(content("init"), None);
+    assert_eq!(content("dev/console"), None);
+}
+
+#[test]
+fn the_manifest_inside_says_what_the_one_outside_says_of_the_contents() {
+    let (kitchen, mut recipe) = kitchen();
+    let kernel = kitchen.path().join("vmlinuz");
+    fs::write(&kernel, "kernel").unwrap();
+    recipe.kernel = Some(kernel);
+    let built = build(&recipe).unwrap();
+    let inside = members(&built.bytes)
+        .map(Result::unwrap)
+        .find(|member| member.path == MANIFEST.as_bytes())
+        .unwrap();
+    let mut inside: Manifest = serde_json::from_slice(inside.data).unwrap();
+    assert!(inside.image.is_none());
+    assert_eq!(inside.inputs[0].role, Role::Kernel);
+    assert_eq!(inside.inputs[0].sha256, Digest::of(b"kernel"));
+    let mut outside = built.manifest.clone();
+    outside.image = None;
+    outside
+        .files
+        .retain(|file| file.path != format!("/{MANIFEST}"));
+    assert_eq!(outside.files.len() + 1, built.manifest.files.len());
+    inside.files.sort_by(|a, b| a.path.cmp(&b.path));
+    outside.files.sort_by(|a, b| a.path.cmp(&b.path));
+    assert_eq!(inside, outside);
 }
 
 #[test]
@@ -98,7 +147,8 @@ fn the_manifest_names_every_input_and_every_file() {
     let (_kitchen, recipe) = kitchen();
     let built = build(&recipe).unwrap();
     let manifest = &built.manifest;
-    assert_eq!(manifest.image.sha256, Digest::of(&built.bytes));
+    let image = manifest.image.as_ref().unwrap();
+    assert_eq!(image.sha256, Digest::of(&built.bytes));
     assert_eq!(manifest.kernel_release.as_deref(), Some(sample::RELEASE));
     assert_eq!(manifest.inputs.len(), 3 + manifest.modules.len());
     assert_eq!(manifest.files.len(), members(&built.bytes).count());
@@ -118,7 +168,7 @@ fn an_agent_that_needs_an_interpreter_is_refused() {
     recipe.agent = kitchen.path().join("dynamic");
     fs::write(&recipe.agent, sample::dynamic_program()).unwrap();
     let error = build(&recipe).unwrap_err();
-    let InitrdError::Agent {
+    let ContentsError::Agent {
         source: ElfError::Interpreter(name),
         ..
     } = error
@@ -133,7 +183,7 @@ fn an_agent_of_another_machine_is_refused() {
     let (_kitchen, recipe) = kitchen();
     fs::write(&recipe.agent, sample::static_program(183)).unwrap();
     let error = build(&recipe).unwrap_err();
-    assert!(matches!(error, InitrdError::Machine { .. }), "{error}");
+    assert!(matches!(error, ContentsError::Machine { .. }), "{error}");
 }
 
 #[test]
@@ -143,7 +193,7 @@ fn a_forbidden_module_under_another_name_is_refused() {
         let disguised = sample::module(forbidden.module, &[]);
         fs::write(kitchen.path().join("extra"), disguised).unwrap();
         let error = build(&recipe).unwrap_err();
-        let InitrdError::Modules(ModuleError::Forbidden(found)) = error else {
+        let ContentsError::Modules(ModuleError::Forbidden(found)) = error else {
             panic!("{error}")
         };
         assert_eq!(found.module, forbidden.module);
@@ -159,10 +209,10 @@ fn a_policy_that_does_not_load_is_refused() {
     )
     .unwrap();
     let error = build(&recipe).unwrap_err();
-    assert!(matches!(error, InitrdError::Policy(_)), "{error}");
+    assert!(matches!(error, ContentsError::Policy(_)), "{error}");
     fs::write(kitchen.path().join("policy.rego"), [0xff]).unwrap();
     let error = build(&recipe).unwrap_err();
-    assert!(matches!(error, InitrdError::NotText(_)), "{error}");
+    assert!(matches!(error, ContentsError::NotText(_)), "{error}");
 }
 
 #[test]
@@ -183,7 +233,10 @@ fn a_file_cannot_take_the_place_of_another() {
         let (_kitchen, mut recipe) = kitchen();
         recipe.files[0].destination = taken.parse().unwrap();
         let error = build(&recipe).unwrap_err();
-        assert!(matches!(error, InitrdError::Archive(_)), "{taken}: {error}");
+        assert!(
+            matches!(error, ContentsError::Archive(_)),
+            "{taken}: {error}"
+        );
     }
 }
 
@@ -194,7 +247,7 @@ fn an_input_that_is_no_regular_file_is_refused_at_once() {
     let error = build(&recipe).unwrap_err();
     assert!(matches!(
         error,
-        InitrdError::Input(InputError::NotRegular(_))
+        ContentsError::Input(InputError::NotRegular(_))
     ));
     let fifo = kitchen.path().join("fifo");
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -203,6 +256,6 @@ fn an_input_that_is_no_regular_file_is_refused_at_once() {
     let error = build(&recipe).unwrap_err();
     assert!(matches!(
         error,
-        InitrdError::Input(InputError::NotRegular(_))
+        ContentsError::Input(InputError::NotRegular(_))
     ));
 }

@@ -1,0 +1,181 @@
+//! Runs a program of the distribution that makes file systems: with a deadline,
+//! and with what it said where it fails.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// The most of a tool's complaints that is shown, in bytes.
+const MAX_COMPLAINT: usize = 4 << 10;
+
+/// A program, and what it is run with.
+#[derive(Clone, Debug)]
+pub struct Tool {
+    /// Its name, looked for on PATH.
+    pub name: &'static str,
+    /// The distribution's package that has it.
+    pub package: &'static str,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// What is added to its environment.
+    pub environment: Vec<(&'static str, String)>,
+}
+
+/// Why a tool did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// It cannot be started: mostly, it is not installed.
+    #[error("start {name} (package {package})")]
+    Start {
+        /// The program.
+        name: &'static str,
+        /// Its package.
+        package: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It took too long.
+    #[error("{0} was killed after {1:?}")]
+    Deadline(&'static str, Duration),
+    /// It failed.
+    #[error("{name}: {status}: {complaint}")]
+    Failed {
+        /// The program.
+        name: &'static str,
+        /// How it ended.
+        status: ExitStatus,
+        /// The end of what it said, escaped.
+        complaint: String,
+    },
+    /// A call failed.
+    #[error("{0}")]
+    Call(&'static str, #[source] io::Error),
+}
+
+impl Tool {
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    /// See [`ToolError`].
+    pub fn run(&self, deadline: Duration) -> Result<(), ToolError> {
+        // A file, not a pipe: nothing has to drain it while we wait.
+        let mut complaints = rustix::fs::memfd_create(self.name, rustix::fs::MemfdFlags::CLOEXEC)
+            .map(File::from)
+            .map_err(|source| ToolError::Call("memfd_create", source.into()))?;
+        let to_complaints = || {
+            let copy = complaints.try_clone();
+            copy.map_err(|source| ToolError::Call("duplicate a descriptor", source))
+        };
+        let mut command = Command::new(self.name);
+        command
+            .args(&self.arguments)
+            // What it sorts by, and says.
+            .env("LC_ALL", "C")
+            .env("PATH", search_path())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(to_complaints()?)
+            .stderr(to_complaints()?);
+        let mut child = command.spawn().map_err(|source| ToolError::Start {
+            name: self.name,
+            package: self.package,
+            source,
+        })?;
+        let status = wait(self.name, &mut child, deadline)?;
+        if status.success() {
+            return Ok(());
+        }
+        let mut text = Vec::new();
+        complaints
+            .rewind()
+            .and_then(|()| complaints.read_to_end(&mut text))
+            .map_err(|source| ToolError::Call("read what it said", source))?;
+        let tail = &text[text.len().saturating_sub(MAX_COMPLAINT)..];
+        Err(ToolError::Failed {
+            name: self.name,
+            status,
+            complaint: tail.trim_ascii().escape_ascii().to_string(),
+        })
+    }
+}
+
+/// PATH, and where distributions keep such tools out of users' way.
+fn search_path() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin:/sbin");
+    path
+}
+
+/// Waits for the child's end; kills it at the deadline.
+fn wait(
+    name: &'static str,
+    child: &mut Child,
+    deadline: Duration,
+) -> Result<ExitStatus, ToolError> {
+    let call = |call| move |source| ToolError::Call(call, source);
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())
+        .map_err(|source| call("pidfd_open")(source.into()))?;
+    let timeout = Timespec {
+        tv_sec: i64::try_from(deadline.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(deadline.subsec_nanos()),
+    };
+    let ended = loop {
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
+            Ok(count) => break count > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(source) => return Err(call("poll")(source.into())),
+        }
+    };
+    if !ended {
+        child.kill().map_err(call("kill"))?;
+    }
+    let status = child.wait().map_err(call("wait"))?;
+    if ended {
+        Ok(status)
+    } else {
+        Err(ToolError::Deadline(name, deadline))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Tool {
+        Tool {
+            name: "sh",
+            package: "dash",
+            arguments: vec!["-c".into(), script.into()],
+            environment: vec![("WORD", "hello".into())],
+        }
+    }
+
+    #[test]
+    fn a_child_is_killed_at_the_deadline() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let error = wait("sleep", &mut child, Duration::ZERO).unwrap_err();
+        assert!(matches!(error, ToolError::Deadline(..)), "{error}");
+        // Reaped as well: its end is known without waiting.
+        assert!(child.try_wait().unwrap().is_some());
+    }
+
+    #[test]
+    fn what_a_failing_tool_said_is_told_escaped() {
+        let error = shell("printf '%s\\033[2J' \"$WORD\" >&2; exit 3").run(Duration::MAX);
+        let text = error.unwrap_err().to_string();
+        assert!(text.ends_with(": 3: hello\\x1b[2J"), "{text}");
+        shell("exit 0").run(Duration::from_secs(60)).unwrap();
+    }
+
+    #[test]
+    fn a_tool_that_is_not_there_is_named_with_its_package() {
+        let mut tool = shell("");
+        tool.name = "no-such-tool";
+        let text = tool.run(Duration::MAX).unwrap_err().to_string();
+        assert_eq!(text, "start no-such-tool (package dash)");
+    }
+}
