@@ -20,4 +20,5 @@ pub mod namespace;
 pub mod random;
 pub mod readiness;
 pub mod reboot;
+pub mod seccomp;
 pub mod signal;

@@ -256,9 +256,11 @@ impl Agent {
         &self,
         container: &Arc<Container>,
         exec: ExecId,
-        process: ProcessSpec,
+        mut process: ProcessSpec,
         stdin: bool,
     ) -> Result<Arc<ProcessEntry>, ServiceError> {
+        // The wire has one profile a container.
+        process.seccomp.clone_from(&container.spec.process.seccomp);
         container.processes.reserve(&exec)?;
         let container = Arc::clone(container);
         let launcher = Arc::clone(self.launcher()?);

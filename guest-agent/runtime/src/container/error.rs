@@ -58,6 +58,8 @@ pub enum Step {
     Attributes,
     /// close_range(2).
     Descriptors,
+    /// seccomp(2).
+    Seccomp,
 }
 
 impl fmt::Display for Step {
@@ -85,6 +87,7 @@ impl fmt::Display for Step {
             Self::Capabilities => "set the capabilities",
             Self::Attributes => "set the attributes",
             Self::Descriptors => "close_range",
+            Self::Seccomp => "install the seccomp filter",
         })
     }
 }

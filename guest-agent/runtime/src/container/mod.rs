@@ -33,6 +33,7 @@ mod stage;
 
 mod capability;
 mod rlimit;
+mod seccomp;
 mod spec;
 mod validate;
 
@@ -41,6 +42,10 @@ pub use channel::ChannelError;
 pub use error::{CreateError, ExecError, Failure, LaunchError, Refused, StartError, Step};
 pub use launcher::{CreatedContainer, ExecProcess, Launcher, StartHandle};
 pub use rlimit::{RlimitKind, RlimitSpec, UnknownRlimit};
+pub use seccomp::{
+    ArgumentOperator, ArgumentTest, SeccompAction, SeccompArchitecture, SeccompFlag,
+    SeccompProfile, SeccompRule, UnknownSeccomp,
+};
 pub use spec::{
     ContainerSpec, IdentityFiles, MountSpec, NamespaceKind, NamespaceSpec, ProcessSpec, Resources,
     RootSpec, UserSpec,

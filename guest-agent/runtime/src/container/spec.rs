@@ -6,6 +6,7 @@
 
 use super::capability::CapabilitySets;
 use super::rlimit::RlimitSpec;
+use super::seccomp::SeccompProfile;
 use crate::ContainerId;
 use crate::process::WindowSize;
 use serde::{Deserialize, Serialize};
@@ -135,6 +136,8 @@ pub struct ProcessSpec {
     pub rlimits: Vec<RlimitSpec>,
     /// Whether execve(2) may never give it more privileges.
     pub no_new_privileges: bool,
+    /// Which system calls it may make; none is all.
+    pub seccomp: Option<SeccompProfile>,
     /// -1000 to 1000, proc(5); none is 0, not what the agent has.
     pub oom_score_adj: Option<i32>,
 }
@@ -168,6 +171,7 @@ impl ProcessSpec {
             capabilities: CapabilitySets::own(),
             rlimits: vec![RlimitSpec::open_files()],
             no_new_privileges: false,
+            seccomp: None,
             oom_score_adj: None,
         }
     }

@@ -95,6 +95,9 @@ impl ProcessSpec {
         if !is_plain(&self.cwd) {
             return refuse(format!("working directory {}", self.cwd.display()));
         }
+        if let Some(profile) = &self.seccomp {
+            profile.validate()?;
+        }
         match self.oom_score_adj {
             Some(score) if !OOM_SCORES.contains(&score) => refuse(format!("oom_score_adj {score}")),
             _ => Ok(()),

@@ -18,10 +18,10 @@ use std::time::Duration;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 24] = [
-    "sh", "cat", "ls", "id", "hostname", "sleep", "mount", "mknod", "stat", "touch", "env", "echo",
-    "readlink", "tty", "stty", "chmod", "mkdir", "dd", "test", "wc", "true", "false", "setsid",
-    "kill",
+const APPLETS: [&str; 25] = [
+    "sh", "cat", "grep", "ls", "id", "hostname", "sleep", "mount", "mknod", "stat", "touch", "env",
+    "echo", "readlink", "tty", "stty", "chmod", "mkdir", "dd", "test", "wc", "true", "false",
+    "setsid", "kill",
 ];
 /// What container engines give by default.
 pub(crate) const CAPABILITIES: [&str; 5] = [
@@ -166,6 +166,7 @@ pub(crate) fn process(args: &[&str]) -> ProcessSpec {
         capabilities: capabilities(&CAPABILITIES),
         rlimits: Vec::new(),
         no_new_privileges: true,
+        seccomp: None,
         oom_score_adj: None,
     }
 }

@@ -14,4 +14,5 @@ mod life;
 mod mounts;
 mod privileges;
 mod rollback;
+mod seccomp;
 mod terminal;

@@ -1,6 +1,7 @@
 //! CreateContainer and its kin: the wire's OCI spec to the runtime's.
 
 use super::process::process_from_wire;
+use super::seccomp::seccomp_profile;
 use super::{ConvertError, invalid, refuse, unsupported};
 use crate::service::container::{CreateContainer, RemoveContainer, StartContainer};
 use guest_runtime::ContainerId;
@@ -97,10 +98,13 @@ fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, C
     let linux = spec.Linux.into_option().unwrap_or_default();
     refuse_linux(&linux)?;
     let root = root.ok_or(ConvertError::Missing { field: "OCI.Root" })?;
+    let mut process = process_from_wire(process.ok_or(ConvertError::Missing {
+        field: "OCI.Process",
+    })?)?;
+    let seccomp = linux.Seccomp.into_option();
+    process.seccomp = seccomp.map(seccomp_profile).transpose()?;
     Ok(ContainerSpec {
-        process: process_from_wire(process.ok_or(ConvertError::Missing {
-            field: "OCI.Process",
-        })?)?,
+        process,
         root: RootSpec {
             path: root.Path.into(),
             readonly: root.Readonly,
@@ -142,7 +146,6 @@ fn refuse_linux(linux: &agent::Linux) -> Result<(), ConvertError> {
     refuse(maps, "user namespace mappings")?;
     refuse(!linux.Sysctl.is_empty(), "sysctl")?;
     refuse(!linux.Devices.is_empty(), "linux.devices")?;
-    refuse(linux.Seccomp.is_some(), "seccomp")?;
     refuse(!linux.MountLabel.is_empty(), "mountLabel")?;
     let rdt = linux
         .IntelRdt

@@ -7,6 +7,7 @@ pub(super) mod lifecycle;
 pub(super) mod machine;
 pub(super) mod network;
 pub(super) mod process;
+mod seccomp;
 
 /// A message that is no request.
 #[derive(Debug, thiserror::Error)]

@@ -139,6 +139,8 @@ pub(super) fn process_from_wire(process: agent::Process) -> Result<ProcessSpec, 
         capabilities: capabilities(process.Capabilities.into_option().unwrap_or_default())?,
         rlimits: rlimits(process.Rlimits)?,
         no_new_privileges: process.NoNewPrivileges,
+        // It is the container's.
+        seccomp: None,
         oom_score_adj: (adjustment != 0)
             .then(|| i32::try_from(adjustment))
             .transpose()

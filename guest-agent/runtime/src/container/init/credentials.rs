@@ -3,8 +3,9 @@
 
 use crate::container::capability::mask;
 use crate::container::error::{Failure, Step};
+use crate::container::seccomp::Filter;
 use crate::container::spec::{ProcessSpec, UserSpec};
-use guest_kernel::capability::{limit_bounding, set, set_ambient};
+use guest_kernel::capability::{limit_bounding, permitted, set, set_ambient};
 use rustix::fs::{FileType, Gid, Uid, fchown, fstat};
 use rustix::io::Errno;
 use rustix::stdio::{stderr, stdin, stdout};
@@ -30,8 +31,10 @@ pub(super) fn own_streams(user: &UserSpec) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Limits, user, capabilities and no_new_privs, in this order.
-pub(super) fn drop_all(process: &ProcessSpec) -> Result<(), Failure> {
+/// Limits, user, capabilities and no_new_privs, in this order. Without
+/// no_new_privs the filter comes before the capabilities are gone: it takes
+/// CAP_SYS_ADMIN, seccomp(2). With it, it comes last of all, with [`install`].
+pub(super) fn drop_all(process: &ProcessSpec, filter: Option<&Filter>) -> Result<(), Failure> {
     for rlimit in &process.rlimits {
         rlimit
             .apply()
@@ -44,6 +47,12 @@ pub(super) fn drop_all(process: &ProcessSpec) -> Result<(), Failure> {
         let subject = format!("{}:{}", process.user.uid, process.user.gid);
         Failure::at(Step::User, subject)(error.into())
     })?;
+    if let Some(filter) = filter.filter(|_| !process.no_new_privileges) {
+        // To be another user has taken them out of the effective set.
+        let kept = permitted().map_err(capabilities("permitted"))?;
+        set(kept, kept, 0).map_err(capabilities("effective"))?;
+        install(filter)?;
+    }
     set(
         mask(&sets.effective),
         mask(&sets.permitted),
@@ -56,6 +65,11 @@ pub(super) fn drop_all(process: &ProcessSpec) -> Result<(), Failure> {
             .map_err(|error| Failure::at(Step::Attributes, "no_new_privs")(error.into()))?;
     }
     Ok(())
+}
+
+/// Has the filter judge every call from here on.
+pub(super) fn install(filter: &Filter) -> Result<(), Failure> {
+    filter.install().map_err(Failure::at(Step::Seccomp, ""))
 }
 
 fn capabilities(set: &'static str) -> impl FnOnce(Errno) -> Failure {

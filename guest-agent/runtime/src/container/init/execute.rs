@@ -27,6 +27,21 @@ pub(super) fn execute(args: &[String], env: &[String]) -> nix::Error {
     }
 }
 
+/// Whether there is a program to become; the filter may keep the answer of
+/// execve(2) from being told.
+pub(super) fn find(args: &[String], env: &[String]) -> Result<(), nix::Error> {
+    let program = args.first().ok_or(nix::Error::EINVAL)?;
+    let mut denied = None;
+    for candidate in candidates(program, env) {
+        match nix::unistd::access(candidate.as_str(), nix::unistd::AccessFlags::X_OK) {
+            Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => {}
+            Err(nix::Error::EACCES) => denied = Some(nix::Error::EACCES),
+            outcome => return outcome,
+        }
+    }
+    Err(denied.unwrap_or(nix::Error::ENOENT))
+}
+
 fn try_execute(args: &[String], env: &[String]) -> Result<std::convert::Infallible, nix::Error> {
     let arguments = terminated(args)?;
     let environment = terminated(env)?;

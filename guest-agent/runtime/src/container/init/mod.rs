@@ -14,8 +14,10 @@ mod working_directory;
 use super::channel::Channel;
 use super::error::{Failure, Step};
 use super::message::{Go, InitOrder, Report};
+use super::seccomp::Filter;
 use super::spec::{ContainerSpec, NamespaceKind, ProcessSpec};
 use super::stage::CgroupView;
+use rustix::io::Errno;
 use rustix::system::sethostname;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -43,19 +45,28 @@ fn serve(channel: &mut Channel, view: &CgroupView) -> Result<i32, Failure> {
     see_cgroups(view)?;
     match order {
         InitOrder::Create(spec) => {
+            let filter = filter_of(&spec.process)?;
             let terminal = set_up_container(&spec)?;
-            become_workload(channel, &spec.process, stdio, terminal)?;
+            become_workload(channel, &spec.process, filter.as_ref(), stdio, terminal)?;
             if channel.receive::<Go>().map_err(lost)?.is_none() {
                 return Ok(NEVER_STARTED);
             }
-            Ok(execute(channel, &spec.process))
+            execute(channel, &spec.process, filter.as_ref())
         }
         InitOrder::Process(process) => {
+            let filter = filter_of(&process)?;
             let terminal = process.terminal.then(|| open_terminal(&process));
-            become_workload(channel, &process, stdio, terminal.transpose()?)?;
-            Ok(execute(channel, &process))
+            let terminal = terminal.transpose()?;
+            become_workload(channel, &process, filter.as_ref(), stdio, terminal)?;
+            execute(channel, &process, filter.as_ref())
         }
     }
+}
+
+/// Made before anything is done: what is left to do then is one call.
+fn filter_of(process: &ProcessSpec) -> Result<Option<Filter>, Failure> {
+    let filter = process.seccomp.as_ref().map(Filter::of).transpose();
+    filter.map_err(|refused| Failure::at(Step::Seccomp, refused.0)(Errno::INVAL.into()))
 }
 
 /// Everything of a container that is not its process's own; gives its
@@ -103,6 +114,7 @@ fn open_container_terminal(
 fn become_workload(
     channel: &mut Channel,
     process: &ProcessSpec,
+    filter: Option<&Filter>,
     stdio: Vec<OwnedFd>,
     terminal: Option<terminal::Pair>,
 ) -> Result<(), Failure> {
@@ -120,8 +132,8 @@ fn become_workload(
     drop(stdio);
     credentials::own_streams(&process.user)?;
     working_directory::enter(&process.cwd)?;
-    credentials::drop_all(process)?;
     execute::prepare()?;
+    credentials::drop_all(process, filter)?;
     let master: Vec<_> = master.iter().map(AsFd::as_fd).collect();
     channel
         .send(&Report::Ready, &master)
@@ -129,17 +141,32 @@ fn become_workload(
 }
 
 /// Returns only if it failed, and tells so.
-fn execute(channel: &mut Channel, process: &ProcessSpec) -> i32 {
-    let errno = execute::execute(&process.args, &process.env);
+fn execute(
+    channel: &mut Channel,
+    process: &ProcessSpec,
+    filter: Option<&Filter>,
+) -> Result<i32, Failure> {
+    let filter = filter.filter(|_| process.no_new_privileges);
+    let found = match filter {
+        Some(_) => execute::find(&process.args, &process.env),
+        None => Ok(()),
+    };
+    if let Some(filter) = filter.filter(|_| found.is_ok()) {
+        credentials::install(filter)?;
+    }
+    let errno = match found {
+        Ok(()) => execute::execute(&process.args, &process.env),
+        Err(errno) => errno,
+    };
     let report = Report::ExecFailed {
         errno: errno as i32,
     };
     // If the agent is gone there is nobody to tell.
     let _ = channel.send(&report, &[]);
-    match errno {
+    Ok(match errno {
         nix::Error::ENOENT => 127,
         _ => 126,
-    }
+    })
 }
 
 /// Keys of the agent's session are not the workload's (session-keyring(7)).
