@@ -9,6 +9,7 @@
     reason = "this package is where the guest's unsafe code lives"
 )]
 
+pub mod bpf;
 pub mod capability;
 pub mod clock;
 pub mod clone;

@@ -7,10 +7,12 @@
 //!   `- c-NAME                one container: CgroupPath
 //! ```
 
+mod devices;
 mod events;
 mod resources;
 mod workload;
 
+pub use devices::{DeviceAccess, DeviceKind, DeviceRule, UnknownDeviceRule};
 pub use resources::Resources;
 pub use workload::{CgroupPath, WorkloadCgroup};
 
@@ -50,6 +52,9 @@ pub enum CgroupError {
         /// Why not.
         reason: &'static str,
     },
+    /// More rules for devices than there is room for.
+    #[error("{0} rules for devices")]
+    DeviceRules(usize),
     /// A name that cannot be a cgroup's.
     #[error("no name of a cgroup: {0:?}")]
     Name(String),

@@ -1,10 +1,11 @@
 //! The workload's cgroup and those of the containers below it.
 
-use super::{CgroupError, Resources, events, failed};
+use super::devices::DeviceProgram;
+use super::{CgroupError, DeviceRule, Resources, events, failed};
 use rustix::fs::{Mode, OFlags, open};
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -77,7 +78,8 @@ impl WorkloadCgroup {
         CgroupPath(self.path.join(GUEST))
     }
 
-    /// Makes a container's cgroup, with its limits; on error there is none.
+    /// Makes a container's cgroup, with its limits and the devices that may be
+    /// used in it; on error there is none.
     ///
     /// # Errors
     /// [`CgroupError::Exists`] if there is one of that name, otherwise what the
@@ -86,20 +88,29 @@ impl WorkloadCgroup {
         &self,
         name: &str,
         resources: &Resources,
+        devices: &[DeviceRule],
     ) -> Result<CgroupPath, CgroupError> {
         if name.is_empty() || name.contains(['/', '\0', '\n']) {
             return Err(CgroupError::Name(name.into()));
         }
+        let program = DeviceProgram::of(devices)?;
         let path = self.path.join(format!("{CONTAINER}{name}"));
         fs::create_dir(&path).map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => CgroupError::Exists(path.clone()),
             _ => failed("mkdir", &path)(source),
         })?;
-        match apply(&path, resources) {
-            Ok(()) => Ok(CgroupPath(path)),
+        let cgroup = CgroupPath(path);
+        let limited = apply(&cgroup.0, resources)
+            .and_then(|()| cgroup.open())
+            .and_then(|directory| {
+                let attached = program.attach(directory.as_fd());
+                attached.map_err(failed("restrict the devices of", &cgroup.0))
+            });
+        match limited {
+            Ok(()) => Ok(cgroup),
             Err(error) => {
                 // Nothing ever ran in it.
-                let _ = fs::remove_dir(&path);
+                let _ = fs::remove_dir(&cgroup.0);
                 Err(error)
             }
         }

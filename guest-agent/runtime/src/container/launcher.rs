@@ -123,9 +123,11 @@ impl Launcher {
         stdin: bool,
     ) -> Result<CreatedContainer, CreateError> {
         spec.validate()?;
-        let cgroup = self
-            .workload
-            .create_container(&spec.cgroup_name, &spec.resources)?;
+        let cgroup = self.workload.create_container(
+            &spec.cgroup_name,
+            &spec.resources,
+            &spec.device_rules,
+        )?;
         match self.create_in(&cgroup, spec, stdin).await {
             Ok((process, stdio, start)) => Ok(CreatedContainer {
                 process,

@@ -47,8 +47,8 @@ pub use seccomp::{
     SeccompProfile, SeccompRule, UnknownSeccomp,
 };
 pub use spec::{
-    ContainerSpec, IdentityFiles, MountSpec, NamespaceKind, NamespaceSpec, ProcessSpec, Resources,
-    RootSpec, UserSpec,
+    ContainerSpec, DeviceNode, DeviceRule, DeviceSpec, IdentityFiles, MountSpec, NamespaceKind,
+    NamespaceSpec, ProcessSpec, Resources, RootSpec, UserSpec,
 };
 pub use stage::stage_main;
 

@@ -12,7 +12,7 @@ use crate::process::WindowSize;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-pub use crate::cgroup::Resources;
+pub use crate::cgroup::{DeviceRule, Resources};
 
 /// A container to create (OCI `config.md`).
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,6 +34,11 @@ pub struct ContainerSpec {
     pub cgroup_name: String,
     /// The limits of its cgroup.
     pub resources: Resources,
+    /// Its device nodes, beside those that every container has.
+    pub devices: Vec<DeviceSpec>,
+    /// Which devices may be used in it, beside those that every container may;
+    /// of those that are about one device the last counts.
+    pub device_rules: Vec<DeviceRule>,
     /// What is hidden from it: files read as empty, directories are empty.
     /// Absolute; what does not exist is skipped.
     pub masked_paths: Vec<PathBuf>,
@@ -73,6 +78,32 @@ pub struct MountSpec {
     pub fstype: Option<String>,
     /// As for mount(8).
     pub options: Vec<String>,
+}
+
+/// A device node (OCI `config-linux.md`, "Devices").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceSpec {
+    /// An absolute path in the container; missing components are made.
+    pub path: PathBuf,
+    /// What it leads to.
+    pub node: DeviceNode,
+    /// Its permission bits.
+    pub mode: u32,
+    /// Its user, in the container.
+    pub uid: u32,
+    /// Its group, in the container.
+    pub gid: u32,
+}
+
+/// What a node leads to, mknod(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceNode {
+    /// A character device, by major and minor number.
+    Character(u32, u32),
+    /// A block device, by major and minor number.
+    Block(u32, u32),
+    /// A named pipe.
+    Fifo,
 }
 
 /// A kind of namespace (namespaces(7)).

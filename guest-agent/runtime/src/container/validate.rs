@@ -2,7 +2,7 @@
 //! is refused by name, never ignored.
 
 use super::error::Refused;
-use super::spec::{ContainerSpec, MountSpec, NamespaceKind, ProcessSpec};
+use super::spec::{ContainerSpec, DeviceSpec, MountSpec, NamespaceKind, ProcessSpec};
 use crate::mount_options::MountOptions;
 use std::path::{Component, Path};
 
@@ -14,6 +14,8 @@ const FILE_SYSTEMS: [&str; 7] = [
 const HOSTNAME_MAX: usize = 64;
 /// -1 means "leave it as it is" to the kernel, chown(2), setresuid(2).
 const NOBODY: u32 = u32::MAX;
+/// The bits of a mode that are permissions.
+const PERMISSIONS: u32 = 0o7777;
 /// The range of oom_score_adj, proc(5).
 const OOM_SCORES: std::ops::RangeInclusive<i32> = -1000..=1000;
 
@@ -38,7 +40,36 @@ impl ContainerSpec {
                 return refuse(format!("masked or read-only path {}", path.display()));
             }
         }
-        self.mounts.iter().try_for_each(validate_mount)
+        self.mounts.iter().try_for_each(validate_mount)?;
+        self.devices
+            .iter()
+            .try_for_each(|device| self.validate_device(device))
+    }
+
+    fn validate_device(&self, device: &DeviceSpec) -> Result<(), Refused> {
+        let path = device.path.display();
+        if !is_plain(&device.path) || device.path.components().count() < 2 {
+            return refuse(format!("device path {path}"));
+        }
+        if device.mode & !PERMISSIONS != 0 {
+            return refuse(format!("mode {:o} of device {path}", device.mode));
+        }
+        if [device.uid, device.gid].contains(&NOBODY) {
+            return refuse(format!("user or group {NOBODY} of device {path}"));
+        }
+        // It would be made in what was bound.
+        let bound = |mount: &&MountSpec| {
+            let options = MountOptions::parse(&mount.options);
+            options.is_ok_and(|options| options.bind.is_some())
+                && device.path.starts_with(&mount.destination)
+        };
+        match self.mounts.iter().find(bound) {
+            Some(mount) => refuse(format!(
+                "device {path} below the bind mount of {}",
+                mount.destination.display()
+            )),
+            None => Ok(()),
+        }
     }
 
     fn validate_namespaces(&self) -> Result<(), Refused> {

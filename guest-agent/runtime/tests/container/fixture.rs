@@ -18,10 +18,10 @@ use std::time::Duration;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 25] = [
+const APPLETS: [&str; 27] = [
     "sh", "cat", "grep", "ls", "id", "hostname", "sleep", "mount", "mknod", "stat", "touch", "env",
     "echo", "readlink", "tty", "stty", "chmod", "mkdir", "dd", "test", "wc", "true", "false",
-    "setsid", "kill",
+    "setsid", "kill", "head", "mkfifo",
 ];
 /// What container engines give by default.
 pub(crate) const CAPABILITIES: [&str; 5] = [
@@ -246,6 +246,8 @@ impl Fixture {
                 .collect(),
             cgroup_name: id.to_string(),
             resources: Resources::default(),
+            devices: Vec::new(),
+            device_rules: Vec::new(),
             masked_paths: Vec::new(),
             readonly_paths: Vec::new(),
             identity_files: IdentityFiles::default(),

@@ -1,5 +1,6 @@
 //! CreateContainer and its kin: the wire's OCI spec to the runtime's.
 
+use super::device::{device, device_rule};
 use super::process::process_from_wire;
 use super::seccomp::seccomp_profile;
 use super::{ConvertError, invalid, refuse, unsupported};
@@ -101,6 +102,8 @@ fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, C
     let mut process = process_from_wire(process.ok_or(ConvertError::Missing {
         field: "OCI.Process",
     })?)?;
+    let mut resources_wanted = linux.Resources.into_option().unwrap_or_default();
+    let device_rules = std::mem::take(&mut resources_wanted.Devices);
     let seccomp = linux.Seccomp.into_option();
     process.seccomp = seccomp.map(seccomp_profile).transpose()?;
     Ok(ContainerSpec {
@@ -117,7 +120,16 @@ fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, C
             .map(namespace)
             .collect::<Result<_, _>>()?,
         cgroup_name: id.to_string(),
-        resources: resources(linux.Resources.into_option().unwrap_or_default())?,
+        resources: resources(resources_wanted)?,
+        devices: linux
+            .Devices
+            .into_iter()
+            .map(device)
+            .collect::<Result<_, _>>()?,
+        device_rules: device_rules
+            .iter()
+            .map(device_rule)
+            .collect::<Result<_, _>>()?,
         masked_paths: linux.MaskedPaths.into_iter().map(Into::into).collect(),
         readonly_paths: linux.ReadonlyPaths.into_iter().map(Into::into).collect(),
         // The agent adds its own when it creates the container.
@@ -145,7 +157,6 @@ fn refuse_linux(linux: &agent::Linux) -> Result<(), ConvertError> {
     let maps = !linux.UIDMappings.is_empty() || !linux.GIDMappings.is_empty();
     refuse(maps, "user namespace mappings")?;
     refuse(!linux.Sysctl.is_empty(), "sysctl")?;
-    refuse(!linux.Devices.is_empty(), "linux.devices")?;
     refuse(!linux.MountLabel.is_empty(), "mountLabel")?;
     let rdt = linux
         .IntelRdt

@@ -3,6 +3,7 @@
 //! refused by name.
 
 pub(super) mod container;
+mod device;
 pub(super) mod lifecycle;
 pub(super) mod machine;
 pub(super) mod network;

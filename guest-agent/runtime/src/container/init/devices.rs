@@ -1,14 +1,18 @@
 //! A container's /dev: the nodes and links of OCI `config-linux.md`, "Default
 //! Devices".
 //!
-//! The nodes are bind mounts of the guest's, each by itself, in a /dev where no
+//! These nodes are bind mounts of the guest's, each by itself, in a /dev where no
 //! node can be opened: a container that may make nodes (CAP_MKNOD) makes none
 //! that leads anywhere, be it a disk or the agent's own transport.
 
 use super::destination::{Kind, attach, clone_mount, find_in_guest, find_or_make};
 use crate::container::error::{Failure, Step};
-use guest_kernel::mount::{Attributes, NO_EXEC, NO_SUID, READ_ONLY, set_attributes};
-use rustix::fs::{FileType, fstat, major, minor, symlinkat};
+use crate::container::spec::{DeviceNode, DeviceSpec};
+use guest_kernel::mount::{Attributes, NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, set_attributes};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, major, makedev, minor, mknodat,
+    openat, symlinkat,
+};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -44,6 +48,71 @@ pub(super) fn fill(dev: BorrowedFd<'_>) -> io::Result<()> {
         bind_node(node.as_fd(), place.as_fd())?;
     }
     Ok(())
+}
+
+/// Makes the nodes of a spec. Each is then a mount by itself, on itself: only
+/// there, and nowhere else in the container, does a node lead anywhere.
+pub(super) fn make(root: BorrowedFd<'_>, devices: &[&DeviceSpec]) -> Result<(), Failure> {
+    devices.iter().try_for_each(|device| {
+        make_one(root, device).map_err(Failure::at(Step::Device, device.path.to_string_lossy()))
+    })
+}
+
+fn make_one(root: BorrowedFd<'_>, device: &DeviceSpec) -> io::Result<()> {
+    let name = device.path.file_name().ok_or(Errno::INVAL)?;
+    let parent = device.path.parent().ok_or(Errno::INVAL)?;
+    let parent = find_or_make(root, parent, Kind::Directory)?;
+    let (kind, number) = match device.node {
+        DeviceNode::Character(major, minor) => (FileType::CharacterDevice, makedev(major, minor)),
+        DeviceNode::Block(major, minor) => (FileType::BlockDevice, makedev(major, minor)),
+        DeviceNode::Fifo => (FileType::Fifo, 0),
+    };
+    match mknodat(
+        &parent,
+        name,
+        kind,
+        Mode::from_raw_mode(device.mode),
+        number,
+    ) {
+        Ok(()) => {
+            let owner = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            chownat(&parent, name, Some(owner.0), Some(owner.1), flags)?;
+        }
+        // What it is is looked at below.
+        Err(Errno::EXIST) => {}
+        // No node can be made here, but one that is there be shown.
+        Err(Errno::PERM) if kind != FileType::Fifo => {
+            let node = find_in_guest(&device.path)?;
+            if !leads_to(node.as_fd(), kind, number)? {
+                return Err(Errno::NODEV.into());
+            }
+            let place = find_or_make(root, &device.path, Kind::File)?;
+            return bind_node(node.as_fd(), place.as_fd());
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let node = openat(&parent, name, flags, Mode::empty())?;
+    if !leads_to(node.as_fd(), kind, number)? {
+        return Err(Errno::EXIST.into());
+    }
+    if kind == FileType::Fifo {
+        return Ok(());
+    }
+    let mount = clone_mount(node.as_fd(), false)?;
+    let usable = Attributes {
+        set: NO_SUID | NO_EXEC,
+        clear: NO_DEV,
+        ..Attributes::default()
+    };
+    set_attributes(mount.as_fd(), usable, false)?;
+    Ok(attach(mount.as_fd(), node.as_fd())?)
+}
+
+fn leads_to(node: BorrowedFd<'_>, kind: FileType, number: u64) -> rustix::io::Result<bool> {
+    let stat = fstat(node)?;
+    Ok(FileType::from_raw_mode(stat.st_mode) == kind && stat.st_rdev == number)
 }
 
 /// The guest's node of that name, if it is what it is called.

@@ -7,7 +7,7 @@ use super::destination::{
 };
 use super::devices;
 use crate::container::error::{Failure, Step};
-use crate::container::spec::{ContainerSpec, MountSpec};
+use crate::container::spec::{ContainerSpec, DeviceSpec, MountSpec};
 use crate::mount_options::{Bind, MountOptions};
 use guest_kernel::mount::{Attributes, NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, set_attributes};
 use rustix::fs::{FileType, OFlags, ResolveFlags, fstat};
@@ -63,20 +63,18 @@ pub(super) fn bind(path: &Path) -> Result<OwnedFd, Failure> {
 
 /// Mounts all of the spec, in its order, and /dev if the spec does not.
 pub(super) fn mount_all(root: BorrowedFd<'_>, spec: &ContainerSpec) -> Result<(), Failure> {
-    if !spec.mounts.iter().any(is_dev) {
-        mount_one(
-            root,
-            &MountSpec {
-                destination: DEV.into(),
-                source: None,
-                fstype: Some("tmpfs".into()),
-                options: DEV_OPTIONS.iter().map(ToString::to_string).collect(),
-            },
-        )?;
+    let is_below_dev = |device: &&DeviceSpec| device.path.starts_with(DEV);
+    let (below, elsewhere): (Vec<_>, Vec<_>) = spec.devices.iter().partition(is_below_dev);
+    let implied = (!spec.mounts.iter().any(is_dev)).then(|| MountSpec {
+        destination: DEV.into(),
+        source: None,
+        fstype: Some("tmpfs".into()),
+        options: DEV_OPTIONS.iter().map(ToString::to_string).collect(),
+    });
+    for mount in implied.iter().chain(&spec.mounts) {
+        mount_one(root, mount, &below)?;
     }
-    spec.mounts
-        .iter()
-        .try_for_each(|mount| mount_one(root, mount))
+    devices::make(root, &elsewhere)
 }
 
 fn is_dev(mount: &MountSpec) -> bool {
@@ -86,7 +84,12 @@ fn is_dev(mount: &MountSpec) -> bool {
         .eq(Path::new(DEV).components())
 }
 
-fn mount_one(root: BorrowedFd<'_>, spec: &MountSpec) -> Result<(), Failure> {
+/// Of the devices are made those that lie on it, if it is the /dev.
+fn mount_one(
+    root: BorrowedFd<'_>,
+    spec: &MountSpec,
+    devices: &[&DeviceSpec],
+) -> Result<(), Failure> {
     let failed = |error: io::Error| {
         let fstype = spec.fstype.as_deref().unwrap_or("bind");
         let subject = format!("{fstype} on {}", spec.destination.display());
@@ -94,44 +97,58 @@ fn mount_one(root: BorrowedFd<'_>, spec: &MountSpec) -> Result<(), Failure> {
     };
     let options = MountOptions::parse(&spec.options)
         .map_err(|_| failed(io::Error::from_raw_os_error(nix::libc::EINVAL)))?;
-    mount_parsed(root, spec, options).map_err(failed)
+    let Some((dev, options)) = mount_parsed(root, spec, options).map_err(failed)? else {
+        return Ok(());
+    };
+    // /dev is filled before it is made what the spec says.
+    devices::make(root, devices)?;
+    set_all(dev.as_fd(), &options).map_err(failed)
 }
 
+/// Gives a /dev that is not yet what its options say.
 fn mount_parsed(
     root: BorrowedFd<'_>,
     spec: &MountSpec,
     mut options: MountOptions,
-) -> io::Result<()> {
+) -> io::Result<Option<(OwnedFd, MountOptions)>> {
     let (mount, kind) = match options.bind {
         Some(bind) => bind_source(spec, bind, &mut options)?,
         None => (new_file_system(spec, &mut options)?, Kind::Directory),
     };
     let place = find_or_make(root, &spec.destination, kind)?;
     check_place(root, place.as_fd(), spec)?;
-    // /dev is filled before it is made what the spec says.
-    let fill = options.bind.is_none() && is_dev(spec);
-    if fill {
+    if options.bind.is_none() && is_dev(spec) {
         options.force(NO_DEV);
+        let no_devices = Attributes {
+            set: NO_DEV,
+            ..Attributes::default()
+        };
+        set_attributes(mount.as_fd(), no_devices, false)?;
         attach(mount.as_fd(), place.as_fd())?;
         devices::fill(mount.as_fd())?;
+        return Ok(Some((mount, options)));
     }
+    set_all(mount.as_fd(), &options)?;
+    attach(mount.as_fd(), place.as_fd())?;
+    Ok(None)
+}
+
+/// Has a mount be what its options say.
+fn set_all(mount: BorrowedFd<'_>, options: &MountOptions) -> io::Result<()> {
     if options.bind == Some(Bind::Recursive) {
         let forced = Attributes {
             set: options.attributes.set & NO_DEV,
             ..Attributes::default()
         };
-        set_attributes(mount.as_fd(), forced, true)?;
+        set_attributes(mount, forced, true)?;
     }
-    set_attributes(mount.as_fd(), options.attributes, false)?;
+    set_attributes(mount, options.attributes, false)?;
     if let Some(propagation) = options.propagation {
         let attributes = Attributes {
             propagation: propagation.flag.bits().into(),
             ..Attributes::default()
         };
-        set_attributes(mount.as_fd(), attributes, propagation.recursive)?;
-    }
-    if !fill {
-        attach(mount.as_fd(), place.as_fd())?;
+        set_attributes(mount, attributes, propagation.recursive)?;
     }
     Ok(())
 }
