@@ -1,7 +1,7 @@
 //! The gate stands before every handler: held against the descriptors, over a
 //! real connection.
 
-use crate::boot::serve::{development_agent, start_server};
+use crate::boot::serve::{ordinary_agent, start_server};
 use crate::rpc::{AGENT_METHODS, LIFECYCLE_METHODS, services};
 use authz::Gate;
 use policy::{Policy, RegoPolicy};
@@ -15,7 +15,7 @@ const DENY_ALL: &str = "package agent_policy\n\ndefault AllowRequestsFailingPoli
 
 async fn client(policy: Policy) -> Client {
     let gate = Arc::new(Gate::new(policy));
-    let agent = Arc::new(development_agent().unwrap());
+    let agent = Arc::new(ordinary_agent().unwrap());
     let (ours, theirs) = tokio::io::duplex(1 << 16);
     let (streams, accepted) = tokio::sync::mpsc::channel(1);
     let server = start_server(services(gate, agent), accepted).await.unwrap();

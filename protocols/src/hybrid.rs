@@ -4,7 +4,6 @@
 //! open every stream of a multiplexed link.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -252,9 +251,11 @@ async fn read_line<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<String> {
 ///
 /// # Errors
 /// What getsockopt(2) says.
-pub fn is_same_user(stream: impl AsFd) -> io::Result<bool> {
-    let peer = rustix::net::sockopt::socket_peercred(stream)?;
-    Ok(peer.uid == rustix::process::geteuid())
+pub fn is_same_user(stream: &UnixStream) -> io::Result<bool> {
+    // Not by rustix, which has no word for the process id 0 that a peer outside
+    // this pid namespace has.
+    let peer = stream.peer_cred()?;
+    Ok(peer.uid() == rustix::process::geteuid().as_raw())
 }
 
 /// Offers the one link to an agent to many clients of this user: each

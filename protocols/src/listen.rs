@@ -2,7 +2,8 @@
 //!
 //! Only the host is accepted, before a byte is read: CID 2 on vsock (and there
 //! its privileged processes only, if so told), the virtio-serial port, the same
-//! uid on a Unix socket.
+//! uid on a Unix socket. A Unix socket also takes clients that speak ttrpc at
+//! once, as those of the Kata agent do.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,7 +12,9 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use tokio::net::UnixListener;
+use rustix::net::{RecvFlags, recv};
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
@@ -201,6 +204,27 @@ impl Admission {
         let _ = tokio::time::timeout(REQUEST_DEADLINE, self.exchange(stream)).await;
     }
 
+    /// As [`Admission::admit`], for a Unix socket. There clients of the agent
+    /// API say no word before their first request: they mean the RPC port.
+    async fn admit_socket(self, stream: UnixStream) {
+        let entered = async {
+            match begins_with_request(&stream).await {
+                Ok(true) if self.ports.contains(&port::RPC) => {
+                    let incoming = Incoming {
+                        port: port::RPC,
+                        stream: Box::new(stream),
+                    };
+                    // Nobody takes streams any more: it is closed.
+                    let _ = self.sender.send(Ok(incoming)).await;
+                }
+                Ok(_) => self.exchange(stream).await,
+                Err(_) => {}
+            }
+        };
+        // A peer that says nothing, or goes, has nothing to be told.
+        let _ = tokio::time::timeout(REQUEST_DEADLINE, entered).await;
+    }
+
     async fn exchange(self, mut stream: impl Duplex) {
         match hybrid::read_request(&mut stream).await {
             Ok(port) if self.ports.contains(&port) => {
@@ -252,6 +276,19 @@ async fn is_passing(error: &io::Error) -> bool {
     )
 }
 
+/// Whether the first byte, which is left where it is, begins a ttrpc frame: the
+/// highest byte of a length of at most 4 MiB is 0, and no word begins so.
+async fn begins_with_request(stream: &UnixStream) -> io::Result<bool> {
+    let mut first = [0xff];
+    let length = stream
+        .async_io(Interest::READABLE, || {
+            let (_, length) = recv(stream, &mut first[..], RecvFlags::PEEK)?;
+            Ok(length)
+        })
+        .await?;
+    Ok(length == 1 && first == [0])
+}
+
 async fn accept_vsock(listener: VsockListener, port: u32, peers: VsockPeers, admission: Admission) {
     loop {
         match listener.accept().await {
@@ -287,7 +324,7 @@ async fn accept_unix(listener: UnixListener, admission: Admission) {
                     };
                     let admission = admission.clone();
                     entering.spawn(async move {
-                        admission.admit(stream).await;
+                        admission.admit_socket(stream).await;
                         drop(place);
                     });
                 }

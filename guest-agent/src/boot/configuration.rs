@@ -43,6 +43,12 @@ pub(crate) struct Configuration {
     pub(crate) policy_file: Option<PathBuf>,
     /// Whether this is the agent of a VM, which may change the machine.
     pub(crate) in_guest: bool,
+    /// Outside a VM: the cgroup v2 directory that the workload lives below.
+    /// `None`: one of its own, where it may make one.
+    pub(crate) cgroup: Option<PathBuf>,
+    /// Outside a VM: whether the network namespace was made for the agent,
+    /// which may then change it.
+    pub(crate) own_network: bool,
 }
 
 impl Configuration {
@@ -55,6 +61,8 @@ impl Configuration {
             log_level: slog::Level::Info,
             policy_file: None,
             in_guest,
+            cgroup: None,
+            own_network: false,
         }
     }
 
@@ -88,8 +96,9 @@ impl Configuration {
         Ok(configuration)
     }
 
-    /// Reads `--server ADDRESS`, `--log LEVEL` and `--policy FILE`, and the
-    /// KATA_AGENT_* variables where an argument is absent.
+    /// Reads `--server ADDRESS`, `--log LEVEL`, `--policy FILE`, `--cgroup
+    /// DIRECTORY` and `--own-network`, and the KATA_AGENT_* variables where an
+    /// argument is absent.
     pub(crate) fn from_arguments(
         arguments: impl IntoIterator<Item = String>,
         variable: impl Fn(&str) -> Option<String>,
@@ -113,6 +122,8 @@ impl Configuration {
                 "--server" => configuration.address = parse("--server", &value("--server")?)?,
                 "--log" => configuration.log_level = log_level("--log", &value("--log")?)?,
                 "--policy" => configuration.policy_file = Some(value("--policy")?.into()),
+                "--cgroup" => configuration.cgroup = Some(value("--cgroup")?.into()),
+                "--own-network" => configuration.own_network = true,
                 _ => return Err(ConfigurationError::Argument(argument)),
             }
         }
@@ -212,6 +223,23 @@ mod tests {
         let configuration = Configuration::from_arguments(arguments, variable).unwrap();
         assert_eq!(configuration.log_level, slog::Level::Trace);
         assert!(!configuration.in_guest);
+    }
+
+    #[test]
+    fn the_environment_names_address_level_and_policy() {
+        let variable = |name: &str| match name {
+            "KATA_AGENT_SERVER_ADDR" => Some("unix://@agent".into()),
+            "KATA_AGENT_LOG_LEVEL" => Some("debug".into()),
+            "KATA_AGENT_POLICY_FILE" => Some("/etc/policy.rego".into()),
+            _ => None,
+        };
+        let configuration = Configuration::from_arguments([], variable).unwrap();
+        let path = PathBuf::from("@agent");
+        assert_eq!(configuration.address, GuestAddress::Unix { path });
+        assert_eq!(configuration.log_level, slog::Level::Debug);
+        let policy = configuration.policy_file.unwrap();
+        assert_eq!(policy.to_str(), Some("/etc/policy.rego"));
+        assert!(!configuration.own_network);
     }
 
     #[test]

@@ -4,17 +4,15 @@
 use super::configuration::{Configuration, DEFAULT_POLICY};
 use crate::rpc;
 use crate::service::Agent;
-use crate::service::identity::IdentityStore;
-use crate::service::lifecycle::Lifecycle;
+use crate::service::identity::{IdentityStore, random_hex};
 use authz::Gate;
-use guest_runtime::cgroup::WorkloadCgroup;
+use guest_runtime::cgroup::{self, WorkloadCgroup};
 use guest_runtime::clock;
 use guest_runtime::container::Launcher;
-use guest_runtime::entropy::Generator;
-use guest_runtime::network::{InterfaceSpec, Network};
+use guest_runtime::network::InterfaceSpec;
 use policy::{Policy, RegoPolicy};
 use protocols::port;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 use slog::{Drain, Logger, error, info, o};
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -24,6 +22,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, Service};
@@ -113,15 +112,36 @@ async fn serve(configuration: &Configuration, log: &Logger) -> io::Result<()> {
         let up = agent.network.update_interface(&loopback).await;
         up.map_err(io::Error::other)?;
     }
+    let served = serve_until_the_end(configuration, log, gate, &agent).await;
+    if configuration.in_guest {
+        return served;
+    }
+    served.and(leave_nothing(&agent).await)
+}
+
+async fn serve_until_the_end(
+    configuration: &Configuration,
+    log: &Logger,
+    gate: Arc<Gate>,
+    agent: &Arc<Agent>,
+) -> io::Result<()> {
     let (rpc_streams, accepted) = mpsc::channel(BACKLOG);
     let mut server = start_server(rpc::services(gate, agent.clone()), accepted).await?;
     let mut listener = listen(configuration)?;
+    info!(log, "serving");
+    let end = told_to_end(configuration.in_guest);
+    tokio::pin!(end);
     loop {
         let incoming = tokio::select! {
             incoming = listener.accept() => incoming?,
             () = agent.destroyed.notified() => {
                 info!(log, "the sandbox was destroyed");
                 // The reply is on its way: let the connections drain.
+                return server.shutdown().await.map_err(io::Error::other);
+            }
+            told = &mut end => {
+                info!(log, "told to end");
+                told?;
                 return server.shutdown().await.map_err(io::Error::other);
             }
         };
@@ -184,50 +204,81 @@ fn load_policy(configuration: &Configuration) -> io::Result<Policy> {
 
 fn new_agent(configuration: &Configuration) -> io::Result<Agent> {
     if !configuration.in_guest {
-        return development_agent();
+        return Ok(Agent {
+            launcher: ordinary_launcher(configuration)?,
+            own_network: configuration.own_network,
+            ..ordinary_agent()?
+        });
     }
     std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ)?;
-    // The streams of many processes are many descriptors; what the agent starts
-    // gets its limit from its spec.
+    raise_open_files()?;
+    let workload = WorkloadCgroup::create(Path::new(WORKLOAD_CGROUP)).map_err(io::Error::other)?;
+    let launcher = Launcher::new(workload).map_err(io::Error::other)?;
+    let identity = IdentityStore::create(Path::new(IDENTITY_DIRECTORY), true);
+    let agent = Agent::new(identity.map_err(io::Error::other)?)?;
+    Ok(Agent {
+        launcher: Some(Arc::new(launcher)),
+        in_guest: true,
+        own_network: true,
+        ..agent
+    })
+}
+
+/// The streams of many processes are many descriptors; what the agent starts
+/// gets its limit from its spec.
+fn raise_open_files() -> io::Result<()> {
     let files = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: files.maximum,
         maximum: files.maximum,
     };
-    setrlimit(Resource::Nofile, raised)?;
-    let workload = WorkloadCgroup::create(Path::new(WORKLOAD_CGROUP)).map_err(io::Error::other)?;
-    let launcher = Launcher::new(workload).map_err(io::Error::other)?;
-    let identity = IdentityStore::create(Path::new(IDENTITY_DIRECTORY), true);
-    agent(
-        Some(Arc::new(launcher)),
-        identity.map_err(io::Error::other)?,
-        true,
-    )
+    Ok(setrlimit(Resource::Nofile, raised)?)
 }
 
 /// An agent that is an ordinary process: it starts no containers and refuses
 /// what would change the machine.
-pub(crate) fn development_agent() -> io::Result<Agent> {
-    let directory = std::env::temp_dir().join(format!("guest-agent-{}", std::process::id()));
-    let identity = IdentityStore::create(&directory, false).map_err(io::Error::other)?;
-    agent(None, identity, false)
+pub(crate) fn ordinary_agent() -> io::Result<Agent> {
+    let name = random_hex()?;
+    let directory = std::env::temp_dir().join(format!("guest-agent-{name}"));
+    Agent::new(IdentityStore::create(&directory, false).map_err(io::Error::other)?)
 }
 
-fn agent(
-    launcher: Option<Arc<Launcher>>,
-    identity: IdentityStore,
-    in_guest: bool,
-) -> io::Result<Agent> {
-    Ok(Agent {
-        registry: crate::service::registry::Registry::default(),
-        launcher,
-        recipes: crate::service::recipes::Recipes::default(),
-        network: Network::new().map_err(io::Error::other)?,
-        identity,
-        generator: Generator::open()?,
-        lifecycle: Lifecycle::running(),
-        tokens: Arc::default(),
-        destroyed: tokio::sync::Notify::new(),
-        in_guest,
-    })
+/// What starts containers outside a VM: in the cgroup that was named, or in one
+/// of its own below the hierarchy, if there is one and it may.
+fn ordinary_launcher(configuration: &Configuration) -> io::Result<Option<Arc<Launcher>>> {
+    let path = match (&configuration.cgroup, cgroup::hierarchy()) {
+        (Some(path), _) => path.clone(),
+        (None, Some(hierarchy)) if geteuid().is_root() => {
+            hierarchy.join(format!("tardigrade-{}", random_hex()?))
+        }
+        _ => return Ok(None),
+    };
+    raise_open_files()?;
+    let workload = WorkloadCgroup::create(&path).map_err(io::Error::other)?;
+    let launcher = Launcher::new(workload).map_err(io::Error::other)?;
+    Ok(Some(Arc::new(launcher)))
+}
+
+/// Outside a VM the machine goes on: nothing of the agent is to stay.
+async fn leave_nothing(agent: &Agent) -> io::Result<()> {
+    if let Some(launcher) = &agent.launcher {
+        agent.remove_all().await.map_err(io::Error::other)?;
+        let removed = launcher.workload().remove(SHUTDOWN_DEADLINE).await;
+        removed.map_err(io::Error::other)?;
+    }
+    agent.identity.remove()
+}
+
+/// What tells an ordinary process to end. Nobody sends it in a VM, where the
+/// end of the agent is the end of the machine.
+async fn told_to_end(in_guest: bool) -> io::Result<()> {
+    if in_guest {
+        return std::future::pending().await;
+    }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
 }

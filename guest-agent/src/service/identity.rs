@@ -129,6 +129,11 @@ impl IdentityStore {
         Ok(())
     }
 
+    /// Removes the files, for an agent that leaves its machine as it was.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        fs::remove_dir_all(&self.directory)
+    }
+
     /// What a container's mounts show.
     pub(crate) fn files(&self) -> IdentityFiles {
         IdentityFiles {

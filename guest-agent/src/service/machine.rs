@@ -83,8 +83,7 @@ impl Agent {
             .await
     }
 
-    /// Removes every container, then ends the agent. A container that cannot
-    /// be removed does not keep the others: the first error is told.
+    /// Removes every container, then ends the agent.
     pub(crate) async fn destroy_sandbox(
         self: &Arc<Self>,
         _request: Authorized<DestroySandbox>,
@@ -92,14 +91,21 @@ impl Agent {
         let agent = Arc::clone(self);
         self.recipes
             .run(async move {
-                let mut outcome = Ok(());
-                for container in agent.registry.all() {
-                    outcome = outcome.and(agent.remove(&container.id).await);
-                }
+                let outcome = agent.remove_all().await;
                 agent.destroyed.notify_one();
                 outcome
             })
             .await
+    }
+
+    /// Removes every container. One that cannot be removed does not keep the
+    /// others: the first error is told.
+    pub(crate) async fn remove_all(&self) -> Result<(), ServiceError> {
+        let mut outcome = Ok(());
+        for container in self.registry.all() {
+            outcome = outcome.and(self.remove(&container.id).await);
+        }
+        outcome
     }
 
     /// Mixes bytes in and has the generator rekeyed at once.

@@ -33,6 +33,7 @@ use guest_runtime::container::Launcher;
 use guest_runtime::entropy::Generator;
 use guest_runtime::network::Network;
 use identity::IdentityStore;
+use std::io;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
@@ -52,9 +53,29 @@ pub(crate) struct Agent {
     pub(crate) destroyed: Notify,
     /// Whether the machine is ours to change: false on a development machine.
     pub(crate) in_guest: bool,
+    /// Whether the network is: of a guest, or of a namespace made for us.
+    pub(crate) own_network: bool,
 }
 
 impl Agent {
+    /// An agent that starts no containers and to which nothing belongs. To be
+    /// called in a tokio runtime.
+    pub(crate) fn new(identity: IdentityStore) -> io::Result<Self> {
+        Ok(Self {
+            registry: registry::Registry::default(),
+            launcher: None,
+            recipes: recipes::Recipes::default(),
+            network: Network::new().map_err(io::Error::other)?,
+            identity,
+            generator: Generator::open()?,
+            lifecycle: lifecycle::Lifecycle::running(),
+            tokens: Arc::default(),
+            destroyed: Notify::new(),
+            in_guest: false,
+            own_network: false,
+        })
+    }
+
     /// What starts containers and holds their cgroup.
     pub(crate) fn launcher(&self) -> Result<&Arc<Launcher>, ServiceError> {
         self.launcher.as_ref().ok_or(ServiceError::Unavailable {
@@ -65,6 +86,15 @@ impl Agent {
     /// Refuses, outside a VM, a call that changes the machine.
     pub(crate) fn require_guest(&self, call: &'static str) -> Result<(), ServiceError> {
         if self.in_guest {
+            Ok(())
+        } else {
+            Err(ServiceError::OutsideGuest { call })
+        }
+    }
+
+    /// Refuses a call that changes a network that is not ours.
+    pub(crate) fn require_network(&self, call: &'static str) -> Result<(), ServiceError> {
+        if self.own_network {
             Ok(())
         } else {
             Err(ServiceError::OutsideGuest { call })

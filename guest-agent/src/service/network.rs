@@ -37,7 +37,7 @@ impl Agent {
         &self,
         request: Authorized<UpdateInterface>,
     ) -> Result<(), ServiceError> {
-        self.require_guest("update an interface")?;
+        self.require_network("update an interface")?;
         let network = self.network.clone();
         self.recipes
             .run(async move { Ok(network.update_interface(&request.get().0).await?) })
@@ -49,7 +49,7 @@ impl Agent {
         &self,
         request: Authorized<UpdateRoutes>,
     ) -> Result<Vec<RouteSpec>, ServiceError> {
-        self.require_guest("update the routes")?;
+        self.require_network("update the routes")?;
         let network = self.network.clone();
         self.recipes
             .run(async move {
@@ -80,7 +80,7 @@ impl Agent {
         &self,
         request: Authorized<AddNeighbors>,
     ) -> Result<(), ServiceError> {
-        self.require_guest("add neighbors")?;
+        self.require_network("add neighbors")?;
         let network = self.network.clone();
         self.recipes
             .run(async move { Ok(network.add_neighbors(&request.get().neighbors).await?) })

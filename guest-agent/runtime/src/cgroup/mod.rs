@@ -19,6 +19,17 @@ pub use workload::{CgroupPath, WorkloadCgroup};
 use std::io;
 use std::path::PathBuf;
 
+/// Where a cgroup v2 hierarchy is mounted, if one is.
+#[must_use]
+pub fn hierarchy() -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let point = fields.next()?;
+        (fields.next()? == "cgroup2").then(|| point.into())
+    })
+}
+
 /// Why a cgroup is not as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
