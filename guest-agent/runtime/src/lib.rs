@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod process;
 
 pub mod network;
+pub mod shared_files;
 pub mod storage;
 
 pub mod clock;

@@ -4,6 +4,8 @@
 use super::Handlers;
 use super::convert;
 use crate::service::container::{CreateContainer, RemoveContainer, StartContainer};
+use crate::service::control::{PauseContainer, ResumeContainer, StatsContainer, UpdateContainer};
+use crate::service::files::CopyFile;
 use crate::service::machine::{
     CreateSandbox, DestroySandbox, GetGuestDetails, ReseedRandomDevice, SetGuestDateTime,
 };
@@ -81,6 +83,46 @@ impl agent_ttrpc::AgentService for Handlers {
         let mut reply = agent::WaitProcessResponse::new();
         reply.status = status.code();
         Ok(reply)
+    }
+
+    async fn update_container(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<UpdateContainer>()?;
+        self.agent.update_container(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn stats_container(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::StatsContainerRequest,
+    ) -> ttrpc::Result<agent::StatsContainerResponse> {
+        let request = self.gate.authorize(request)?.convert::<StatsContainer>()?;
+        let stats = self.agent.container_stats(request).await?;
+        Ok(convert::control::stats_to_wire(stats))
+    }
+
+    async fn pause_container(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::PauseContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<PauseContainer>()?;
+        self.agent.pause_container(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn resume_container(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::ResumeContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<ResumeContainer>()?;
+        self.agent.resume_container(request).await?;
+        Ok(Empty::new())
     }
 
     async fn write_stdin(
@@ -236,6 +278,16 @@ impl agent_ttrpc::AgentService for Handlers {
             .authorize(request)?
             .convert::<SetGuestDateTime>()?;
         self.agent.set_guest_date_time(request)?;
+        Ok(Empty::new())
+    }
+
+    async fn copy_file(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::CopyFileRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<CopyFile>()?;
+        self.agent.copy_file(request).await?;
         Ok(Empty::new())
     }
 

@@ -16,13 +16,17 @@ use ttrpc::r#async::Service;
 
 /// The methods of `grpc.AgentService` that are served; the ttrpc server itself
 /// answers UNIMPLEMENTED to every other.
-pub(crate) const AGENT_METHODS: [&str; 22] = [
+pub(crate) const AGENT_METHODS: [&str; 27] = [
     "CreateContainer",
     "StartContainer",
     "RemoveContainer",
     "ExecProcess",
     "SignalProcess",
     "WaitProcess",
+    "UpdateContainer",
+    "StatsContainer",
+    "PauseContainer",
+    "ResumeContainer",
     "WriteStdin",
     "ReadStdout",
     "ReadStderr",
@@ -38,6 +42,7 @@ pub(crate) const AGENT_METHODS: [&str; 22] = [
     "ReseedRandomDev",
     "GetGuestDetails",
     "SetGuestDateTime",
+    "CopyFile",
     "SetPolicy",
 ];
 

@@ -3,6 +3,7 @@
 use super::convert::ConvertError;
 use crate::service::error::ServiceError;
 use guest_runtime::network::NetworkError;
+use guest_runtime::shared_files::SharedFileError;
 use ttrpc::Code;
 
 impl From<ServiceError> for ttrpc::Error {
@@ -19,11 +20,13 @@ impl From<ServiceError> for ttrpc::Error {
             ServiceError::Unavailable { .. } => Code::UNAVAILABLE,
             ServiceError::Deadline { .. } => Code::DEADLINE_EXCEEDED,
             ServiceError::Network(NetworkError::LinkNotFound { .. }) => Code::NOT_FOUND,
+            ServiceError::SharedFile(SharedFileError::Escape { .. }) => Code::INVALID_ARGUMENT,
             ServiceError::Create { .. }
             | ServiceError::Start { .. }
             | ServiceError::Exec { .. }
             | ServiceError::Storage(_)
             | ServiceError::Network(_)
+            | ServiceError::SharedFile(_)
             | ServiceError::System { .. }
             | ServiceError::RecipePanicked => Code::INTERNAL,
         };

@@ -6,8 +6,9 @@ use super::error::ServiceError;
 use super::process::{ProcessEntry, ProcessTable};
 use authz::Authorized;
 use guest_runtime::ContainerId;
-use guest_runtime::container::{ContainerSpec, CreatedContainer, StartHandle};
+use guest_runtime::container::{ContainerSpec, CreatedContainer, Resources, StartHandle};
 use guest_runtime::storage::{MountedStorage, StorageSpec, mount_storage};
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -52,19 +53,40 @@ pub(crate) struct Container {
     pub(crate) processes: ProcessTable,
     pub(crate) cgroup: guest_runtime::cgroup::CgroupPath,
     pub(crate) after_thaw_hooks: Vec<Vec<String>>,
+    /// Its limits as they were last set.
+    pub(super) limits: Mutex<Resources>,
     storages: Arc<[MountedStorage]>,
     state: Mutex<State>,
 }
 
-/// What start and remove change.
+/// What start, pause and remove change.
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     start: Option<StartHandle>,
-    removing: bool,
+    pub(super) removing: bool,
+    pub(super) activity: Activity,
+}
+
+/// Whether a container's processes may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Activity {
+    Awake,
+    Pausing,
+    Paused,
+}
+
+impl fmt::Display for Activity {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Awake => "not paused",
+            Self::Pausing => "being paused",
+            Self::Paused => "paused",
+        })
+    }
 }
 
 impl Container {
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -111,6 +133,7 @@ impl Agent {
         reservation.commit(Arc::new(Container {
             id: spec.id.clone(),
             processes: ProcessTable::new(&spec.id, init),
+            limits: Mutex::new(spec.resources.clone()),
             spec,
             cgroup,
             after_thaw_hooks: request.after_thaw_hooks,
@@ -118,6 +141,7 @@ impl Agent {
             state: Mutex::new(State {
                 start: Some(start),
                 removing: false,
+                activity: Activity::Awake,
             }),
         }));
         Ok(())
@@ -133,6 +157,7 @@ impl Agent {
         let container = self.registry.get(&request.into_inner().id)?;
         self.recipes
             .run(async move {
+                container.require_awake("start container")?;
                 let start = container.state().start.take();
                 let start = start.ok_or_else(|| ServiceError::WrongState {
                     call: "start container",

@@ -2,6 +2,7 @@
 
 use guest_runtime::container::{CreateError, ExecError, StartError};
 use guest_runtime::network::NetworkError;
+use guest_runtime::shared_files::SharedFileError;
 use guest_runtime::storage::StorageError;
 use guest_runtime::{ContainerId, ExecId};
 use std::io;
@@ -41,6 +42,8 @@ pub(crate) enum ServiceError {
     Storage(#[from] StorageError),
     #[error(transparent)]
     Network(#[from] NetworkError),
+    #[error(transparent)]
+    SharedFile(#[from] SharedFileError),
     #[error("{call}")]
     System {
         call: &'static str,

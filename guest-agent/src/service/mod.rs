@@ -16,7 +16,9 @@
 //! Nothing of the workload runs between Quiesce and Release.
 
 pub(crate) mod container;
+pub(crate) mod control;
 pub(crate) mod error;
+pub(crate) mod files;
 mod hooks;
 pub(crate) mod identity;
 pub(crate) mod lifecycle;
@@ -32,8 +34,10 @@ use error::ServiceError;
 use guest_runtime::container::Launcher;
 use guest_runtime::entropy::Generator;
 use guest_runtime::network::Network;
+use guest_runtime::shared_files::SharedFiles;
 use identity::IdentityStore;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::Notify;
 
@@ -49,6 +53,7 @@ pub(crate) struct Agent {
     pub(crate) generator: Generator,
     pub(crate) lifecycle: lifecycle::Lifecycle,
     pub(crate) tokens: Arc<streams::Tokens>,
+    pub(crate) shared_files: Arc<SharedFiles>,
     /// Told when the sandbox was destroyed and the agent shall end.
     pub(crate) destroyed: Notify,
     /// Whether the machine is ours to change: false on a development machine.
@@ -70,6 +75,7 @@ impl Agent {
             generator: Generator::open()?,
             lifecycle: lifecycle::Lifecycle::running(),
             tokens: Arc::default(),
+            shared_files: Arc::new(SharedFiles::below(Path::new(files::SHARED))),
             destroyed: Notify::new(),
             in_guest: false,
             own_network: false,

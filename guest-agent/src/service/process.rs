@@ -261,6 +261,7 @@ impl Agent {
     ) -> Result<Arc<ProcessEntry>, ServiceError> {
         // The wire has one profile a container.
         process.seccomp.clone_from(&container.spec.process.seccomp);
+        container.require_awake("exec")?;
         container.processes.reserve(&exec)?;
         let container = Arc::clone(container);
         let launcher = Arc::clone(self.launcher()?);

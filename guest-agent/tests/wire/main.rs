@@ -10,5 +10,7 @@
 
 mod harness;
 
+mod control;
+mod files;
 mod life;
 mod ordinary;

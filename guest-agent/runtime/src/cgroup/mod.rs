@@ -7,13 +7,16 @@
 //!   `- c-NAME                one container: CgroupPath
 //! ```
 
+mod control;
 mod devices;
 mod events;
 mod resources;
+mod stats;
 mod workload;
 
 pub use devices::{DeviceAccess, DeviceKind, DeviceRule, UnknownDeviceRule};
 pub use resources::Resources;
+pub use stats::{CgroupStats, CpuStats, HugetlbStats, IoStats, MemoryStats, PidsStats};
 pub use workload::{CgroupPath, WorkloadCgroup};
 
 use std::io;

@@ -1,6 +1,7 @@
 //! The workload's cgroup and those of the containers below it.
 
 use super::devices::DeviceProgram;
+use super::resources::Setting;
 use super::{CgroupError, DeviceRule, Resources, events, failed};
 use rustix::fs::{Mode, OFlags, open};
 use std::fs;
@@ -34,6 +35,12 @@ impl AsRef<Path> for CgroupPath {
 }
 
 impl CgroupPath {
+    /// A directory that plays a cgroup.
+    #[cfg(test)]
+    pub(super) fn for_tests(path: &Path) -> Self {
+        Self(path.into())
+    }
+
     /// A descriptor for clone3(2) with CLONE_INTO_CGROUP.
     pub(crate) fn open(&self) -> Result<OwnedFd, CgroupError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -236,24 +243,32 @@ fn enable_controllers(path: &Path) -> Result<(), CgroupError> {
 }
 
 fn apply(path: &Path, resources: &Resources) -> Result<(), CgroupError> {
+    for setting in settings_there(path, resources)? {
+        write(path, setting.file, &setting.value)?;
+    }
+    Ok(())
+}
+
+/// What is to be written to the cgroup `path` to have these limits.
+pub(super) fn settings_there(
+    path: &Path,
+    resources: &Resources,
+) -> Result<Vec<Setting>, CgroupError> {
     let there = read(path, "cgroup.controllers")?;
+    let mut settings = Vec::new();
     for setting in resources.settings()? {
-        if !there
-            .split_whitespace()
-            .any(|one| one == setting.controller)
-        {
-            // Taking away what is not there is no limit missed.
-            if setting.value == "max" {
-                continue;
-            }
+        let mut controllers = there.split_whitespace();
+        if controllers.any(|one| one == setting.controller) {
+            settings.push(setting);
+        } else if setting.value != "max" {
+            // To take away what is not there would be no limit missed.
             return Err(CgroupError::NoController {
                 limit: setting.limit,
                 controller: setting.controller,
             });
         }
-        write(path, setting.file, &setting.value)?;
     }
-    Ok(())
+    Ok(settings)
 }
 
 async fn remove(path: &Path, deadline: Duration) -> Result<(), CgroupError> {
@@ -286,12 +301,12 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ENODEV)
 }
 
-fn read(directory: &Path, file: &str) -> Result<String, CgroupError> {
+pub(super) fn read(directory: &Path, file: &str) -> Result<String, CgroupError> {
     let path = directory.join(file);
     fs::read_to_string(&path).map_err(failed("read", &path))
 }
 
-fn write(directory: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
+pub(super) fn write(directory: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
     let path = directory.join(file);
     // Not fs::write: it would try to make the file, and hide that it is gone.
     let file = fs::OpenOptions::new().write(true).open(&path);

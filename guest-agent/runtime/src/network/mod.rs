@@ -2,6 +2,7 @@
 
 mod address;
 mod borrowed;
+mod counters;
 mod link;
 mod message;
 mod neighbor;
@@ -9,6 +10,7 @@ mod route;
 
 pub use address::{HardwareAddress, InvalidAddress, IpPrefix};
 pub use borrowed::has_links;
+pub use counters::{Counters, LinkCounters, link_counters};
 pub use link::InterfaceSpec;
 pub use neighbor::NeighborSpec;
 pub use route::{RouteSource, RouteSpec};

@@ -193,7 +193,7 @@ fn namespace(namespace: &agent::LinuxNamespace) -> Result<NamespaceSpec, Convert
 }
 
 /// Absent and 0 are the same on the wire; -1 is "no limit".
-fn resources(resources: agent::LinuxResources) -> Result<Resources, ConvertError> {
+pub(super) fn resources(resources: agent::LinuxResources) -> Result<Resources, ConvertError> {
     refuse(resources.BlockIO.is_some(), "resources.blockIO")?;
     refuse(
         !resources.HugepageLimits.is_empty(),

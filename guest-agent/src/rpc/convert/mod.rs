@@ -3,7 +3,9 @@
 //! refused by name.
 
 pub(super) mod container;
+pub(super) mod control;
 mod device;
+pub(super) mod files;
 pub(super) mod lifecycle;
 pub(super) mod machine;
 pub(super) mod network;
