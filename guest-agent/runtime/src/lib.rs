@@ -16,7 +16,9 @@ pub mod storage;
 
 pub mod clock;
 pub mod entropy;
+pub mod guest_file;
 pub mod hostname;
+pub mod metrics;
 
 mod ids;
 mod mount_options;

@@ -5,13 +5,16 @@ use super::Handlers;
 use super::convert;
 use crate::service::container::{CreateContainer, RemoveContainer, StartContainer};
 use crate::service::control::{PauseContainer, ResumeContainer, StatsContainer, UpdateContainer};
+use crate::service::diagnostics::{GetMetrics, GetTerminationLog, GetVolumeStats};
 use crate::service::files::CopyFile;
 use crate::service::machine::{
     CreateSandbox, DestroySandbox, GetGuestDetails, ReseedRandomDevice, SetGuestDateTime,
 };
+use crate::service::mounts::{RemoveStaleMounts, UpdateEphemeralMounts};
 use crate::service::network::{
     AddNeighbors, ListInterfaces, ListRoutes, UpdateInterface, UpdateRoutes,
 };
+use crate::service::oom::GetOomEvent;
 use crate::service::process::{
     CloseStdin, ExecProcess, Output, ReadStream, ResizeTerminal, SignalProcess, WaitProcess,
     WriteStdin,
@@ -289,6 +292,78 @@ impl agent_ttrpc::AgentService for Handlers {
         let request = self.gate.authorize(request)?.convert::<CopyFile>()?;
         self.agent.copy_file(request).await?;
         Ok(Empty::new())
+    }
+
+    async fn update_ephemeral_mounts(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::UpdateEphemeralMountsRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self
+            .gate
+            .authorize(request)?
+            .convert::<UpdateEphemeralMounts>()?;
+        self.agent.update_ephemeral_mounts(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn remove_stale_virtiofs_share_mounts(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::RemoveStaleVirtiofsShareMountsRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self
+            .gate
+            .authorize(request)?
+            .convert::<RemoveStaleMounts>()?;
+        self.agent.remove_stale_mounts(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn get_diagnostic_data(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::GetDiagnosticDataRequest,
+    ) -> ttrpc::Result<agent::GetDiagnosticDataResponse> {
+        let request = self
+            .gate
+            .authorize(request)?
+            .convert::<GetTerminationLog>()?;
+        let mut reply = agent::GetDiagnosticDataResponse::new();
+        reply.data = self.agent.termination_log(request).await?;
+        Ok(reply)
+    }
+
+    async fn get_metrics(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::GetMetricsRequest,
+    ) -> ttrpc::Result<agent::Metrics> {
+        let request = self.gate.authorize(request)?.convert::<GetMetrics>()?;
+        let mut reply = agent::Metrics::new();
+        reply.metrics = self.agent.metrics(request).await?;
+        Ok(reply)
+    }
+
+    async fn get_oom_event(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::GetOOMEventRequest,
+    ) -> ttrpc::Result<agent::OOMEvent> {
+        let request = self.gate.authorize(request)?.convert::<GetOomEvent>()?;
+        let mut reply = agent::OOMEvent::new();
+        reply.container_id = self.agent.oom_event(request).await?.into();
+        Ok(reply)
+    }
+
+    async fn get_volume_stats(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::VolumeStatsRequest,
+    ) -> ttrpc::Result<agent::VolumeStatsResponse> {
+        let request = self.gate.authorize(request)?.convert::<GetVolumeStats>()?;
+        let room = self.agent.volume_stats(request).await?;
+        Ok(convert::diagnostics::room_to_wire(room))
     }
 
     async fn set_policy(

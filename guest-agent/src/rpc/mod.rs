@@ -16,7 +16,7 @@ use ttrpc::r#async::Service;
 
 /// The methods of `grpc.AgentService` that are served; the ttrpc server itself
 /// answers UNIMPLEMENTED to every other.
-pub(crate) const AGENT_METHODS: [&str; 27] = [
+pub(crate) const AGENT_METHODS: [&str; 33] = [
     "CreateContainer",
     "StartContainer",
     "RemoveContainer",
@@ -43,6 +43,12 @@ pub(crate) const AGENT_METHODS: [&str; 27] = [
     "GetGuestDetails",
     "SetGuestDateTime",
     "CopyFile",
+    "UpdateEphemeralMounts",
+    "RemoveStaleVirtiofsShareMounts",
+    "GetDiagnosticData",
+    "GetMetrics",
+    "GetOOMEvent",
+    "GetVolumeStats",
     "SetPolicy",
 ];
 

@@ -3,6 +3,7 @@
 
 use super::Agent;
 use super::error::ServiceError;
+use super::oom::OomWatch;
 use super::process::{ProcessEntry, ProcessTable};
 use authz::Authorized;
 use guest_runtime::ContainerId;
@@ -30,6 +31,8 @@ pub(crate) struct CreateContainer {
     pub(crate) storages: Vec<StorageSpec>,
     /// After-thaw hooks, run inside the container by Release.
     pub(crate) after_thaw_hooks: Vec<Vec<String>>,
+    /// Where in the container it leaves its last words.
+    pub(crate) termination_message_path: Option<String>,
 }
 
 /// A container to start. One type a call: what was authorised as a start can
@@ -53,6 +56,8 @@ pub(crate) struct Container {
     pub(crate) processes: ProcessTable,
     pub(crate) cgroup: guest_runtime::cgroup::CgroupPath,
     pub(crate) after_thaw_hooks: Vec<Vec<String>>,
+    pub(crate) termination_message_path: Option<String>,
+    pub(super) oom: OomWatch,
     /// Its limits as they were last set.
     pub(super) limits: Mutex<Resources>,
     storages: Arc<[MountedStorage]>,
@@ -137,6 +142,8 @@ impl Agent {
             spec,
             cgroup,
             after_thaw_hooks: request.after_thaw_hooks,
+            termination_message_path: request.termination_message_path,
+            oom: OomWatch::default(),
             storages: storages.into(),
             state: Mutex::new(State {
                 start: Some(start),
@@ -155,6 +162,7 @@ impl Agent {
     ) -> Result<(), ServiceError> {
         self.lifecycle.require_running("start container")?;
         let container = self.registry.get(&request.into_inner().id)?;
+        let agent = Arc::clone(self);
         self.recipes
             .run(async move {
                 container.require_awake("start container")?;
@@ -163,6 +171,7 @@ impl Agent {
                     call: "start container",
                     reason: format!("container {} was started before", container.id),
                 })?;
+                agent.watch_for_oom(&container);
                 start
                     .start(START_DEADLINE)
                     .await
@@ -209,6 +218,7 @@ impl Agent {
     }
 
     async fn tear_down(&self, container: &Container) -> Result<(), ServiceError> {
+        self.report_last_oom(container);
         self.launcher()?
             .workload()
             .remove_container(&container.cgroup, REMOVE_DEADLINE)

@@ -92,6 +92,7 @@ impl Agent {
         self.recipes
             .run(async move {
                 let outcome = agent.remove_all().await;
+                agent.oom_events.close();
                 agent.destroyed.notify_one();
                 outcome
             })

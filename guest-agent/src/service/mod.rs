@@ -17,13 +17,16 @@
 
 pub(crate) mod container;
 pub(crate) mod control;
+pub(crate) mod diagnostics;
 pub(crate) mod error;
 pub(crate) mod files;
 mod hooks;
 pub(crate) mod identity;
 pub(crate) mod lifecycle;
 pub(crate) mod machine;
+pub(crate) mod mounts;
 pub(crate) mod network;
+pub(crate) mod oom;
 pub(crate) mod process;
 pub(crate) mod recipes;
 pub(crate) mod registry;
@@ -54,6 +57,8 @@ pub(crate) struct Agent {
     pub(crate) lifecycle: lifecycle::Lifecycle,
     pub(crate) tokens: Arc<streams::Tokens>,
     pub(crate) shared_files: Arc<SharedFiles>,
+    pub(crate) oom_events: Arc<oom::OomEvents>,
+    pub(crate) scrapes: diagnostics::Scrapes,
     /// Told when the sandbox was destroyed and the agent shall end.
     pub(crate) destroyed: Notify,
     /// Whether the machine is ours to change: false on a development machine.
@@ -76,6 +81,8 @@ impl Agent {
             lifecycle: lifecycle::Lifecycle::running(),
             tokens: Arc::default(),
             shared_files: Arc::new(SharedFiles::below(Path::new(files::SHARED))),
+            oom_events: Arc::default(),
+            scrapes: diagnostics::Scrapes::default(),
             destroyed: Notify::new(),
             in_guest: false,
             own_network: false,

@@ -14,3 +14,4 @@ mod control;
 mod files;
 mod life;
 mod ordinary;
+mod questions;

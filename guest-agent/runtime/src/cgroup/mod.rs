@@ -10,6 +10,7 @@
 mod control;
 mod devices;
 mod events;
+mod oom;
 mod resources;
 mod stats;
 mod workload;

@@ -23,7 +23,7 @@ pub(super) type Driver =
 /// A driver option of overlayfs: directories to be made before the mount.
 const CREATE_DIRECTORY: &str = "io.katacontainers.volume.overlayfs.create_directory=";
 /// Of mount points made on the way.
-const MODE: u32 = 0o755;
+pub(super) const MODE: u32 = 0o755;
 /// Of directories a container is to share with others.
 const SHARED_MODE: u32 = 0o777;
 
@@ -202,15 +202,23 @@ fn mount_new(spec: &StorageSpec, options: &MountOptions, fstype: &str) -> Result
         MountFlags::RDONLY
     };
     mount(source, point, fstype, flags, Some(data.as_c_str())).map_err(failed("mount", point))?;
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let changed = open(point, flags, Mode::empty())
-        .map_err(failed("open", point))
-        .and_then(|mounted| change(spec, options, &mounted));
+    let changed = change_mounted(spec, options);
     if changed.is_err() {
         // The failure before is the one to tell.
         let _ = unmount(point, UnmountFlags::DETACH);
     }
     changed
+}
+
+/// Gives the mount that is there its attributes.
+pub(super) fn change_mounted(
+    spec: &StorageSpec,
+    options: &MountOptions,
+) -> Result<(), StorageError> {
+    let point = &spec.mount_point;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mounted = open(point, flags, Mode::empty()).map_err(failed("open", point))?;
+    change(spec, options, &mounted)
 }
 
 /// The file system's own options, as mount(2) takes them.
@@ -245,7 +253,7 @@ fn change(spec: &StorageSpec, options: &MountOptions, mount: &OwnedFd) -> Result
 }
 
 /// Takes `fsgid=N` out of the options: it is not the file system's.
-fn take_group(
+pub(super) fn take_group(
     spec: &StorageSpec,
     options: &MountOptions,
 ) -> Result<(Option<u32>, MountOptions), StorageError> {

@@ -4,7 +4,12 @@
 //! All of it blocks and belongs on a thread of its own.
 
 mod drivers;
+mod ephemeral;
+mod stale;
 mod tree;
+
+pub use ephemeral::update_ephemeral;
+pub use stale::detach_stale;
 
 use crate::mount_options::{MountOptions, UnsupportedOption};
 use rustix::io::Errno;

@@ -188,3 +188,64 @@ fn what_is_mounted_already_is_left_alone_and_another_type_is_an_error() {
         assert!(!point.exists());
     });
 }
+
+fn size_of(point: &Path) -> u64 {
+    let room = rustix::fs::statvfs(point).unwrap();
+    room.f_blocks * room.f_frsize
+}
+
+#[test]
+fn memory_is_resized_where_it_is_and_keeps_its_files_and_attributes() {
+    in_own_mounts(|directory| {
+        let point = directory.join("shm");
+        let mut update = spec(
+            "ephemeral",
+            point.clone(),
+            &["size=1m", "noexec", "mode=1777"],
+        );
+        update.fstype = "tmpfs".into();
+        update_ephemeral(&update).unwrap();
+        assert_eq!(size_of(&point), 1 << 20);
+        fs::write(point.join("file"), "kept").unwrap();
+        // Without the word it is left alone.
+        update.options = vec!["size=2m".into()];
+        update_ephemeral(&update).unwrap();
+        assert_eq!(size_of(&point), 1 << 20);
+        update.options = vec!["remount,size=2m".into(), "fsgid=7".into()];
+        update_ephemeral(&update).unwrap();
+        assert_eq!(size_of(&point), 2 << 20);
+        assert_eq!(fs::read(point.join("file")).unwrap(), b"kept");
+        assert_eq!(fs::metadata(&point).unwrap().mode() & 0o7777, 0o1777);
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let line = mounts
+            .lines()
+            .find(|line| line.contains(point.to_str().unwrap()));
+        assert!(line.unwrap().contains("noexec"));
+        update.options = vec!["remount".into(), "size=nonsense".into()];
+        assert!(update_ephemeral(&update).is_err());
+        assert_eq!(size_of(&point), 2 << 20);
+    });
+}
+
+#[test]
+fn an_update_is_of_memory_alone_and_without_options_makes_a_directory() {
+    in_own_mounts(|directory| {
+        let point = directory.join("plain");
+        update_ephemeral(&spec("ephemeral", point.clone(), &[])).unwrap();
+        assert!(point.is_dir());
+        assert_eq!(tree::mounted_on(&point).unwrap(), None);
+        let other = spec("local", point, &["mode=755"]);
+        let error = update_ephemeral(&other).unwrap_err();
+        assert!(matches!(error, StorageError::Unsupported { .. }));
+    });
+}
+
+#[test]
+fn what_is_not_stale_stays_mounted() {
+    in_own_mounts(|directory| {
+        let point = directory.join("memory");
+        mount_storage(&spec("ephemeral", point.clone(), &[])).unwrap();
+        detach_stale(directory).unwrap();
+        assert_eq!(tree::mounts_below(directory).unwrap(), [point]);
+    });
+}

@@ -35,15 +35,27 @@ pub(super) fn remove_empty(made: &[PathBuf]) {
 
 /// The type of the file system that is mounted on exactly `path`, if one is.
 pub(super) fn mounted_on(path: &Path) -> Result<Option<String>, StorageError> {
-    let table = "/proc/thread-self/mountinfo";
-    let mounts = fs::read(table).map_err(|error| failed("read", table)(errno(&error)))?;
-    let mounts = String::from_utf8_lossy(&mounts);
     // The last one covers those before.
-    let found = mounts
+    let found = table()?
         .lines()
         .filter_map(parse)
         .rfind(|(point, _)| point == path);
     Ok(found.map(|(_, fstype)| fstype))
+}
+
+/// The mount points below `path`.
+pub(super) fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, StorageError> {
+    let points = table()?;
+    let points = points.lines().filter_map(parse).map(|(point, _)| point);
+    Ok(points
+        .filter(|point| point != path && point.starts_with(path))
+        .collect())
+}
+
+fn table() -> Result<String, StorageError> {
+    let table = "/proc/thread-self/mountinfo";
+    let mounts = fs::read(table).map_err(|error| failed("read", table)(errno(&error)))?;
+    Ok(String::from_utf8_lossy(&mounts).into_owned())
 }
 
 /// Mount point and type of a line of mountinfo, proc(5).

@@ -15,6 +15,8 @@ use protocols::wire::agent;
 /// Commands to run in the container once a clone was released: a JSON list of
 /// argument lists.
 const AFTER_THAW: &str = "dev.tardigrade.after-thaw";
+/// Where in the container it leaves its last words.
+const TERMINATION_MESSAGE: &str = "io.kubernetes.container.terminationMessagePath";
 
 impl TryFrom<agent::CreateContainerRequest> for CreateContainer {
     type Error = ConvertError;
@@ -37,7 +39,9 @@ impl TryFrom<agent::CreateContainerRequest> for CreateContainer {
             Some(text) => serde_json::from_str(text).map_err(invalid(AFTER_THAW, text))?,
             None => Vec::new(),
         };
+        let termination_message_path = spec.Annotations.get(TERMINATION_MESSAGE).cloned();
         Ok(Self {
+            termination_message_path,
             spec: container_spec(id, spec)?,
             storages: request
                 .storages

@@ -5,6 +5,7 @@
 pub(super) mod container;
 pub(super) mod control;
 mod device;
+pub(super) mod diagnostics;
 pub(super) mod files;
 pub(super) mod lifecycle;
 pub(super) mod machine;
@@ -23,6 +24,9 @@ pub(crate) enum ConvertError {
         value: String,
         reason: String,
     },
+    /// The text is what clients know it by.
+    #[error("unsupported diagnostic log_type: {0}")]
+    DiagnosticLog(String),
     #[error("{feature} is not supported")]
     Unsupported { feature: String },
 }
