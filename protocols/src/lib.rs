@@ -7,6 +7,7 @@
 //! transport; what differs is below those two types.
 
 pub mod address;
+pub mod destination;
 pub mod frame;
 pub mod hybrid;
 pub mod link;
@@ -20,6 +21,7 @@ pub mod unix;
 pub mod vsock;
 
 pub use address::{AddressError, AgentAddress, GuestAddress};
+pub use destination::Destination;
 pub use frame::{Frame, FrameReader, FrameWriter};
 pub use link::{Link, LinkError, Opening};
 pub use listen::{Incoming, ListenError, Listener};

@@ -10,12 +10,12 @@ use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::address::AgentAddress;
+use crate::destination::Destination;
 use crate::hybrid::{self, WordsError};
 use crate::mux::{self, Opener};
 use crate::port;
 use crate::serial::HostSession;
 use crate::stream::Stream;
-use crate::unix;
 use crate::vsock;
 
 /// What is waited for when a port is asked for.
@@ -93,7 +93,7 @@ enum Carrier {
     Mux(Opener),
     /// Each stream dialled; the guard ends the watch with the last clone.
     Dial {
-        address: Arc<AgentAddress>,
+        destination: Arc<Destination>,
         _watch: Arc<DropGuard>,
     },
 }
@@ -108,20 +108,27 @@ impl Link {
     ///
     /// # Errors
     /// Nobody there, a refusal, or no answer within `deadline`.
-    pub async fn connect(address: &AgentAddress, deadline: Duration) -> Result<Self, LinkError> {
+    pub async fn connect(
+        destination: impl Into<Destination>,
+        deadline: Duration,
+    ) -> Result<Self, LinkError> {
+        let destination = destination.into();
         let connect = async {
+            let address = destination.address();
             if let AgentAddress::Serial { socket } = address {
-                let stream = unix::connect(socket)
-                    .await
-                    .map_err(|source| LinkError::Connect {
-                        address: address.clone(),
-                        source,
-                    })?;
+                let stream =
+                    destination
+                        .connect(socket)
+                        .await
+                        .map_err(|source| LinkError::Connect {
+                            address: address.clone(),
+                            source,
+                        })?;
                 let link = Self::over_serial(stream)?;
                 link.established(deadline).await?;
                 Ok(link)
             } else {
-                Self::by_dialling(address).await
+                Self::by_dialling(&destination).await
             }
         };
         within("connect to the agent", deadline, connect).await
@@ -154,25 +161,26 @@ impl Link {
     /// connection is made once [`Opening::granted`] has told of a port: the
     /// agent has nothing else to do before that. Must be called inside a runtime.
     #[must_use]
-    pub fn undialled(address: &AgentAddress) -> Option<Self> {
-        let is_serial = matches!(address, AgentAddress::Serial { .. });
-        (!is_serial).then(|| Self::watched(address, None))
+    pub fn undialled(destination: impl Into<Destination>) -> Option<Self> {
+        let destination = destination.into();
+        let is_serial = matches!(destination.address(), AgentAddress::Serial { .. });
+        (!is_serial).then(|| Self::watched(&destination, None))
     }
 
-    async fn by_dialling(address: &AgentAddress) -> Result<Self, LinkError> {
-        let sentinel = dial(address, port::RPC).await?;
-        let link = Self::watched(address, Some(sentinel));
+    async fn by_dialling(destination: &Destination) -> Result<Self, LinkError> {
+        let sentinel = dial(destination, port::RPC).await?;
+        let link = Self::watched(destination, Some(sentinel));
         link.state.established.cancel();
         Ok(link)
     }
 
     /// A link that is over when its idle connection is: the one that is there,
     /// or one that is made when the agent has answered.
-    fn watched(address: &AgentAddress, sentinel: Option<Stream>) -> Self {
-        let address = Arc::new(address.clone());
+    fn watched(destination: &Destination, sentinel: Option<Stream>) -> Self {
+        let destination = Arc::new(destination.clone());
         let state = State::new();
         let (stop, closed) = (state.stop.clone(), state.closed.clone());
-        let (established, dialled) = (state.established.clone(), Arc::clone(&address));
+        let (established, dialled) = (state.established.clone(), Arc::clone(&destination));
         let watch = CancellationToken::new();
         let guard = watch.clone().drop_guard();
         let sentinel = async move {
@@ -200,7 +208,7 @@ impl Link {
         });
         Self {
             carrier: Carrier::Dial {
-                address,
+                destination,
                 _watch: Arc::new(guard),
             },
             state: Arc::new(state),
@@ -246,7 +254,7 @@ impl Link {
                     .map_err(|error| words_error(port, error))?;
                 Ok(Box::new(stream))
             }
-            Carrier::Dial { address, .. } => dial(address, port).await,
+            Carrier::Dial { destination, .. } => dial(destination, port).await,
         }
     }
 
@@ -271,8 +279,8 @@ impl Link {
                 let (stream, answer) = within(OPENING, deadline, open).await?;
                 (Box::new(stream), Some(answer))
             }
-            Carrier::Dial { address, .. } => {
-                within(OPENING, deadline, dial_early(address, port)).await?
+            Carrier::Dial { destination, .. } => {
+                within(OPENING, deadline, dial_early(destination, port)).await?
             }
         };
         Ok((
@@ -349,7 +357,8 @@ impl State {
 }
 
 /// A connection of its own to a port.
-async fn dial(address: &AgentAddress, port: u32) -> Result<Stream, LinkError> {
+async fn dial(destination: &Destination, port: u32) -> Result<Stream, LinkError> {
+    let address = destination.address();
     let connect_error = |source| LinkError::Connect {
         address: address.clone(),
         source,
@@ -371,14 +380,14 @@ async fn dial(address: &AgentAddress, port: u32) -> Result<Stream, LinkError> {
         }
         AgentAddress::HybridVsock { socket, port: rpc } => {
             let number = if port == port::RPC { *rpc } else { port };
-            let mut stream = unix::connect(socket).await.map_err(connect_error)?;
+            let mut stream = destination.connect(socket).await.map_err(connect_error)?;
             hybrid::request(&mut stream, number)
                 .await
                 .map_err(|error| words_error(port, error))?;
             Ok(Box::new(stream))
         }
         AgentAddress::Unix { path } | AgentAddress::Serial { socket: path } => {
-            let mut stream = unix::connect(path).await.map_err(connect_error)?;
+            let mut stream = destination.connect(path).await.map_err(connect_error)?;
             hybrid::request(&mut stream, port)
                 .await
                 .map_err(|error| words_error(port, error))?;
@@ -390,17 +399,19 @@ async fn dial(address: &AgentAddress, port: u32) -> Result<Stream, LinkError> {
 /// A connection of its own to a port, on which the port's first bytes can follow
 /// the question, where there is one: vsock itself asks with its connect.
 async fn dial_early(
-    address: &AgentAddress,
+    destination: &Destination,
     port: u32,
 ) -> Result<(Stream, Option<oneshot::Receiver<Result<(), WordsError>>>), LinkError> {
+    let address = destination.address();
     let (path, number) = match address {
-        AgentAddress::Vsock { .. } => return Ok((dial(address, port).await?, None)),
+        AgentAddress::Vsock { .. } => return Ok((dial(destination, port).await?, None)),
         AgentAddress::HybridVsock { socket, port: rpc } => {
             (socket, if port == port::RPC { *rpc } else { port })
         }
         AgentAddress::Unix { path } | AgentAddress::Serial { socket: path } => (path, port),
     };
-    let stream = unix::connect(path)
+    let stream = destination
+        .connect(path)
         .await
         .map_err(|source| LinkError::Connect {
             address: address.clone(),

@@ -10,8 +10,8 @@ use super::vmm::Carrier;
 use crate::config::random_bytes;
 use crate::host::explain;
 use agent_client::{AgentClient, ClientError, Connecting};
-use hypervisor::{AgentDevice, Vm, VmExit};
-use protocols::{AgentAddress, GuestAddress, Link, VsockPeers, port, unix};
+use hypervisor::{AgentDevice, Vm, VmExit, VmRecord};
+use protocols::{AgentAddress, Destination, GuestAddress, Link, VsockPeers, port, unix};
 use rustix::io::Errno;
 use std::io;
 use std::time::Duration;
@@ -138,6 +138,20 @@ pub fn address(device: &AgentDevice) -> AgentAddress {
     }
 }
 
+/// Where the host dials a VM's agent, and who has to listen there. A VMM that
+/// makes the socket itself could put another's in its place.
+#[must_use]
+pub fn destination(vm: &VmRecord) -> Destination {
+    dialled(address(&vm.agent), vm)
+}
+
+fn dialled(address: AgentAddress, vm: &VmRecord) -> Destination {
+    match address {
+        AgentAddress::HybridVsock { .. } => Destination::listened_by(address, vm.pid),
+        address => address.into(),
+    }
+}
+
 /// The same device with what is a new VM's own.
 #[must_use]
 pub(super) fn rebound(device: &AgentDevice, files: &VmFiles, cid: u32) -> AgentDevice {
@@ -191,12 +205,12 @@ pub(super) async fn reach(
     deadline: Duration,
 ) -> Result<Reached, Unreached> {
     tokio::select! {
-        reached = dial(address, deadline) => reached,
+        reached = dial(dialled(address.clone(), &vm.record()), deadline) => reached,
         ended = vm.wait() => Err(ended.map_or_else(Unreached::Wait, Unreached::Ended)),
     }
 }
 
-async fn dial(address: &AgentAddress, deadline: Duration) -> Result<Reached, Unreached> {
+async fn dial(destination: Destination, deadline: Duration) -> Result<Reached, Unreached> {
     let end = Instant::now() + deadline;
     let (mut patience, mut pause) = (FIRST_PATIENCE, FIRST_PAUSE);
     let mut last = "nothing yet".to_owned();
@@ -219,7 +233,7 @@ async fn dial(address: &AgentAddress, deadline: Duration) -> Result<Reached, Unr
             },
             () = sleep_until(end) => {
                 return Err(Unreached::Silent {
-                    address: address.clone(),
+                    address: destination.address().clone(),
                     after: deadline,
                     last,
                 });
@@ -228,8 +242,8 @@ async fn dial(address: &AgentAddress, deadline: Duration) -> Result<Reached, Unr
                 if !dials.is_empty() {
                     patience = (patience * 2).min(LONGEST_PATIENCE);
                 }
-                let address = address.clone();
-                dials.spawn(async move { attempt(&address, patience * LOST_AFTER).await });
+                let destination = destination.clone();
+                dials.spawn(async move { attempt(&destination, patience * LOST_AFTER).await });
                 next = Instant::now() + patience;
             }
         }
@@ -239,12 +253,12 @@ async fn dial(address: &AgentAddress, deadline: Duration) -> Result<Reached, Unr
 /// One dial, to the first answer: a connection alone proves no agent. The dial
 /// and the question go out together where they can, so that the guest has to be
 /// woken once.
-async fn attempt(address: &AgentAddress, patience: Duration) -> Result<Reached, String> {
+async fn attempt(destination: &Destination, patience: Duration) -> Result<Reached, String> {
     let answered = async {
-        let link = match Link::undialled(address) {
+        let link = match Link::undialled(destination) {
             Some(link) => link,
             None => {
-                let link = Link::connect(address, patience).await;
+                let link = Link::connect(destination, patience).await;
                 link.map_err(|error| explain(&error))?
             }
         };
@@ -377,6 +391,33 @@ mod tests {
                 reached = reach(&address, &vm, Duration::from_secs(60)) => panic!("{reached:?}"),
                 () = guest => {}
             }
+        });
+    }
+
+    #[test]
+    fn an_agents_socket_at_which_another_process_listens_is_told_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let vm = StandInVm(Arc::new(StandIn::default()));
+        let record = VmRecord {
+            agent: AgentDevice::HybridVsock {
+                socket: socket.clone(),
+                cid: HYBRID_CID,
+            },
+            // Not this process, which listens.
+            pid: 1,
+            ..vm.record()
+        };
+        run(async {
+            let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+            let other = destination(&record);
+            let error = Link::connect(&other, Duration::from_secs(10)).await;
+            let error = explain(&error.unwrap_err());
+            assert!(error.contains("and not process 1"), "{error}");
+            let (mut dialled, _) = listener.accept().await.unwrap();
+            let mut heard = Vec::new();
+            dialled.read_to_end(&mut heard).await.unwrap();
+            assert!(heard.is_empty(), "{heard:?}");
         });
     }
 

@@ -4,7 +4,7 @@
 //! until the peer has vanished and dials again at once. Everyone else takes the
 //! link of the moment from a [`LinkHandle`], or waits there for the next one.
 
-use protocols::{AgentAddress, Link};
+use protocols::{Destination, Link};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -40,13 +40,13 @@ pub struct LinkHandle {
 }
 
 impl AgentLink {
-    /// Keeps up the link to `address`, beginning with `first` if somebody has
+    /// Keeps up the link to `agent`, beginning with `first` if somebody has
     /// dialled already. Must be called inside a runtime.
     #[must_use]
-    pub fn keep(address: AgentAddress, first: Option<Link>) -> Self {
+    pub fn keep(agent: impl Into<Destination>, first: Option<Link>) -> Self {
         let (sender, current) = watch::channel(first);
         let redials = Arc::new(AtomicU64::new(0));
-        let task = tokio::spawn(keep_up(address, sender, Arc::clone(&redials)));
+        let task = tokio::spawn(keep_up(agent.into(), sender, Arc::clone(&redials)));
         Self {
             handle: LinkHandle { current },
             redials,
@@ -107,11 +107,7 @@ impl LinkHandle {
 }
 
 /// Keeps a link up until it is aborted.
-async fn keep_up(
-    address: AgentAddress,
-    sender: watch::Sender<Option<Link>>,
-    redials: Arc<AtomicU64>,
-) {
+async fn keep_up(agent: Destination, sender: watch::Sender<Option<Link>>, redials: Arc<AtomicU64>) {
     loop {
         let link = sender.borrow().clone();
         if let Some(link) = link {
@@ -119,17 +115,17 @@ async fn keep_up(
             redials.fetch_add(1, Ordering::Relaxed);
             sender.send_replace(None);
         }
-        let link = dial(&address).await;
+        let link = dial(&agent).await;
         sender.send_replace(Some(link));
     }
 }
 
 /// Dials until somebody answers. Whatever the reason of a failure, it is the
 /// VMM's exit that ends this, and the supervisor watches for that.
-async fn dial(address: &AgentAddress) -> Link {
+async fn dial(agent: &Destination) -> Link {
     loop {
         let begun = Instant::now();
-        if let Ok(link) = Link::connect(address, DIAL_DEADLINE).await {
+        if let Ok(link) = Link::connect(agent, DIAL_DEADLINE).await {
             return link;
         }
         sleep_until(begun + DIAL_INTERVAL).await;
@@ -139,6 +135,7 @@ async fn dial(address: &AgentAddress) -> Link {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use protocols::AgentAddress;
     use std::path::Path;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

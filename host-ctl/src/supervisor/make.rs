@@ -9,7 +9,7 @@ use crate::host::network::NetworkError;
 use crate::host::{
     ProcessError, ProcessIdentity, RecordError, RunDirectory, RunDirectoryError, explain,
 };
-use crate::sandbox::agent::address;
+use crate::sandbox::agent::destination;
 use crate::sandbox::boot::{BootError, Interruption, boot};
 use crate::sandbox::driver::{Driver, DriverError, GuestKernel, driver};
 use crate::sandbox::identity::Uuid;
@@ -444,7 +444,7 @@ async fn commit(
         moments: made.moments,
         timeline: timeline.report(),
     });
-    let agent = address(&made.vm.record().agent);
+    let agent = destination(&made.vm.record());
     Ok(Ready {
         supervised: Supervised {
             paths: paths.clone(),

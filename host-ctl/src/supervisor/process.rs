@@ -7,7 +7,7 @@ use super::order::{Order, Outcome};
 use super::server::{ServeError, Sockets, Supervised};
 use crate::config::{ConfigError, Paths, SandboxId};
 use crate::host::{LockError, ProcessIdentity, RunDirectory, RunDirectoryError, Stage, explain};
-use crate::sandbox::agent::address;
+use crate::sandbox::agent::destination;
 use crate::sandbox::link::AgentLink;
 use crate::sandbox::network::detach;
 use crate::sandbox::record::SandboxRecord;
@@ -164,7 +164,7 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
         _ => State::Running,
     });
     record.head.supervisor = Some(ProcessIdentity::current().map_err(|error| failed(&error))?);
-    let link = AgentLink::keep(address(&vm.record().agent), None);
+    let link = AgentLink::keep(destination(&vm.record()), None);
     // Without an agent the sandbox can still be looked at and stopped.
     let _ = link.handle().ready(REDIAL_DEADLINE).await;
     let sockets = Sockets::bind(&directory).map_err(|error| failed(&error))?;

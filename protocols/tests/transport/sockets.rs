@@ -55,7 +55,7 @@ async fn a_link_nobody_has_dialled_is_watched_over_from_its_first_grant_on() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("agent.sock");
     let mut listener = listen(&path);
-    let link = Link::undialled(&address(&path)).unwrap();
+    let link = Link::undialled(address(&path)).unwrap();
     let (mut stream, opening) = link.open_early(ECHO, SOON).await.unwrap();
     stream.write_all(b"x").await.unwrap();
     let mut asked = soon(listener.accept()).await.unwrap();
