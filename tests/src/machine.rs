@@ -34,7 +34,7 @@ pub async fn qemu() -> Result<Qemu, Failure> {
         kernel: Some(&kernel),
         kernel_digest: "test",
     };
-    let probe = probe(&request, None).await?;
+    let probe = probe(&request, None, &hypervisor::Confinement::Insecure).await?;
     Ok(Qemu::new(&probe, Deadlines::default()))
 }
 

@@ -30,7 +30,7 @@ mod qemu {
             kernel: Some(&kernel),
             kernel_digest: "test",
         };
-        let found = probe(&request, None).await?;
+        let found = probe(&request, None, &hypervisor::Confinement::Insecure).await?;
         let accelerator = &found.accelerator;
         assert_eq!(
             accelerator.accelerator,
@@ -50,12 +50,16 @@ mod qemu {
             kernel: Some(&kernel),
             kernel_digest: "test",
         };
-        let found = probe(&request, None).await.unwrap();
+        let found = probe(&request, None, &hypervisor::Confinement::Insecure)
+            .await
+            .unwrap();
         let text = &found.accelerator.reason;
         assert_eq!(found.accelerator.accelerator, Accelerator::Kvm, "{text}");
         assert!(text.contains("kvm runs the kernel"), "{text}");
         // What is known is not tried again, and stays true.
-        let again = probe(&request, Some(&found)).await.unwrap();
+        let again = probe(&request, Some(&found), &hypervisor::Confinement::Insecure)
+            .await
+            .unwrap();
         assert_eq!(again.accelerator, found.accelerator);
     }
 

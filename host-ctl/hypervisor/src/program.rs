@@ -4,24 +4,24 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::MetadataExt;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
-use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::error::Error;
+use crate::error::{Error, quote};
+use crate::process::{Confinement, Launch, Needs, Process, User, spawn};
+use crate::vm::VmExit;
 
 /// The device of KVM.
 pub(crate) const KVM: &str = "/dev/kvm";
 /// How long a program may take to print a line about itself.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How much of it is read.
-const MOST_OUTPUT: u64 = 4 << 10;
+const MOST_OUTPUT: usize = 4 << 10;
 
 /// A file's contents, by what changes with them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,33 +138,88 @@ fn program_in(directory: &Path, name: &OsStr) -> Option<PathBuf> {
     program.is_file().then_some(program)
 }
 
-/// What a program prints when it is run with one option.
-pub(crate) async fn printed(program: &Path, option: &str) -> Result<String, Error> {
-    let printed = timeout(DEADLINE, run(program, option)).await;
-    let printed =
-        printed.map_err(|_| unusable(program, format!("no version within {DEADLINE:?}")))?;
-    printed.map_err(|error| unusable(program, format!("{option}: {error}")))
+/// What a program prints when it is run with one option, confined like this.
+///
+/// # Errors
+/// [`Error::Probe`] when it does not end in time or fails; [`Error::Path`] when
+/// it cannot be started, and so when it cannot be confined.
+pub async fn printed(
+    program: &Path,
+    option: &str,
+    confinement: &Confinement,
+) -> Result<String, Error> {
+    let output = memory_file(&[])?;
+    let cell = confinement.cell(Needs::default())?;
+    let held: Vec<_> = confinement.user().map(User::lock).into_iter().collect();
+    let pid = spawn(&Launch {
+        program,
+        arguments: &[option.to_owned()],
+        inherited: &held,
+        placed: &[],
+        log: &output,
+        may_override_modes: false,
+        cell: cell.as_ref(),
+    })
+    .map_err(Error::path("execve", program))?;
+    let process = Process::child(pid)?;
+    let late = |_| unusable(program, format!("{option}: no end within {DEADLINE:?}"));
+    let exit = timeout(DEADLINE, process.exited()).await.map_err(late)??;
+    let mut printed = vec![0; MOST_OUTPUT];
+    let length = output.read_at(&mut printed, 0).unwrap_or_default();
+    let printed = String::from_utf8_lossy(&printed[..length]).into_owned();
+    if exit == VmExit::Exited(0) {
+        Ok(printed)
+    } else {
+        let reason = format!("{option}: {exit}: {}", quote(&printed));
+        Err(unusable(program, reason))
+    }
 }
 
-async fn run(program: &Path, option: &str) -> std::io::Result<String> {
-    let mut command = Command::new(program);
-    command
-        .arg(option)
-        .env_clear()
-        .current_dir("/")
-        .kill_on_drop(true);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    let mut child = command.spawn()?;
-    let mut printed = String::new();
-    if let Some(output) = child.stdout.take() {
-        output
-            .take(MOST_OUTPUT)
-            .read_to_string(&mut printed)
-            .await?;
+/// A file that is in no directory.
+pub(crate) fn memory_file(bytes: &[u8]) -> Result<File, Error> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let file = rustix::fs::memfd_create(c"probe", flags);
+    let mut file = File::from(file.map_err(Error::process("memfd_create"))?);
+    file.write_all(bytes).map_err(|source| Error::Process {
+        call: "write memfd",
+        source,
+    })?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::Confined;
+
+    #[tokio::test]
+    async fn a_program_that_does_not_end_or_fails_tells_nothing() {
+        let asked = async |program: &str, option: &str| {
+            let answer = printed(Path::new(program), option, &Confinement::Insecure).await;
+            answer.unwrap_err().to_string()
+        };
+        let error = asked("/bin/false", "--version").await;
+        assert!(error.contains("exit status 1"), "{error}");
+        let error = asked("/no/such", "--version").await;
+        assert!(error.contains("/no/such"), "{error}");
+        let error = asked("/bin/sleep", "60").await;
+        assert!(error.contains("no end within"), "{error}");
     }
-    child.wait().await?;
-    Ok(printed)
+
+    #[tokio::test]
+    async fn a_program_is_asked_as_confined_as_a_vmm_is() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: users of their own take root");
+            return;
+        }
+        let confinement = Confinement::strictest(2_000_000_000).unwrap();
+        let Confined::User { uid } = confinement.noted() else {
+            panic!("{confinement:?}");
+        };
+        let id = Path::new("/usr/bin/id");
+        let answer = printed(id, "-u", &confinement).await.unwrap();
+        assert_eq!(answer.trim(), uid.to_string());
+        let answer = printed(id, "-u", &confinement.without_user()).await;
+        assert_eq!(answer.unwrap().trim(), "0");
+    }
 }

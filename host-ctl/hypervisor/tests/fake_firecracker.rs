@@ -332,10 +332,13 @@ async fn a_missing_disk_is_named_before_there_is_a_process() {
 
 #[tokio::test]
 async fn a_probe_says_what_is_wrong_with_a_program() {
-    let failed = async |program: &Path| match probe(Some(program), None).await {
-        Err(error) => error.to_string(),
-        Ok(found) => panic!("{found:?}"),
-    };
+    let failed =
+        async |program: &Path| match probe(Some(program), None, &hypervisor::Confinement::Insecure)
+            .await
+        {
+            Err(error) => error.to_string(),
+            Ok(found) => panic!("{found:?}"),
+        };
     let text = failed(Path::new("/nonexistent/firecracker")).await;
     assert!(text.contains("no such program"), "{text}");
     let old = Fake::new("echo 'Firecracker v1.13.2'");

@@ -7,7 +7,7 @@ use super::text::{Table, since};
 use super::{print, runtime};
 use crate::config::Paths;
 use crate::host::{explain, sandboxes};
-use crate::sandbox::driver::{Driver, GuestKernel, fresh_driver, strictest};
+use crate::sandbox::driver::{Driver, GuestKernel, fresh_driver, strictest, try_confinement};
 use crate::sandbox::network::try_fence;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::State;
@@ -51,7 +51,7 @@ pub(super) fn doctor(guest: &GuestImage, output: Output) -> Result<ExitCode, Cli
         "`make image` makes one; then give --initrd or set TARDIGRADE_INITRD",
     ));
     findings.push(state_directory());
-    findings.push(confinement());
+    findings.push(confinement()?);
     findings.push(agent());
     findings.push(taps()?);
     findings.extend(open_sandboxes());
@@ -80,7 +80,9 @@ fn vmm_findings(kernel: Option<&Path>) -> Result<Vec<Finding>, CliError> {
     let runtime = runtime()?;
     let mut findings = Vec::new();
     for vmm in Vmm::ALL {
-        let found = runtime.block_on(fresh_driver(vmm, kernel));
+        // That nothing confines it is a finding of its own.
+        let confinement = strictest().unwrap_or_default();
+        let found = runtime.block_on(fresh_driver(vmm, kernel, confinement));
         findings.push(Finding {
             what: vmm.name().to_owned(),
             ok: found.is_ok(),
@@ -217,27 +219,29 @@ fn file(
     }
 }
 
-/// What confines the VMMs that this user starts.
-fn confinement() -> Finding {
-    let (ok, found) = match strictest() {
-        Ok(Confinement::User(_)) => (
-            true,
-            "mounts, processes and network of its own; with qemu and firecracker a user of its own"
-                .to_owned(),
-        ),
-        Ok(_) => (
-            true,
-            "mounts, processes and network of its own, if this kernel lets everyone".to_owned(),
-        ),
-        Err(error) => (false, explain(&error)),
+/// What confines the VMMs that this user starts: tried on this program.
+fn confinement() -> Result<Finding, CliError> {
+    let tried = match strictest() {
+        Ok(confinement) => runtime()?
+            .block_on(try_confinement(&confinement))
+            .map(|()| confinement)
+            .map_err(|error| explain(&error)),
+        Err(error) => Err(explain(&error)),
     };
-    Finding {
+    Ok(Finding {
         what: "confinement of a VMM".to_owned(),
-        ok,
+        ok: tried.is_ok(),
         needed: false,
-        found,
-        advice: "set TARDIGRADE_UID_BASE to where 65536 users are free; --insecure does without",
-    }
+        found: match tried {
+            Ok(Confinement::User(_)) => "mounts, processes and network of its own; with qemu and \
+                                         firecracker a user of its own"
+                .to_owned(),
+            Ok(_) => "mounts, processes and network of its own".to_owned(),
+            Err(reason) => reason,
+        },
+        advice: "set TARDIGRADE_UID_BASE to where 65536 users are free, and let users have \
+                 namespaces; --insecure does without",
+    })
 }
 
 fn state_directory() -> Finding {

@@ -90,6 +90,21 @@ pub async fn driver(
     find(vmm, Some(kernel), &kept, confinement).await
 }
 
+/// Whether a program can be started as confined as a VMM is: tried on this one,
+/// which is no VMM.
+///
+/// # Errors
+/// What the kernel refuses.
+pub async fn try_confinement(confinement: &Confinement) -> Result<(), Error> {
+    let own = std::env::current_exe().map_err(|source| Error::Process {
+        call: "readlink /proc/self/exe",
+        source,
+    })?;
+    hypervisor::printed(&own, "--version", confinement)
+        .await
+        .map(drop)
+}
+
 /// The most that confines a VMM here.
 ///
 /// # Errors
@@ -98,15 +113,17 @@ pub fn strictest() -> Result<Confinement, DriverError> {
     Confinement::strictest(first_vmm_user()?).map_err(DriverError::Confinement)
 }
 
-/// The driver of a VMM as it is found now, whatever was kept.
+/// The driver of a VMM as it is found now when it is confined like this, whatever
+/// was kept.
 ///
 /// # Errors
 /// When the VMM cannot be used.
 pub async fn fresh_driver(
     vmm: Vmm,
     kernel: Option<GuestKernel<'_>>,
+    confinement: Confinement,
 ) -> Result<Driver, DriverError> {
-    find(vmm, kernel, &Kept::nowhere(), Confinement::Insecure).await
+    find(vmm, kernel, &Kept::nowhere(), confinement).await
 }
 
 async fn find(
@@ -134,7 +151,7 @@ async fn find_qemu(
         kernel_digest: kernel.map_or("", |kernel| kernel.digest.as_str()),
     };
     let known = kept.read();
-    let found = qemu::probe(&request, known.as_ref()).await?;
+    let found = qemu::probe(&request, known.as_ref(), &confinement).await?;
     kept.update(known.as_ref(), &found);
     Ok(Driver {
         hypervisor: Box::new(qemu::Qemu::new(&found, Deadlines::default()).confined(confinement)),
@@ -145,7 +162,7 @@ async fn find_qemu(
 async fn find_cloud_hypervisor(kept: &Kept, confinement: Confinement) -> Result<Driver, Error> {
     use cloud_hypervisor::{CloudHypervisor, probe};
     let known = kept.read();
-    let found = probe(None, known.as_ref()).await?;
+    let found = probe(None, known.as_ref(), &confinement).await?;
     kept.update(known.as_ref(), &found);
     Ok(Driver {
         hypervisor: Box::new(
@@ -158,7 +175,7 @@ async fn find_cloud_hypervisor(kept: &Kept, confinement: Confinement) -> Result<
 async fn find_firecracker(kept: &Kept, confinement: Confinement) -> Result<Driver, Error> {
     use firecracker::{Firecracker, probe};
     let known = kept.read();
-    let found = probe(None, known.as_ref()).await?;
+    let found = probe(None, known.as_ref(), &confinement).await?;
     kept.update(known.as_ref(), &found);
     Ok(Driver {
         hypervisor: Box::new(Firecracker::new(&found, Deadlines::default()).confined(confinement)),

@@ -15,7 +15,7 @@ use crate::template::save::{FrozenGuest, QuietGuest, Saving};
 use crate::template::{BuildError, Built, Workplace};
 use crate::timeline::Timeline;
 use agent_client::ClientError;
-use hypervisor::VmRecord;
+use hypervisor::{Confined, VmRecord};
 use protocols::Link;
 use std::future::pending;
 use std::pin::Pin;
@@ -309,8 +309,8 @@ async fn prepare(
         path: &record.spec.kernel,
         digest: kernel.sha256(),
     };
-    // It starts no VM, so there is nothing to confine.
-    let insecure = true;
+    // It starts no VM, but may have to ask the program what it can do.
+    let insecure = running.confined == Confined::Insecure;
     let driver = driver(&paths, record.spec.vmm, kernel, insecure).await?;
     let prepared = move || {
         let place = Workplace {

@@ -12,7 +12,7 @@ use super::launch::arguments;
 use super::vmm::path;
 use crate::error::{Error, quote};
 use crate::log::last_line;
-use crate::process::{Launch, Process, landlock_version, spawn};
+use crate::process::{Confinement, Launch, Needs, Process, landlock_version, spawn};
 use crate::program::{FileIdentity, KVM, find, open_kvm, unusable};
 use crate::rest::{Request, RestVmm};
 use crate::socket::Listener;
@@ -53,21 +53,26 @@ pub struct Probe {
 }
 
 /// Finds Cloud Hypervisor: the given program, or else $CLOUD_HYPERVISOR, or else
-/// the first on PATH. Takes some milliseconds, starting it once some more. That
+/// the first on PATH. Takes some milliseconds, starting it once some more, when it
+/// is confined like this. That
 /// KVM runs a guest is only known when one was booted: a host that is itself a
 /// VM may have /dev/kvm and still fail.
 ///
 /// # Errors
 /// [`Error::Probe`] when there is none that can be used, or /dev/kvm can't be
 /// opened.
-pub async fn probe(program: Option<&Path>, known: Option<&Probe>) -> Result<Probe, Error> {
+pub async fn probe(
+    program: Option<&Path>,
+    known: Option<&Probe>,
+    confinement: &Confinement,
+) -> Result<Probe, Error> {
     let program = find(program, "CLOUD_HYPERVISOR", PROGRAM)?;
     let identity = FileIdentity::of(&program)?;
     open_kvm().map_err(|error| unusable(&program, format!("open {KVM}: {error}")))?;
     let known = known.filter(|known| known.program == program && known.identity == identity);
     let (version, version_text) = match known {
         Some(known) => (known.version, known.version_text.clone()),
-        None => ask(&program).await?,
+        None => ask(&program, confinement).await?,
     };
     Ok(Probe {
         program,
@@ -84,12 +89,13 @@ pub async fn probe(program: Option<&Path>, known: Option<&Probe>) -> Result<Prob
 }
 
 /// Starts it, without a VM, and asks who it is.
-async fn ask(program: &Path) -> Result<(Version, String), Error> {
+async fn ask(program: &Path, confinement: &Confinement) -> Result<(Version, String), Error> {
     let directory = PrivateDirectory::create()?;
     let socket = directory.0.join("api");
     let log = directory.0.join("log");
     let listener = Listener::bind(&socket)?;
     let log_file = crate::log::open_log(&log)?;
+    let cell = confinement.without_user().cell(Needs::default())?;
     let pid = spawn(&Launch {
         program,
         arguments: &arguments(listener.descriptor.as_raw_fd()),
@@ -97,7 +103,7 @@ async fn ask(program: &Path) -> Result<(Version, String), Error> {
         placed: &[],
         log: &log_file,
         may_override_modes: false,
-        cell: None,
+        cell: cell.as_ref(),
     })
     .map_err(Error::path("execve", program))?;
     let vmm = RestVmm {
@@ -184,7 +190,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_named() {
-        let error = probe(Some(Path::new("/no/such")), None).await.unwrap_err();
+        let error = probe(Some(Path::new("/no/such")), None, &Confinement::Insecure)
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("/no/such"), "{error}");
     }
 }

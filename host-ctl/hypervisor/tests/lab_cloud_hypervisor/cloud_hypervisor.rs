@@ -38,7 +38,11 @@ struct Lab {
 
 impl Lab {
     async fn new() -> Self {
-        Self::of(probe(None, None).await.unwrap())
+        Self::of(
+            probe(None, None, &hypervisor::Confinement::Insecure)
+                .await
+                .unwrap(),
+        )
     }
 
     fn of(found: Probe) -> Self {
@@ -447,7 +451,9 @@ async fn the_probe_tells_what_there_is_and_asks_once() {
     eprintln!("{:?}", lab.found);
     let kept = serde_json::to_string(&lab.found).unwrap();
     let kept: Probe = serde_json::from_str(&kept).unwrap();
-    let again = probe(None, Some(&kept)).await.unwrap();
+    let again = probe(None, Some(&kept), &hypervisor::Confinement::Insecure)
+        .await
+        .unwrap();
     assert_eq!(again, lab.found);
 }
 
@@ -459,7 +465,9 @@ async fn the_recorded_scenarios_go_as_they_do_elsewhere() {
         let directory = tempfile::tempdir().unwrap();
         let run = directory.path().join("run");
         fs::create_dir(&run).unwrap();
-        let real = probe(None, None).await.unwrap();
+        let real = probe(None, None, &hypervisor::Confinement::Insecure)
+            .await
+            .unwrap();
         let order = json!({ "record": real.program });
         let stand_in = StandIn::with(directory.path(), &run, &order);
         let mut found = real;

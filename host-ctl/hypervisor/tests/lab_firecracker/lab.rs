@@ -35,10 +35,15 @@ pub(crate) struct Lab {
 
 impl Lab {
     pub(crate) async fn new() -> Self {
-        let found = probe(None, None)
+        let found = probe(None, None, &hypervisor::Confinement::Insecure)
             .await
             .expect("a firecracker that runs a guest");
-        assert_eq!(probe(None, Some(&found)).await.unwrap(), found);
+        assert_eq!(
+            probe(None, Some(&found), &hypervisor::Confinement::Insecure)
+                .await
+                .unwrap(),
+            found
+        );
         let command = Duration::from_secs(30);
         let deadlines = Deadlines {
             start: Duration::from_secs(60),

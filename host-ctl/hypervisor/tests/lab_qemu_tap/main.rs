@@ -79,7 +79,9 @@ mod qemu {
             kernel: None,
             kernel_digest: "",
         };
-        let found = probe(&request, None).await.unwrap();
+        let found = probe(&request, None, &hypervisor::Confinement::Insecure)
+            .await
+            .unwrap();
         let driver = Qemu::new(&found, Deadlines::default());
         let directory = tempfile::tempdir().unwrap();
         let spec = spec(directory.path(), "qemu-one");

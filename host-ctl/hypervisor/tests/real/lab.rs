@@ -38,7 +38,7 @@ impl Lab {
             kernel: None,
             kernel_digest: "",
         };
-        let found = match probe(&request, None).await {
+        let found = match probe(&request, None, &hypervisor::Confinement::Insecure).await {
             Ok(found) => found,
             Err(error) => return skipped(&error.to_string()),
         };

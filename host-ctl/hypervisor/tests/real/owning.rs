@@ -99,7 +99,9 @@ async fn a_vm_that_has_an_owner_is_not_adopted() {
 #[tokio::test]
 async fn a_vmm_that_hangs_is_a_deadline_and_can_be_killed() {
     let Some(lab) = Lab::new().await else { return };
-    let found = probe(&EMULATION, None).await.unwrap();
+    let found = probe(&EMULATION, None, &hypervisor::Confinement::Insecure)
+        .await
+        .unwrap();
     let short = Deadlines {
         command: Duration::from_millis(300),
         ..Deadlines::default()
@@ -178,24 +180,32 @@ async fn a_probe_is_bounded_says_why_and_is_repeated_only_when_something_changed
         kernel: Some(lab.kernel()),
         kernel_digest: "digest",
     };
-    let found = timeout(Duration::from_secs(10), probe(&request, None))
-        .await
-        .unwrap()
-        .unwrap();
+    let found = timeout(
+        Duration::from_secs(10),
+        probe(&request, None, &hypervisor::Confinement::Insecure),
+    )
+    .await
+    .unwrap()
+    .unwrap();
     assert!(!found.accelerator.reason.is_empty());
     eprintln!(
         "{}: {}",
         found.accelerator.accelerator, found.accelerator.reason
     );
     let kept = serde_json::from_str(&serde_json::to_string(&found).unwrap()).unwrap();
-    let again = timeout(Duration::from_secs(2), probe(&request, Some(&kept)))
-        .await
-        .unwrap();
+    let again = timeout(
+        Duration::from_secs(2),
+        probe(&request, Some(&kept), &hypervisor::Confinement::Insecure),
+    )
+    .await
+    .unwrap();
     assert_eq!(again.unwrap(), found);
     let none = ProbeRequest {
         kernel: None,
         ..request
     };
-    let emulated = probe(&none, Some(&kept)).await.unwrap();
+    let emulated = probe(&none, Some(&kept), &hypervisor::Confinement::Insecure)
+        .await
+        .unwrap();
     assert_eq!(emulated.accelerator.accelerator, Accelerator::Tcg);
 }

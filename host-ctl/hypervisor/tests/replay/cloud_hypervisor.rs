@@ -211,7 +211,13 @@ async fn a_program_that_is_no_cloud_hypervisor_is_no_vmm() {
         eprintln!("skipped: /dev/kvm: {error}");
         return;
     }
-    let error = probe(Some("/bin/true".as_ref()), None).await.unwrap_err();
+    let error = probe(
+        Some("/bin/true".as_ref()),
+        None,
+        &hypervisor::Confinement::Insecure,
+    )
+    .await
+    .unwrap_err();
     assert!(
         error.to_string().contains("did not tell its version"),
         "{error}"

@@ -95,12 +95,14 @@ impl Driver {
         Ok(match vmm {
             Vmm::Qemu => Self::Qemu(machine::qemu().await?),
             Vmm::CloudHypervisor => {
-                let found = cloud_hypervisor::probe(None, None).await?;
+                let found =
+                    cloud_hypervisor::probe(None, None, &hypervisor::Confinement::Insecure).await?;
                 let deadlines = hypervisor::Deadlines::default();
                 Self::CloudHypervisor(CloudHypervisor::new(&found, deadlines))
             }
             Vmm::Firecracker => {
-                let found = firecracker::probe(None, None).await?;
+                let found =
+                    firecracker::probe(None, None, &hypervisor::Confinement::Insecure).await?;
                 let deadlines = hypervisor::Deadlines::default();
                 Self::Firecracker(Firecracker::new(&found, deadlines))
             }

@@ -6,8 +6,6 @@
 mod guest;
 mod version;
 
-use std::fs::File;
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -20,8 +18,8 @@ use tokio::time::timeout;
 use super::request::{INITRD, KERNEL, inherited};
 use crate::error::Error;
 use crate::log::read_tail;
-use crate::process::{Launch, Process, spawn};
-use crate::program::{FileIdentity, KVM, KvmHost, find, open_kvm, unusable};
+use crate::process::{Confinement, Launch, Needs, Process, User, spawn};
+use crate::program::{FileIdentity, KVM, KvmHost, find, memory_file, open_kvm, unusable};
 
 pub(super) use version::MOVES_VSOCK;
 pub use version::Version;
@@ -53,11 +51,16 @@ pub struct Probe {
 
 /// Finds Firecracker: the given program, or what $FIRECRACKER names, or the
 /// first on PATH. Takes some milliseconds when nothing has changed since
-/// `known`, at most some seconds otherwise.
+/// `known`, at most some seconds otherwise. Whatever is started is confined like
+/// this.
 ///
 /// # Errors
 /// [`Error::Probe`] when there is none, it is too old, or KVM can't be used.
-pub async fn probe(program: Option<&Path>, known: Option<&Probe>) -> Result<Probe, Error> {
+pub async fn probe(
+    program: Option<&Path>,
+    known: Option<&Probe>,
+    confinement: &Confinement,
+) -> Result<Probe, Error> {
     let program = find(program, "FIRECRACKER", PROGRAM)?;
     let identity = FileIdentity::of(&program)?;
     let known = known.filter(|known| known.program == program && known.identity == identity);
@@ -68,14 +71,14 @@ pub async fn probe(program: Option<&Path>, known: Option<&Probe>) -> Result<Prob
             known.state_format.clone(),
         ),
         None => {
-            let asked = version::ask(&program).await?;
+            let asked = version::ask(&program, confinement).await?;
             (asked.version, asked.text, asked.state_format)
         }
     };
     open_kvm().map_err(|error| unusable(&program, format!("it needs kvm: open {KVM}: {error}")))?;
     let host = KvmHost::here();
     if known.is_none_or(|known| known.host != host) {
-        run_guest(&program).await?;
+        run_guest(&program, confinement).await?;
     }
     Ok(Probe {
         program,
@@ -88,7 +91,7 @@ pub async fn probe(program: Option<&Path>, known: Option<&Probe>) -> Result<Prob
 }
 
 /// Starts the smallest guest and waits for its word and its end.
-async fn run_guest(program: &Path) -> Result<(), Error> {
+async fn run_guest(program: &Path, confinement: &Confinement) -> Result<(), Error> {
     let configuration = json!({
         "boot-source": { "kernel_image_path": inherited(KERNEL), "boot_args": "" },
         "machine-config": { "vcpu_count": 1, "mem_size_mib": 32 },
@@ -101,14 +104,16 @@ async fn run_guest(program: &Path) -> Result<(), Error> {
     let mut arguments: Vec<String> = arguments.map(str::to_owned).into();
     // The initrd's place is free: this guest has none.
     arguments.push(inherited(INITRD));
+    let cell = confinement.cell(Needs::default())?;
+    let held: Vec<_> = confinement.user().map(User::lock).into_iter().collect();
     let launch = Launch {
         program,
         arguments: &arguments,
-        inherited: &[],
+        inherited: &held,
         placed: &[(kernel.as_fd(), KERNEL), (configuration.as_fd(), INITRD)],
         log: &output,
         may_override_modes: false,
-        cell: None,
+        cell: cell.as_ref(),
     };
     let pid = spawn(&launch).map_err(Error::path("execve", program))?;
     let process = Process::child(pid)?;
@@ -127,15 +132,4 @@ async fn run_guest(program: &Path) -> Result<(), Error> {
     let words = read_tail(&output).unwrap_or_default();
     let reason = format!("it does not run a guest: {exit}: {words}");
     Err(unusable(program, reason))
-}
-
-fn memory_file(bytes: &[u8]) -> Result<File, Error> {
-    let flags = rustix::fs::MemfdFlags::CLOEXEC;
-    let file = rustix::fs::memfd_create(c"firecracker-probe", flags);
-    let mut file = File::from(file.map_err(Error::process("memfd_create"))?);
-    file.write_all(bytes).map_err(|source| Error::Process {
-        call: "write memfd",
-        source,
-    })?;
-    Ok(file)
 }

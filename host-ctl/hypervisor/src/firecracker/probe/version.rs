@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, quote};
+use crate::process::Confinement;
 use crate::program::{printed, unusable};
 
 /// The first version that can be told where the guest's console goes (PUT
@@ -51,8 +52,8 @@ pub(super) struct Versions {
 }
 
 /// Asks a program for its versions, and refuses one that is too old.
-pub(super) async fn ask(program: &Path) -> Result<Versions, Error> {
-    let printed_version = printed(program, "--version").await?;
+pub(super) async fn ask(program: &Path, confinement: &Confinement) -> Result<Versions, Error> {
+    let printed_version = printed(program, "--version", confinement).await?;
     let (version, text) = parse(&printed_version).ok_or_else(|| {
         let reason = format!("not firecracker's version: {}", quote(&printed_version));
         unusable(program, reason)
@@ -61,7 +62,7 @@ pub(super) async fn ask(program: &Path) -> Result<Versions, Error> {
         let reason = format!("version {version} is older than {OLDEST}");
         return Err(unusable(program, reason));
     }
-    let formats = printed(program, "--snapshot-version").await?;
+    let formats = printed(program, "--snapshot-version", confinement).await?;
     let format = formats
         .lines()
         .next()
@@ -116,7 +117,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_no_firecracker_is_refused() {
-        let Err(error) = ask(Path::new("/bin/true")).await else {
+        let Err(error) = ask(Path::new("/bin/true"), &Confinement::Insecure).await else {
             panic!("taken for firecracker");
         };
         assert!(error.to_string().contains("not firecracker's"), "{error}");

@@ -1,9 +1,8 @@
 //! Whether KVM runs a kernel: found out by running it.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -13,8 +12,8 @@ use tokio::time::timeout;
 use super::{ProbeRequest, Version};
 use crate::error::{Error, quote};
 use crate::log::read_tail;
-use crate::process::{Launch, Process, spawn};
-use crate::program::{KVM, KvmHost, open_kvm};
+use crate::process::{Confinement, Launch, Needs, Process, User, spawn};
+use crate::program::{KVM, KvmHost, memory_file, open_kvm};
 use crate::qemu::command_line::probe_arguments;
 use crate::vm::Accelerator;
 
@@ -59,11 +58,18 @@ struct Key {
     version: String,
 }
 
+/// A QEMU that is tried, and how it is confined meanwhile.
+#[derive(Clone, Copy)]
+pub(super) struct Tried<'a> {
+    pub(super) program: &'a Path,
+    pub(super) version: Version,
+    pub(super) confinement: &'a Confinement,
+}
+
 /// Answers from what is known if that has the same key, else tries.
 pub(super) async fn probe(
     request: &ProbeRequest<'_>,
-    program: &Path,
-    version: Version,
+    tried: Tried<'_>,
     version_text: &str,
     known: Option<&AcceleratorProbe>,
 ) -> AcceleratorProbe {
@@ -75,7 +81,7 @@ pub(super) async fn probe(
     if let Some(known) = known.filter(|known| known.key == key) {
         return known.clone();
     }
-    let (accelerator, reason) = match try_kvm(request.kernel, program, version).await {
+    let (accelerator, reason) = match try_kvm(request.kernel, tried).await {
         Ok(reason) => (Accelerator::Kvm, reason),
         Err(reason) => (Accelerator::Tcg, reason),
     };
@@ -87,41 +93,49 @@ pub(super) async fn probe(
 }
 
 /// Says why KVM can be used, or why not.
-async fn try_kvm(
-    kernel: Option<&Path>,
-    program: &Path,
-    version: Version,
-) -> Result<String, String> {
+async fn try_kvm(kernel: Option<&Path>, tried: Tried<'_>) -> Result<String, String> {
     let kernel = kernel.ok_or("no kernel was given to try kvm with")?;
     open_kvm().map_err(|error| format!("open {KVM}: {error}"))?;
-    let heard = run(kernel, program, version).await;
+    let heard = run(kernel, tried).await;
     heard.map_err(|error| format!("kvm could not be tried: {error}"))?
 }
 
 /// Starts the kernel, without a root file system, and listens to its console.
-async fn run(
-    kernel: &Path,
-    program: &Path,
-    version: Version,
-) -> Result<Result<String, String>, Error> {
+async fn run(kernel: &Path, tried: Tried<'_>) -> Result<Result<String, String>, Error> {
+    let Tried {
+        program,
+        version,
+        confinement,
+    } = tried;
     let broken = |call| move |source: io::Error| Error::Process { call, source };
     let (console, theirs) = std::os::unix::net::UnixStream::pair().map_err(broken("socketpair"))?;
     console
         .set_nonblocking(true)
         .map_err(broken("fcntl O_NONBLOCK"))?;
     let console = UnixStream::from_std(console).map_err(broken("epoll_ctl"))?;
-    let name = c"vmm-log";
-    let log = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC);
-    let log = File::from(log.map_err(Error::process("memfd_create"))?);
-    let arguments = probe_arguments(version, kernel, theirs.as_raw_fd())?;
+    let log = memory_file(&[])?;
+    let user = confinement.user();
+    // One with a user of its own may not go where the kernel lies.
+    let handed = user.map(|user| user.open_or_copy(kernel)).transpose()?;
+    let kernel = handed.as_ref().map_or_else(
+        || kernel.to_owned(),
+        |file| PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())),
+    );
+    let arguments = probe_arguments(version, &kernel, theirs.as_raw_fd())?;
+    let inherited: Vec<_> = [theirs.as_fd()]
+        .into_iter()
+        .chain(handed.as_ref().map(AsFd::as_fd))
+        .chain(user.map(User::lock))
+        .collect();
+    let cell = confinement.cell(Needs::default())?;
     let launch = Launch {
         program,
         arguments: &arguments,
-        inherited: &[theirs.as_fd()],
+        inherited: &inherited,
         placed: &[],
         log: &log,
         may_override_modes: false,
-        cell: None,
+        cell: cell.as_ref(),
     };
     let pid = spawn(&launch).map_err(Error::path("execve", program))?;
     let process = Process::child(pid)?;

@@ -11,9 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use super::command_line::Platform;
 use crate::error::Error;
+use crate::process::Confinement;
 use crate::program::{FileIdentity, find};
 
 pub use crate::program::Version;
+use accelerator::Tried;
+
 pub use accelerator::AcceleratorProbe;
 
 /// The program's name on PATH.
@@ -58,21 +61,31 @@ impl Probe {
 }
 
 /// Finds QEMU and an accelerator. Takes some milliseconds when nothing has
-/// changed since `known`, at most some seconds otherwise.
+/// changed since `known`, at most some seconds otherwise. Whatever is started is
+/// confined like this.
 ///
 /// # Errors
 /// [`Error::Probe`] when there is no QEMU that can be used. That KVM can't be
 /// used is no error: the result says why.
-pub async fn probe(request: &ProbeRequest<'_>, known: Option<&Probe>) -> Result<Probe, Error> {
+pub async fn probe(
+    request: &ProbeRequest<'_>,
+    known: Option<&Probe>,
+    confinement: &Confinement,
+) -> Result<Probe, Error> {
     let program = find(request.program.as_deref(), "QEMU", PROGRAM)?;
     let identity = FileIdentity::of(&program)?;
     let known = known.filter(|known| known.program == program && known.identity == identity);
     let (version, version_text) = match known {
         Some(known) => (known.version, known.version_text.clone()),
-        None => version::ask(&program).await?,
+        None => version::ask(&program, confinement).await?,
     };
     let known = known.map(|known| &known.accelerator);
-    let accelerator = accelerator::probe(request, &program, version, &version_text, known).await;
+    let tried = Tried {
+        program: &program,
+        version,
+        confinement,
+    };
+    let accelerator = accelerator::probe(request, tried, &version_text, known).await;
     Ok(Probe {
         program,
         version,

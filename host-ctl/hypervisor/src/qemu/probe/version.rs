@@ -3,15 +3,19 @@
 use std::path::Path;
 
 use crate::error::{Error, quote};
+use crate::process::Confinement;
 use crate::program::{Version, printed, unusable};
 
 /// The oldest version whose behaviour was tried.
 const OLDEST: Version = Version { major: 7, minor: 2 };
 
 /// Asks a program for its version, and refuses one that is too old.
-pub(super) async fn ask(program: &Path) -> Result<(Version, String), Error> {
+pub(super) async fn ask(
+    program: &Path,
+    confinement: &Confinement,
+) -> Result<(Version, String), Error> {
     let failed = |reason: String| unusable(program, reason);
-    let printed = printed(program, "--version").await?;
+    let printed = printed(program, "--version", confinement).await?;
     let found = parse(&printed);
     let (version, text) =
         found.ok_or_else(|| failed(format!("not qemu's version: {}", quote(&printed))))?;
@@ -67,7 +71,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_no_qemu_is_refused() {
-        let error = ask(Path::new("/bin/true")).await.unwrap_err();
+        let error = ask(Path::new("/bin/true"), &Confinement::Insecure)
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("not qemu's version"), "{error}");
     }
 }
