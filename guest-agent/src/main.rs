@@ -1,7 +1,7 @@
 //! The agent inside the microVM.
 //!
 //! One binary, four roles, picked by what it is started as:
-//! - PID 1 (`/init` of the guest image): mounts, loads modules, reaps; runs no
+//! - PID 1 (`/init` of an initrd, `/sbin/init` of a root disk): mounts, loads modules, reaps; runs no
 //!   agent logic ([`boot::init`]);
 //! - `guest-agent agent`, its child: serves the RPCs ([`boot::serve`]);
 //! - `guest-agent container-stage`: a container's child before its `execve`;
@@ -23,13 +23,14 @@ use std::process::ExitCode;
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
+    let mut arguments = std::env::args_os();
+    let name = arguments.next();
     let role = arguments.next();
     if role.as_deref() == Some(guest_runtime::container::STAGE_WORD.as_ref()) {
         guest_runtime::container::stage_main();
     }
     if rustix::process::getpid().is_init() {
-        return boot::init::run(role.as_deref());
+        return boot::init::run(name);
     }
     boot::serve::run(role, arguments)
 }

@@ -14,6 +14,7 @@ pub mod capability;
 pub mod clock;
 pub mod clone;
 pub mod descriptor;
+pub mod device_mapper;
 pub mod keyring;
 pub mod module;
 pub mod mount;

@@ -5,6 +5,7 @@
 //! others (`systemd.*`, `console=`) are tolerated, a malformed value of a known
 //! key is not.
 
+use super::command_line::{last_value, words};
 use protocols::{GuestAddress, VsockPeers};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -71,7 +72,7 @@ impl Configuration {
     pub(crate) fn from_command_line(line: &str) -> Result<Self, ConfigurationError> {
         let mut configuration = Self::with_address(true);
         // The last word of a key wins, as with the kernel's own parameters.
-        for word in line.split_ascii_whitespace() {
+        for word in words(line) {
             match word.split_once('=') {
                 Some(("agent.server_addr", value)) => {
                     configuration.address = parse("agent.server_addr", value)?;
@@ -134,9 +135,7 @@ impl Configuration {
 /// Whether the machine has no power switch and ends when it is reset, as
 /// Firecracker's: there a guest that powers off stands still for ever.
 pub(crate) fn ends_by_reset(line: &str) -> bool {
-    let words = line.split_ascii_whitespace();
-    let mut ends = words.filter_map(|word| word.split_once('='));
-    ends.rfind(|(key, _)| *key == END) == Some((END, RESET))
+    last_value(line, END).as_deref() == Some(RESET)
 }
 
 fn parse<T>(key: &'static str, value: &str) -> Result<T, ConfigurationError>

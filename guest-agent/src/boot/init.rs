@@ -1,34 +1,38 @@
 //! PID 1: mounts and reaps, and runs no agent logic.
 //!
-//! The kernel starts it from the initramfs. It mounts /proc, /sys and /dev,
-//! loads the modules the image lists, moves to a tmpfs root and executes
-//! itself again from there: `pivot_root(2)` refuses to leave the kernel's own
-//! rootfs, and containers shall have a real `pivot_root`. The second time it
-//! mounts the rest, starts the agent as its child and reaps every orphan. If
-//! the agent ends, for whatever reason, the machine is powered off.
+//! The kernel starts it from the initramfs or from a root disk. It mounts
+//! /proc, /sys and /dev and loads the modules the image lists. From the
+//! initramfs it then moves to a root and executes again what is there:
+//! `pivot_root(2)` refuses to leave the kernel's own rootfs, and containers
+//! shall have a real `pivot_root`. That root is the disk that the command line
+//! names, with an init of its own (which is, of our images, this program once
+//! more); else a tmpfs with the agent in it. On the final root it mounts the
+//! rest, starts the agent as its child and reaps every orphan. If the agent
+//! ends, for whatever reason, the machine is powered off.
 
 use super::configuration::ends_by_reset;
 use super::mounts::{self, MountError};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, unlinkat};
-use rustix::mount::{MountFlags, mount, mount_move};
+use super::root_disk::{RootDisk, RootError};
+use super::switch::{self, SwitchError};
 use rustix::process::{Pid, Resource, Rlimit, WaitOptions, setrlimit, wait};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, ExitStatus};
 use std::time::Duration;
 
-/// What PID 1 executes itself as, once it stands on the final root.
-const SECOND_STAGE: &str = "init";
-/// The agent on the final root.
-const AGENT: &str = "/sbin/guest-agent";
+/// What PID 1 calls itself once it stands on a tmpfs root. It is a first
+/// argument, not a later one: those are words of the command line, whatever they
+/// say, and the first one is the path of what the kernel executed.
+const ON_TMPFS: &str = "tardigrade-init";
+/// The program itself, wherever it lies.
+const MYSELF: &str = "/proc/self/exe";
 /// The modules to load, one path a line, in load order; written by
 /// rootfs-builder.
 const MODULE_LIST: &str = "/etc/tardigrade/modules";
-const NEW_ROOT: &str = "/newroot";
 /// How long dirty data may take to be written before the power goes off.
 const SYNC_DEADLINE: Duration = Duration::from_secs(10);
 /// Open files a process may have, until it asks for more and up to which it
@@ -49,8 +53,12 @@ enum InitError {
     },
     #[error("load module {path}")]
     Module { path: PathBuf, source: io::Error },
-    #[error("execute {AGENT}")]
-    Execute(#[source] io::Error),
+    #[error(transparent)]
+    Root(#[from] RootError),
+    #[error(transparent)]
+    Switch(#[from] SwitchError),
+    #[error("execute {path}")]
+    Execute { path: PathBuf, source: io::Error },
     #[error("setrlimit RLIMIT_NOFILE")]
     Limit(#[source] io::Error),
     #[error("wait for children")]
@@ -59,13 +67,13 @@ enum InitError {
 
 /// Runs as PID 1; returns only to have the kernel panic, which is the last
 /// resort when even powering off fails.
-pub(crate) fn run(stage: Option<&OsStr>) -> ExitCode {
-    let outcome = if stage == Some(OsStr::new(SECOND_STAGE)) {
-        supervise_agent()
+pub(crate) fn run(name: Option<OsString>) -> ExitCode {
+    let prepared = if name.as_deref() == Some(OsStr::new(ON_TMPFS)) {
+        Ok(())
     } else {
-        prepare_root().map(|never| match never {})
+        prepare_root()
     };
-    match outcome {
+    match prepared.and_then(|()| supervise_agent()) {
         Ok(status) if status.success() => console("the agent has ended, powering off"),
         Ok(status) => console(&format!("the agent died ({status}), powering off")),
         Err(error) => console(&format!("init: {}", with_causes(&error))),
@@ -88,15 +96,32 @@ fn end_machine() -> io::Result<()> {
     }
 }
 
-/// On the initramfs: mounts, modules, a new root, and the exec of the second
-/// stage there.
-fn prepare_root() -> Result<std::convert::Infallible, InitError> {
+/// Mounts, modules, and a root to stay on. Returns on that root, unless it has
+/// an init to be executed.
+fn prepare_root() -> Result<(), InitError> {
     mounts::mount_early()?;
     load_modules()?;
-    switch_root()?;
-    Err(InitError::Execute(
-        Command::new(AGENT).arg(SECOND_STAGE).env_clear().exec(),
-    ))
+    if !switch::on_initramfs()? {
+        return Ok(switch::cover_read_only()?);
+    }
+    let line = fs::read_to_string("/proc/cmdline").map_err(path_error("read", "/proc/cmdline"))?;
+    match RootDisk::from_command_line(&line)? {
+        None => {
+            let agent = switch::to_tmpfs()?;
+            Err(execute(Command::new(&agent).arg0(ON_TMPFS), agent))
+        }
+        Some(disk) => {
+            switch::to_disk(&disk)?;
+            let error = execute(&mut Command::new(&disk.init), disk.init.clone());
+            // A program that cannot be read may be one that was tampered with.
+            Err(disk.blame().map_or(error, InitError::Root))
+        }
+    }
+}
+
+fn execute(command: &mut Command, path: PathBuf) -> InitError {
+    let source = command.env_clear().exec();
+    InitError::Execute { path, source }
 }
 
 fn load_modules() -> Result<(), InitError> {
@@ -122,99 +147,6 @@ fn load_modules() -> Result<(), InitError> {
     Ok(())
 }
 
-/// Makes a tmpfs the root, with the agent and /etc in it, and empties the
-/// initramfs, whose memory would otherwise stay taken for ever.
-fn switch_root() -> Result<(), InitError> {
-    create_directory(NEW_ROOT)?;
-    mount(
-        "tmpfs",
-        NEW_ROOT,
-        "tmpfs",
-        MountFlags::empty(),
-        Some(c"mode=755"),
-    )
-    .map_err(|source| path_error("mount tmpfs on", NEW_ROOT)(source.into()))?;
-    for directory in ["sbin", "etc", "tmp", "root", "proc", "sys", "dev", "run"] {
-        create_directory(&format!("{NEW_ROOT}/{directory}"))?;
-    }
-    copy("/init", &format!("{NEW_ROOT}{AGENT}"))?;
-    copy_tree(Path::new("/etc"), &Path::new(NEW_ROOT).join("etc"))?;
-    for path in mounts::early_paths() {
-        let target = format!("{NEW_ROOT}{path}");
-        mount_move(path, &target)
-            .map_err(|source| path_error("move mount to", &target)(source.into()))?;
-    }
-    let old_root = rustix::fs::open("/", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
-        .map_err(|source| path_error("open", "/")(source.into()))?;
-    let device = rustix::fs::fstat(&old_root)
-        .map_err(|source| path_error("stat", "/")(source.into()))?
-        .st_dev;
-    std::env::set_current_dir(NEW_ROOT).map_err(path_error("chdir", NEW_ROOT))?;
-    empty_directory(&old_root, device);
-    mount_move(".", "/").map_err(|source| path_error("move mount to", "/")(source.into()))?;
-    rustix::process::chroot(".").map_err(|source| path_error("chroot", ".")(source.into()))?;
-    std::env::set_current_dir("/").map_err(path_error("chdir", "/"))
-}
-
-fn create_directory(path: &str) -> Result<(), InitError> {
-    std::fs::create_dir_all(path).map_err(path_error("mkdir", path))
-}
-
-fn copy(from: &str, to: &str) -> Result<(), InitError> {
-    std::fs::copy(from, to)
-        .map(drop)
-        .map_err(path_error("copy", from))
-}
-
-/// Copies regular files and directories; /etc of a guest image holds no other.
-fn copy_tree(from: &Path, to: &Path) -> Result<(), InitError> {
-    std::fs::create_dir_all(to).map_err(path_error("mkdir", to))?;
-    for entry in std::fs::read_dir(from).map_err(path_error("list", from))? {
-        let entry = entry.map_err(path_error("list", from))?;
-        let target = to.join(entry.file_name());
-        let kind = entry
-            .file_type()
-            .map_err(path_error("stat", entry.path()))?;
-        if kind.is_dir() {
-            copy_tree(&entry.path(), &target)?;
-        } else if kind.is_file() {
-            std::fs::copy(entry.path(), &target).map_err(path_error("copy", entry.path()))?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes what lies on `device` below `directory`. Best effort: what stays
-/// behind costs memory and nothing else.
-fn empty_directory(directory: impl AsFd, device: u64) {
-    let Ok(entries) = Dir::read_from(&directory) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        if name == c"." || name == c".." {
-            continue;
-        }
-        if entry.file_type() == FileType::Directory {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-            let Ok(child) = openat(&directory, name, flags, Mode::empty()) else {
-                continue;
-            };
-            // A mount point belongs to the new root's world, not to this one.
-            if rustix::fs::fstat(&child).map(|stat| stat.st_dev).ok() != Some(device) {
-                continue;
-            }
-            empty_directory(&child, device);
-        }
-        let flags = match entry.file_type() {
-            FileType::Directory => AtFlags::REMOVEDIR,
-            _ => AtFlags::empty(),
-        };
-        // Best effort, as said above.
-        let _ = unlinkat(&directory, name, flags);
-    }
-}
-
 /// On the final root: the remaining mounts, the agent, and reaping until the
 /// agent ends.
 fn supervise_agent() -> Result<ExitStatus, InitError> {
@@ -228,11 +160,14 @@ fn supervise_agent() -> Result<ExitStatus, InitError> {
         maximum: Some(OPEN_FILES_HARD),
     };
     setrlimit(Resource::Nofile, files).map_err(|source| InitError::Limit(source.into()))?;
-    let agent = Command::new(AGENT)
+    let agent = Command::new(MYSELF)
         .arg(super::serve::AGENT_WORD)
         .env_clear()
         .spawn()
-        .map_err(InitError::Execute)?;
+        .map_err(|source| InitError::Execute {
+            path: MYSELF.into(),
+            source,
+        })?;
     let agent = Pid::from_child(&agent);
     loop {
         match wait(WaitOptions::empty()) {
