@@ -1,6 +1,7 @@
 //! Container images for the tests, built once and shared.
 
 use crate::{built, target};
+use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -57,14 +58,69 @@ pub fn busybox() -> PathBuf {
         symlink("busybox", root.join("bin").join(applet)).expect("link an applet");
     }
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").expect("write passwd");
-    let output = Command::new(builder)
-        .args(["tree-to-erofs", "--tree"])
-        .arg(root)
-        .arg("--output")
-        .arg(&image)
-        .output()
-        .expect("start rootfs-builder");
+    let mut command = Command::new(builder);
+    command.args(["tree-to-erofs", "--tree"]).arg(root);
+    run(command.arg("--output").arg(&image));
+    image
+}
+
+/// A root disk with the agent, in `directory`, made with these further words of
+/// `rootfs-builder image`: its file, and its manifest.
+///
+/// # Panics
+/// When it cannot be built.
+#[must_use]
+pub fn root_disk(directory: &Path, words: &[&str]) -> (PathBuf, Value) {
+    let disk = directory.join("root.img");
+    let mut command = agent_image("image", &disk);
+    run(command.args(words).args(["--output-format", "json"]));
+    let manifest = fs::read(directory.join("root.img.json")).expect("read the manifest");
+    let manifest = serde_json::from_slice(&manifest).expect("parse the manifest");
+    (disk, manifest)
+}
+
+/// The words of the kernel command line that boot from the first disk, by its
+/// manifest; with another root hash, if one is given.
+///
+/// # Panics
+/// When the manifest is none of a disk with a hash tree.
+#[must_use]
+pub fn verity_words(manifest: &Value, root_hash: Option<&str>) -> String {
+    let verity = &manifest["disk"]["verity"];
+    let text = |key: &str| verity[key].as_str().expect("a text in the manifest");
+    let blocks = verity["data_blocks"].as_u64().expect("a count of blocks");
+    let root_hash = root_hash.unwrap_or_else(|| text("root_hash"));
+    format!(
+        "dm-mod.create=\"root,,,ro,0 {} verity 1 /dev/vda1 /dev/vda2 4096 4096 {blocks} 1 sha256 \
+         {root_hash} {}\" root=/dev/dm-0 rootfstype=erofs ro",
+        blocks * 8,
+        text("salt")
+    )
+}
+
+/// An initrd in `directory` that can set dm-verity up, packed as asked for.
+///
+/// # Panics
+/// When it cannot be built.
+#[must_use]
+pub fn verity_initrd(directory: &Path, compression: &str) -> PathBuf {
+    let initrd = directory.join("initrd.img");
+    let mut command = agent_image("initrd", &initrd);
+    command.args(["--compression", compression, "--module", "dm_verity"]);
+    run(command.arg("--modules").arg(built("guest/modules")));
+    initrd
+}
+
+fn agent_image(verb: &str, output: &Path) -> Command {
+    let mut command = Command::new(built("release/rootfs-builder"));
+    let agent = built("x86_64-unknown-linux-musl/release/guest-agent");
+    command.args([verb, "--agent"]).arg(agent);
+    command.arg("--output").arg(output);
+    command
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().expect("start rootfs-builder");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "rootfs-builder: {error}");
-    image
 }

@@ -6,6 +6,7 @@
 //! so, never a test that passes without having run.
 
 pub mod confinement;
+pub mod console;
 pub mod images;
 pub mod lab;
 pub mod machine;
