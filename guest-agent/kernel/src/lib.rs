@@ -24,3 +24,4 @@ pub mod readiness;
 pub mod reboot;
 pub mod seccomp;
 pub mod signal;
+pub mod swap;

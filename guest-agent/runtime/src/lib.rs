@@ -18,6 +18,7 @@ pub mod clock;
 pub mod entropy;
 pub mod guest_file;
 pub mod hostname;
+pub mod hotplug;
 pub mod metrics;
 
 mod ids;

@@ -7,14 +7,17 @@ use crate::service::container::{CreateContainer, RemoveContainer, StartContainer
 use crate::service::control::{PauseContainer, ResumeContainer, StatsContainer, UpdateContainer};
 use crate::service::diagnostics::{GetMetrics, GetTerminationLog, GetVolumeStats};
 use crate::service::files::CopyFile;
+use crate::service::hotplug::{AddSwap, AddSwapDevice, OnlineResources, ProbeMemory};
 use crate::service::machine::{
     CreateSandbox, DestroySandbox, GetGuestDetails, ReseedRandomDevice, SetGuestDateTime,
 };
+use crate::service::memory_agent::{SetMemoryCompaction, SetMemoryReclaim};
 use crate::service::mounts::{RemoveStaleMounts, UpdateEphemeralMounts};
 use crate::service::network::{
     AddNeighbors, ListInterfaces, ListRoutes, UpdateInterface, UpdateRoutes,
 };
 use crate::service::oom::GetOomEvent;
+use crate::service::packet_filter::{GetPacketFilter, SetPacketFilter};
 use crate::service::process::{
     CloseStdin, ExecProcess, Output, ReadStream, ResizeTerminal, SignalProcess, WaitProcess,
     WriteStdin,
@@ -364,6 +367,94 @@ impl agent_ttrpc::AgentService for Handlers {
         let request = self.gate.authorize(request)?.convert::<GetVolumeStats>()?;
         let room = self.agent.volume_stats(request).await?;
         Ok(convert::diagnostics::room_to_wire(room))
+    }
+
+    async fn online_cpu_mem(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::OnlineCPUMemRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<OnlineResources>()?;
+        self.agent.online_resources(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn mem_hotplug_by_probe(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::MemHotplugByProbeRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<ProbeMemory>()?;
+        self.agent.probe_memory(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn add_swap(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::AddSwapRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<AddSwapDevice>()?;
+        self.agent.add_swap_device(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn add_swap_path(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::AddSwapPathRequest,
+    ) -> ttrpc::Result<Empty> {
+        let request = self.gate.authorize(request)?.convert::<AddSwap>()?;
+        self.agent.add_swap(request).await?;
+        Ok(Empty::new())
+    }
+
+    async fn get_ip_tables(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::GetIPTablesRequest,
+    ) -> ttrpc::Result<agent::GetIPTablesResponse> {
+        let request = self.gate.authorize(request)?.convert::<GetPacketFilter>()?;
+        let mut reply = agent::GetIPTablesResponse::new();
+        reply.data = self.agent.packet_filter(request).await?;
+        Ok(reply)
+    }
+
+    async fn set_ip_tables(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::SetIPTablesRequest,
+    ) -> ttrpc::Result<agent::SetIPTablesResponse> {
+        let request = self.gate.authorize(request)?.convert::<SetPacketFilter>()?;
+        let mut reply = agent::SetIPTablesResponse::new();
+        reply.data = self.agent.set_packet_filter(request).await?;
+        Ok(reply)
+    }
+
+    async fn mem_agent_memcg_set(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::MemAgentMemcgConfig,
+    ) -> ttrpc::Result<Empty> {
+        let request = self
+            .gate
+            .authorize(request)?
+            .convert::<SetMemoryReclaim>()?;
+        self.agent.set_memory_reclaim(request)?;
+        Ok(Empty::new())
+    }
+
+    async fn mem_agent_compact_set(
+        &self,
+        _context: &TtrpcContext,
+        request: agent::MemAgentCompactConfig,
+    ) -> ttrpc::Result<Empty> {
+        let request = self
+            .gate
+            .authorize(request)?
+            .convert::<SetMemoryCompaction>()?;
+        self.agent.set_memory_compaction(request)?;
+        Ok(Empty::new())
     }
 
     async fn set_policy(

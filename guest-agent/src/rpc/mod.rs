@@ -16,7 +16,7 @@ use ttrpc::r#async::Service;
 
 /// The methods of `grpc.AgentService` that are served; the ttrpc server itself
 /// answers UNIMPLEMENTED to every other.
-pub(crate) const AGENT_METHODS: [&str; 33] = [
+pub(crate) const AGENT_METHODS: [&str; 41] = [
     "CreateContainer",
     "StartContainer",
     "RemoveContainer",
@@ -43,6 +43,14 @@ pub(crate) const AGENT_METHODS: [&str; 33] = [
     "GetGuestDetails",
     "SetGuestDateTime",
     "CopyFile",
+    "OnlineCPUMem",
+    "MemHotplugByProbe",
+    "AddSwap",
+    "AddSwapPath",
+    "GetIPTables",
+    "SetIPTables",
+    "MemAgentMemcgSet",
+    "MemAgentCompactSet",
     "UpdateEphemeralMounts",
     "RemoveStaleVirtiofsShareMounts",
     "GetDiagnosticData",

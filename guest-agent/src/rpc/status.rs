@@ -27,6 +27,10 @@ impl From<ServiceError> for ttrpc::Error {
             | ServiceError::Storage(_)
             | ServiceError::Network(_)
             | ServiceError::SharedFile(_)
+            | ServiceError::Hotplug(_)
+            | ServiceError::NoProgram { .. }
+            | ServiceError::Program { .. }
+            | ServiceError::MemoryAgentDisabled
             | ServiceError::System { .. }
             | ServiceError::RecipePanicked => Code::INTERNAL,
         };

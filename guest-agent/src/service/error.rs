@@ -1,6 +1,7 @@
 //! Why a request failed, in the words that existing clients match on.
 
 use guest_runtime::container::{CreateError, ExecError, StartError};
+use guest_runtime::hotplug::HotplugError;
 use guest_runtime::network::NetworkError;
 use guest_runtime::shared_files::SharedFileError;
 use guest_runtime::storage::StorageError;
@@ -44,6 +45,18 @@ pub(crate) enum ServiceError {
     Network(#[from] NetworkError),
     #[error(transparent)]
     SharedFile(#[from] SharedFileError),
+    #[error(transparent)]
+    Hotplug(#[from] HotplugError),
+    #[error("the guest has no {programs}")]
+    NoProgram { programs: String },
+    #[error("{program} failed with status {status}: {said}")]
+    Program {
+        program: &'static str,
+        status: i32,
+        said: String,
+    },
+    #[error("mem-agent is disabled")]
+    MemoryAgentDisabled,
     #[error("{call}")]
     System {
         call: &'static str,

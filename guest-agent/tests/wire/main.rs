@@ -13,5 +13,6 @@ mod harness;
 mod control;
 mod files;
 mod life;
+mod machine;
 mod ordinary;
 mod questions;

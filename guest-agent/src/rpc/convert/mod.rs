@@ -7,6 +7,7 @@ pub(super) mod control;
 mod device;
 pub(super) mod diagnostics;
 pub(super) mod files;
+mod hotplug;
 pub(super) mod lifecycle;
 pub(super) mod machine;
 pub(super) mod network;

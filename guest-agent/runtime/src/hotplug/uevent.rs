@@ -1,0 +1,56 @@
+//! Waiting for devices: the kernel says when there is one (netlink(7),
+//! NETLINK_KOBJECT_UEVENT), and sysfs says which.
+
+use super::{HotplugError, failed};
+use netlink_proto::sys::protocols::NETLINK_KOBJECT_UEVENT;
+use netlink_proto::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
+use std::time::Duration;
+
+/// The multicast group of the kernel's own events.
+const KERNEL: u32 = 1;
+
+/// Looks, and looks again after each event of the kernel's, until `look` finds
+/// something. None after `deadline`. What an event says does not matter: whoever
+/// sends one can only have us look.
+pub(super) async fn wait_for<T>(
+    deadline: Duration,
+    mut look: impl FnMut() -> Result<Option<T>, HotplugError>,
+) -> Result<Option<T>, HotplugError> {
+    // Listening begins before the first look: nothing is missed in between.
+    let mut events = TokioSocket::new(NETLINK_KOBJECT_UEVENT)
+        .map_err(failed("open", "NETLINK_KOBJECT_UEVENT"))?;
+    events
+        .socket_mut()
+        .bind(&SocketAddr::new(0, KERNEL))
+        .map_err(failed("bind", "NETLINK_KOBJECT_UEVENT"))?;
+    let wait = async {
+        loop {
+            if let Some(found) = look()? {
+                return Ok(found);
+            }
+            // An error is one of events that were lost, netlink(7): a reason to
+            // look as well.
+            let mut event = Vec::with_capacity(4096);
+            let _ = events.recv(&mut event).await;
+        }
+    };
+    match tokio::time::timeout(deadline, wait).await {
+        Ok(found) => found.map(Some),
+        // What came with the last event is found as well.
+        Err(_) => look(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_there_is_found_at_once_and_what_is_not_after_the_deadline() {
+        let found = wait_for(Duration::from_secs(30), || Ok(Some(7))).await;
+        assert_eq!(found.unwrap(), Some(7));
+        let brief = Duration::from_millis(20);
+        let none: Option<u8> = wait_for(brief, || Ok(None)).await.unwrap();
+        assert_eq!(none, None);
+    }
+}
