@@ -46,6 +46,8 @@ pub(crate) struct StartContainer {
 #[derive(Debug)]
 pub(crate) struct RemoveContainer {
     pub(crate) id: ContainerId,
+    /// How long its killed processes may take to be gone.
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// A container that exists.
@@ -191,11 +193,24 @@ impl Agent {
     ) -> Result<(), ServiceError> {
         let agent = Arc::clone(self);
         self.recipes
-            .run(async move { agent.remove(&request.into_inner().id).await })
+            .run(async move {
+                let RemoveContainer { id, timeout } = request.into_inner();
+                agent.remove(&id, timeout.unwrap_or(REMOVE_DEADLINE)).await
+            })
             .await
     }
 
-    pub(super) async fn remove(&self, id: &ContainerId) -> Result<(), ServiceError> {
+    /// Removes every container. One that cannot be removed does not keep the
+    /// others: the first error is told.
+    pub(crate) async fn remove_all(&self) -> Result<(), ServiceError> {
+        let mut outcome = Ok(());
+        for container in self.registry.all() {
+            outcome = outcome.and(self.remove(&container.id, REMOVE_DEADLINE).await);
+        }
+        outcome
+    }
+
+    async fn remove(&self, id: &ContainerId, deadline: Duration) -> Result<(), ServiceError> {
         let container = self.registry.get(id)?;
         {
             let mut state = container.state();
@@ -208,7 +223,7 @@ impl Agent {
             // A container that never started has its init waiting for this.
             state.start = None;
         }
-        let outcome = self.tear_down(&container).await;
+        let outcome = self.tear_down(&container, deadline).await;
         match outcome {
             Ok(()) => self.registry.forget(id),
             // Every step may be asked for again.
@@ -217,11 +232,15 @@ impl Agent {
         outcome
     }
 
-    async fn tear_down(&self, container: &Container) -> Result<(), ServiceError> {
+    async fn tear_down(
+        &self,
+        container: &Container,
+        deadline: Duration,
+    ) -> Result<(), ServiceError> {
         self.report_last_oom(container);
         self.launcher()?
             .workload()
-            .remove_container(&container.cgroup, REMOVE_DEADLINE)
+            .remove_container(&container.cgroup, deadline)
             .await
             .map_err(|source| ServiceError::System {
                 call: "remove the container's cgroup",

@@ -8,6 +8,7 @@ use authz::Authorized;
 use guest_runtime::storage::StorageSpec;
 use guest_runtime::{clock, hostname};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A sandbox to set up.
 #[derive(Debug)]
@@ -15,6 +16,14 @@ pub(crate) struct CreateSandbox {
     pub(crate) hostname: String,
     pub(crate) dns: Vec<String>,
     pub(crate) storages: Vec<StorageSpec>,
+    pub(crate) kernel_modules: Vec<KernelModule>,
+}
+
+/// A kernel module to load.
+#[derive(Debug)]
+pub(crate) struct KernelModule {
+    pub(crate) name: String,
+    pub(crate) parameters: Vec<String>,
 }
 
 /// Bytes to mix into the kernel's random generator.
@@ -47,6 +56,10 @@ pub(crate) struct GuestDetails {
 
 /// In hexadecimal, without a prefix.
 const MEMORY_BLOCK_SIZE: &str = "/sys/devices/system/memory/block_size_bytes";
+/// Loads modules, and those they need.
+const MODPROBE: [&str; 2] = ["/sbin/modprobe", "/usr/sbin/modprobe"];
+/// How long a module may take to be loaded.
+const MODULE_DEADLINE: Duration = Duration::from_secs(30);
 const MEMORY_PROBE: &str = "/sys/devices/system/memory/probe";
 
 impl Agent {
@@ -60,8 +73,19 @@ impl Agent {
         if !request.hostname.is_empty() || !request.dns.is_empty() {
             self.require_guest("set the hostname or the name servers")?;
         }
+        if !request.kernel_modules.is_empty() {
+            self.require_guest("load a kernel module")?;
+        }
+        let agent = Arc::clone(self);
         self.recipes
             .run(async move {
+                for module in request.kernel_modules {
+                    let flags = ["-v".into(), "--".into(), module.name].into_iter();
+                    let arguments = flags.chain(module.parameters).collect();
+                    agent
+                        .run_program(&MODPROBE, arguments, &[], MODULE_DEADLINE)
+                        .await?;
+                }
                 // What can fail first: the names are never changed for nothing.
                 mount_all(request.storages).await?;
                 if !request.hostname.is_empty() {
@@ -97,16 +121,6 @@ impl Agent {
                 outcome
             })
             .await
-    }
-
-    /// Removes every container. One that cannot be removed does not keep the
-    /// others: the first error is told.
-    pub(crate) async fn remove_all(&self) -> Result<(), ServiceError> {
-        let mut outcome = Ok(());
-        for container in self.registry.all() {
-            outcome = outcome.and(self.remove(&container.id).await);
-        }
-        outcome
     }
 
     /// Mixes bytes in and has the generator rekeyed at once.

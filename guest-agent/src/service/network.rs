@@ -3,13 +3,23 @@
 use super::Agent;
 use super::error::ServiceError;
 use authz::Authorized;
+use guest_runtime::hotplug;
 use guest_runtime::network::{InterfaceSpec, NeighborSpec, RouteSpec};
+
+use std::time::Duration;
 
 pub(crate) use guest_runtime::network::{NetworkPlan, has_links};
 
 /// An interface to set up.
 #[derive(Debug)]
-pub(crate) struct UpdateInterface(pub(crate) InterfaceSpec);
+pub(crate) struct UpdateInterface {
+    pub(crate) interface: InterfaceSpec,
+    /// Where it is waited for, by its slots behind the first root complex.
+    pub(crate) slots: Option<Vec<u8>>,
+}
+
+/// How long a link may take to come; the Kata agent's figure.
+const LINK_DEADLINE: Duration = Duration::from_secs(3);
 
 /// A question for the links of the guest.
 #[derive(Debug)]
@@ -39,9 +49,15 @@ impl Agent {
     ) -> Result<(), ServiceError> {
         self.require_network("update an interface")?;
         let network = self.network.clone();
-        self.recipes
-            .run(async move { Ok(network.update_interface(&request.get().0).await?) })
-            .await
+        let recipe = async move {
+            let UpdateInterface { interface, slots } = request.get();
+            let Some(slots) = slots else {
+                return Ok(network.update_interface(interface).await?);
+            };
+            let found = hotplug::wait_for_link(slots, LINK_DEADLINE).await?;
+            Ok(network.update_found_interface(&found, interface).await?)
+        };
+        self.recipes.run(recipe).await
     }
 
     /// Adds routes and gives the main table as it then is.

@@ -43,6 +43,23 @@ async fn hot_plugging_and_swap_are_looked_at_and_refused_outside_a_vm() {
 }
 
 #[tokio::test]
+async fn a_kernel_module_is_loaded_in_a_guest_alone() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let client = guest.client().await;
+    let mut module = agent::KernelModule::new();
+    let mut sandbox = agent::CreateSandboxRequest::new();
+    sandbox.kernel_modules = vec![module.clone()];
+    let refused = client.create_sandbox(context(), &sandbox).await;
+    assert_refused(refused, Code::INVALID_ARGUMENT, "kernel_modules.name");
+    module.name = "dummy".into();
+    sandbox.kernel_modules = vec![module];
+    let refused = client.create_sandbox(context(), &sandbox).await;
+    assert_refused(refused, Code::FAILED_PRECONDITION, OUTSIDE);
+}
+
+#[tokio::test]
 async fn there_is_no_memory_agent_and_its_settings_are_looked_at_first() {
     let Some(guest) = Guest::start().await else {
         return;

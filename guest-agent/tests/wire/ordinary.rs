@@ -245,6 +245,17 @@ async fn the_network_is_told_and_changed_before_there_is_a_sandbox() {
     update.interface = Some(interface).into();
     let missing = client.update_interface(context(), &update).await;
     assert_refused(missing, Code::NOT_FOUND, "Link not found");
+    // One that never comes.
+    update.interface.as_mut().unwrap().devicePath = "1f/1f".into();
+    let missing = client.update_interface(context(), &update).await;
+    assert_refused(
+        missing,
+        Code::INTERNAL,
+        "no device of class net at PCI path 1f/1f",
+    );
+    update.interface.as_mut().unwrap().devicePath = "0.0.1234".into();
+    let refused = client.update_interface(context(), &update).await;
+    assert_refused(refused, Code::INVALID_ARGUMENT, "devicePath");
     let nothing = agent::UpdateInterfaceRequest::new();
     let nothing = client.update_interface(context(), &nothing).await;
     assert_refused(nothing, Code::INVALID_ARGUMENT, "interface");

@@ -1,11 +1,13 @@
 //! What is added to the guest while it runs: processors and memory to be taken
-//! into use, devices to swap to.
+//! into use, devices that are waited for.
 
 mod online;
+mod pci;
 mod swap;
 mod uevent;
 
 pub use online::{online_memory, online_processors, probe_memory};
+pub use pci::wait_for_link;
 pub use swap::{add_swap, add_swap_device};
 
 use std::io;
@@ -37,8 +39,10 @@ pub enum HotplugError {
         after: Duration,
     },
     /// The device did not come.
-    #[error("no block device at PCI path {path} after {after:?}")]
+    #[error("no device of class {class} at PCI path {path} after {after:?}")]
     Device {
+        /// What it is to be, by the kernel's word for it.
+        class: &'static str,
         /// Its slots, as text.
         path: String,
         /// How long was waited.

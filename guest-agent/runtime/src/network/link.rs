@@ -91,6 +91,31 @@ impl Network {
     pub async fn update_interface(&self, spec: &InterfaceSpec) -> Result<(), NetworkError> {
         let links = self.links().await?;
         let link = find(&links, spec)?;
+        self.update_link(&links, link, spec).await
+    }
+
+    /// The same, for the link that has the name `found`: it gets the hardware
+    /// address of `spec`, whoever else has that.
+    ///
+    /// # Errors
+    /// As [`Network::update_interface`].
+    pub async fn update_found_interface(
+        &self,
+        found: &str,
+        spec: &InterfaceSpec,
+    ) -> Result<(), NetworkError> {
+        let links = self.links().await?;
+        let link = links.iter().find(|link| link.name == found);
+        let link = link.ok_or_else(|| not_found(found))?;
+        self.update_link(&links, link, spec).await
+    }
+
+    async fn update_link(
+        &self,
+        links: &[Link],
+        link: &Link,
+        spec: &InterfaceSpec,
+    ) -> Result<(), NetworkError> {
         let in_the_way = links
             .iter()
             .find(|other| other.name == spec.name && other.index != link.index);

@@ -11,6 +11,7 @@ use guest_runtime::container::{
 };
 use guest_runtime::storage::StorageSpec;
 use protocols::wire::agent;
+use std::time::Duration;
 
 /// Commands to run in the container once a clone was released: a JSON list of
 /// argument lists.
@@ -67,7 +68,8 @@ impl TryFrom<agent::RemoveContainerRequest> for RemoveContainer {
 
     fn try_from(request: agent::RemoveContainerRequest) -> Result<Self, ConvertError> {
         let id = container_id(&request.container_id)?;
-        Ok(Self { id })
+        let timeout = (request.timeout != 0).then(|| Duration::from_secs(request.timeout.into()));
+        Ok(Self { id, timeout })
     }
 }
 

@@ -1,14 +1,13 @@
 //! Processors, memory, swap, and the guest's packet filter.
 
 use super::diagnostics::absolute;
+use super::network::SLOT_MAX;
 use super::{ConvertError, invalid};
 use crate::service::hotplug::{AddSwap, AddSwapDevice, OnlineResources, ProbeMemory};
 use crate::service::memory_agent::{SetMemoryCompaction, SetMemoryReclaim};
 use crate::service::packet_filter::{GetPacketFilter, SetPacketFilter};
 use protocols::wire::agent;
 
-/// The largest slot of a PCI bus, PCI Local Bus Specification.
-const SLOT_MAX: u8 = 0x1f;
 /// The most processors a kernel can be built for on x86.
 const PROCESSORS_MAX: usize = 8192;
 /// The largest value of /proc/sys/vm/swappiness.

@@ -3,7 +3,7 @@
 use super::container::storage;
 use super::{ConvertError, refuse};
 use crate::service::machine::{
-    CreateSandbox, DestroySandbox, GetGuestDetails, GuestDetails, ReseedRandomDevice,
+    CreateSandbox, DestroySandbox, GetGuestDetails, GuestDetails, KernelModule, ReseedRandomDevice,
     SetGuestDateTime,
 };
 use crate::service::secret::Secret;
@@ -14,7 +14,6 @@ impl TryFrom<agent::CreateSandboxRequest> for CreateSandbox {
     type Error = ConvertError;
 
     fn try_from(request: agent::CreateSandboxRequest) -> Result<Self, ConvertError> {
-        refuse(!request.kernel_modules.is_empty(), "kernel_modules")?;
         refuse(!request.guest_hook_path.is_empty(), "guest_hook_path")?;
         Ok(Self {
             hostname: request.hostname,
@@ -24,8 +23,25 @@ impl TryFrom<agent::CreateSandboxRequest> for CreateSandbox {
                 .into_iter()
                 .map(storage)
                 .collect::<Result<_, _>>()?,
+            kernel_modules: request
+                .kernel_modules
+                .into_iter()
+                .map(kernel_module)
+                .collect::<Result<_, _>>()?,
         })
     }
+}
+
+fn kernel_module(module: agent::KernelModule) -> Result<KernelModule, ConvertError> {
+    if module.name.is_empty() {
+        return Err(ConvertError::Missing {
+            field: "kernel_modules.name",
+        });
+    }
+    Ok(KernelModule {
+        name: module.name,
+        parameters: module.parameters,
+    })
 }
 
 impl TryFrom<agent::DestroySandboxRequest> for DestroySandbox {

@@ -10,6 +10,8 @@ use std::net::IpAddr;
 
 /// IFF_NOARP, netdevice(7): the one flag of `raw_flags` that is acted on.
 const IFF_NOARP: u32 = 0x80;
+/// The largest slot of a PCI bus, PCI Local Bus Specification.
+pub(super) const SLOT_MAX: u8 = 0x1f;
 
 impl TryFrom<agent::UpdateInterfaceRequest> for UpdateInterface {
     type Error = ConvertError;
@@ -19,7 +21,11 @@ impl TryFrom<agent::UpdateInterfaceRequest> for UpdateInterface {
             .interface
             .into_option()
             .ok_or(ConvertError::Missing { field: "interface" })?;
-        interface_from_wire(interface).map(Self)
+        let path = &interface.devicePath;
+        Ok(Self {
+            slots: (!path.is_empty()).then(|| pci_path(path)).transpose()?,
+            interface: interface_from_wire(interface)?,
+        })
     }
 }
 
@@ -75,7 +81,7 @@ pub(super) fn plan(network: lifecycle::Network) -> Result<NetworkPlan, ConvertEr
         interfaces: network
             .interfaces
             .into_iter()
-            .map(interface_from_wire)
+            .map(present_interface)
             .collect::<Result<_, _>>()?,
         routes: network
             .routes
@@ -90,11 +96,29 @@ pub(super) fn plan(network: lifecycle::Network) -> Result<NetworkPlan, ConvertEr
     })
 }
 
-fn interface_from_wire(interface: types::Interface) -> Result<InterfaceSpec, ConvertError> {
+/// One that is not waited for.
+fn present_interface(interface: types::Interface) -> Result<InterfaceSpec, ConvertError> {
     refuse(
         !interface.devicePath.is_empty(),
         "hotplug of an interface (devicePath)",
     )?;
+    interface_from_wire(interface)
+}
+
+/// The slots of `02/1f`, or `02.0/1f.0`: hexadecimal, each of a device on the
+/// bus of the one before.
+fn pci_path(path: &str) -> Result<Vec<u8>, ConvertError> {
+    let slot = |text: &str| {
+        let slot = text.strip_suffix(".0").unwrap_or(text);
+        let is_hexadecimal = slot.len() <= 2 && slot.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let number = u8::from_str_radix(slot, 16).ok();
+        number.filter(|number| is_hexadecimal && *number <= SLOT_MAX)
+    };
+    let slots: Option<Vec<u8>> = path.split('/').map(slot).collect();
+    slots.ok_or_else(|| invalid("devicePath", path)("no slots and functions 0 of PCI buses"))
+}
+
+fn interface_from_wire(interface: types::Interface) -> Result<InterfaceSpec, ConvertError> {
     Ok(InterfaceSpec {
         hardware_address: optional("hwAddr", &interface.hwAddr)?,
         // 0 is how a client says that it does not care.
@@ -224,4 +248,26 @@ fn route_to_wire(route: RouteSpec) -> types::Route {
     };
     out.device = route.device;
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_pci_path_is_slots_in_hexadecimal() {
+        assert_eq!(pci_path("02/1f").unwrap(), [2, 0x1f]);
+        assert_eq!(pci_path("02.0/1f.0/3").unwrap(), [2, 0x1f, 3]);
+        for path in ["", "/", "02/", "20", "02.1", "0.0.1234", "+2", "002"] {
+            assert!(pci_path(path).is_err(), "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_pci_path_is_a_panic(path: String) {
+            let _ = pci_path(&path);
+        }
+    }
 }
