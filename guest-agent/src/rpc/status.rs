@@ -19,6 +19,7 @@ impl From<ServiceError> for ttrpc::Error {
             }
             ServiceError::Unavailable { .. } => Code::UNAVAILABLE,
             ServiceError::Deadline { .. } => Code::DEADLINE_EXCEEDED,
+            ServiceError::TooManyQuestions => Code::RESOURCE_EXHAUSTED,
             ServiceError::Network(NetworkError::LinkNotFound { .. }) => Code::NOT_FOUND,
             ServiceError::SharedFile(SharedFileError::Escape { .. }) => Code::INVALID_ARGUMENT,
             ServiceError::Create { .. }

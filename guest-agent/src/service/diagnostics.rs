@@ -8,12 +8,16 @@ use authz::Authorized;
 use guest_runtime::ContainerId;
 use guest_runtime::guest_file::{self, Room};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Semaphore;
 
 /// The annotation that says where a container leaves its last words.
 const TERMINATION_MESSAGE: &str = "io.kubernetes.container.terminationMessagePath";
 /// How much of them is told, in bytes.
 const TERMINATION_MESSAGE_MAX: u64 = 4096;
+/// How many questions are answered at once.
+const QUESTIONS_MAX: usize = 32;
 
 /// A question for all figures.
 #[derive(Debug)]
@@ -35,6 +39,34 @@ pub(crate) struct GetVolumeStats {
 #[derive(Debug, Default)]
 pub(crate) struct Scrapes(AtomicU64);
 
+/// Questions being answered: one that a dead file system never answers keeps
+/// its thread, and there are only so many for all the agent does.
+#[derive(Debug)]
+pub(crate) struct Questions(Arc<Semaphore>);
+
+impl Default for Questions {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(QUESTIONS_MAX)))
+    }
+}
+
+impl Questions {
+    /// Answers one on a thread of its own, whether or not it is still waited
+    /// for.
+    pub(super) async fn answer<T: Send + 'static>(
+        &self,
+        look: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ServiceError> {
+        let turn = Arc::clone(&self.0).try_acquire_owned();
+        let turn = turn.map_err(|_| ServiceError::TooManyQuestions)?;
+        blocking(move || {
+            let _turn = turn;
+            look()
+        })
+        .await
+    }
+}
+
 impl Agent {
     /// All figures, as Prometheus takes them.
     pub(crate) async fn metrics(
@@ -42,7 +74,8 @@ impl Agent {
         _request: Authorized<GetMetrics>,
     ) -> Result<String, ServiceError> {
         let scrape = self.scrapes.0.fetch_add(1, Ordering::Relaxed) + 1;
-        blocking(move || guest_runtime::metrics::text(scrape)).await
+        let figures = move || guest_runtime::metrics::text(scrape);
+        self.questions.answer(figures).await
     }
 
     /// The head of the file that a container leaves its last words in; nothing
@@ -64,7 +97,7 @@ impl Agent {
             .and_then(|mount| mount.source.clone())
             .ok_or_else(|| lacks(&format!("mount at {path}")))?;
         let read = move || guest_file::read_head(&source, TERMINATION_MESSAGE_MAX);
-        let head = blocking(read).await?;
+        let head = self.questions.answer(read).await?;
         let head = head.map_err(ServiceError::system("read the termination log"))?;
         Ok(String::from_utf8_lossy(&head.unwrap_or_default()).into_owned())
     }
@@ -74,7 +107,8 @@ impl Agent {
         &self,
         request: Authorized<GetVolumeStats>,
     ) -> Result<Room, ServiceError> {
-        let room = blocking(move || guest_file::room(&request.get().path)).await?;
+        let look = move || guest_file::room(&request.get().path);
+        let room = self.questions.answer(look).await?;
         room.map_err(ServiceError::system("statvfs of the volume"))
     }
 }

@@ -55,6 +55,8 @@ pub(crate) enum ServiceError {
         status: i32,
         said: String,
     },
+    #[error("too many questions are being answered")]
+    TooManyQuestions,
     #[error("mem-agent is disabled")]
     MemoryAgentDisabled,
     #[error("{call}")]

@@ -63,6 +63,7 @@ pub(crate) struct Agent {
     pub(crate) shared_files: Arc<SharedFiles>,
     pub(crate) oom_events: Arc<oom::OomEvents>,
     pub(crate) scrapes: diagnostics::Scrapes,
+    pub(crate) questions: diagnostics::Questions,
     /// Told when the sandbox was destroyed and the agent shall end.
     pub(crate) destroyed: Notify,
     /// Whether the machine is ours to change: false on a development machine.
@@ -87,6 +88,7 @@ impl Agent {
             shared_files: Arc::new(SharedFiles::below(Path::new(files::SHARED))),
             oom_events: Arc::default(),
             scrapes: diagnostics::Scrapes::default(),
+            questions: diagnostics::Questions::default(),
             destroyed: Notify::new(),
             in_guest: false,
             own_network: false,

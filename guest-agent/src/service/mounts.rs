@@ -43,6 +43,7 @@ impl Agent {
     ) -> Result<(), ServiceError> {
         // Not counted as a recipe: a host that does not answer shall not hold
         // up a freeze.
-        Ok(blocking(|| detach_stale(Path::new(SHARED))).await??)
+        let look = || detach_stale(Path::new(SHARED));
+        Ok(self.questions.answer(look).await??)
     }
 }

@@ -139,6 +139,12 @@ impl Guest {
         self.directory.path().join("root")
     }
 
+    /// The agent's open descriptors.
+    pub(crate) fn descriptors(&self) -> usize {
+        let listed = fs::read_dir(format!("/proc/{}/fd", self.agent_pid));
+        listed.unwrap().count()
+    }
+
     pub(crate) fn traces(&self) -> Traces {
         let own = format!("PPid:\t{}", self.agent_pid);
         let is_own = |pid: &u32| {

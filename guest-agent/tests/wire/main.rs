@@ -10,6 +10,7 @@
 
 mod harness;
 
+mod concurrency;
 mod control;
 mod files;
 mod life;
