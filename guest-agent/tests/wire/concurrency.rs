@@ -15,7 +15,7 @@ use ttrpc::Code;
 /// of it.
 const AT_ONCE: Duration = Duration::from_secs(10);
 /// How many containers a storm is of.
-const CONTAINERS: usize = 100;
+const CONTAINERS: usize = 200;
 /// How many of them are under way together.
 const TOGETHER: usize = 12;
 /// As long as a client may wait before it vanishes; calls take some of it.
