@@ -22,6 +22,7 @@ pub mod namespace;
 pub mod random;
 pub mod readiness;
 pub mod reboot;
+pub mod scheduling;
 pub mod seccomp;
 pub mod signal;
 pub mod swap;

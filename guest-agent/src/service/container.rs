@@ -115,6 +115,9 @@ impl Agent {
     async fn create(&self, request: CreateContainer) -> Result<(), ServiceError> {
         let launcher = self.launcher()?;
         let mut spec = request.spec;
+        if spec.changes_guest_network() {
+            self.require_guest("a sysctl of the guest's network")?;
+        }
         let reservation = self.registry.reserve(&spec.id)?;
         refuse_existing_bundle(&spec.id)?;
         spec.identity_files = self.identity.files();

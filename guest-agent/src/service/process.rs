@@ -45,6 +45,9 @@ pub(crate) struct ExecProcess {
     pub(crate) container: ContainerId,
     pub(crate) exec: ExecId,
     pub(crate) process: ProcessSpec,
+    /// Whether it has the capabilities of the container's own process: it did
+    /// not say which.
+    pub(crate) inherits_capabilities: bool,
 }
 
 /// A signal for one process.
@@ -244,8 +247,12 @@ impl Agent {
         request: Authorized<ExecProcess>,
     ) -> Result<(), ServiceError> {
         self.lifecycle.require_running("exec")?;
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         let container = self.registry.get(&request.container)?;
+        if request.inherits_capabilities {
+            let inherited = container.spec.process.capabilities.clone();
+            request.process.capabilities = inherited;
+        }
         self.exec_in(&container, request.exec, request.process, true)
             .await
             .map(drop)
@@ -259,8 +266,7 @@ impl Agent {
         mut process: ProcessSpec,
         stdin: bool,
     ) -> Result<Arc<ProcessEntry>, ServiceError> {
-        // The wire has one profile a container.
-        process.seccomp.clone_from(&container.spec.process.seccomp);
+        process.follow(&container.spec.process);
         container.require_awake("exec")?;
         container.processes.reserve(&exec)?;
         let container = Arc::clone(container);

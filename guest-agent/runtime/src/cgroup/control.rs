@@ -44,9 +44,9 @@ impl WorkloadCgroup {
         for setting in settings_there(path, resources)? {
             // What cannot be read cannot be put back, and is not there to be
             // written either.
-            let changed = read(path, setting.file).and_then(|value| {
-                before.push((setting.file, value));
-                write(path, setting.file, &setting.value)
+            let changed = read(path, &setting.file).and_then(|content| {
+                write(path, &setting.file, &setting.value)
+                    .inspect(|()| before.push((setting.back_to(&content), setting.file)))
             });
             if let Err(error) = changed {
                 undo(path, &before);
@@ -58,8 +58,8 @@ impl WorkloadCgroup {
 }
 
 /// Puts limits back, the last one first. The failure before is the one to tell.
-fn undo(path: &Path, before: &[(&'static str, String)]) {
-    for (file, value) in before.iter().rev() {
+fn undo(path: &Path, before: &[(String, String)]) {
+    for (value, file) in before.iter().rev() {
         let _ = write(path, file, value);
     }
 }

@@ -16,7 +16,7 @@ mod stats;
 mod workload;
 
 pub use devices::{DeviceAccess, DeviceKind, DeviceRule, UnknownDeviceRule};
-pub use resources::Resources;
+pub use resources::{DeviceNumbers, IoLimitKind, IoResources, RdmaLimit, Resources};
 pub use stats::{CgroupStats, CpuStats, HugetlbStats, IoStats, MemoryStats, PidsStats};
 pub use workload::{CgroupPath, WorkloadCgroup};
 
@@ -53,9 +53,9 @@ pub enum CgroupError {
     #[error("limit {limit}: no cgroup controller {controller}")]
     NoController {
         /// The limit asked for.
-        limit: &'static str,
+        limit: String,
         /// What it needs.
-        controller: &'static str,
+        controller: String,
     },
     /// A limit has a value it cannot have.
     #[error("limit {limit}: {value} is not possible: {reason}")]

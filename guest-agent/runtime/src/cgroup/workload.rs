@@ -12,7 +12,9 @@ use std::time::Duration;
 
 /// Controllers the limits need; those that are not there are done without
 /// until a limit asks for one.
-const CONTROLLERS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
+const CONTROLLERS: [&str; 8] = [
+    "cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma",
+];
 /// For processes outside every container. No container's directory has that
 /// name: they all begin with [`CONTAINER`].
 const GUEST: &str = "guest.d";
@@ -244,28 +246,37 @@ fn enable_controllers(path: &Path) -> Result<(), CgroupError> {
 
 fn apply(path: &Path, resources: &Resources) -> Result<(), CgroupError> {
     for setting in settings_there(path, resources)? {
-        write(path, setting.file, &setting.value)?;
+        write(path, &setting.file, &setting.value)?;
     }
     Ok(())
 }
 
-/// What is to be written to the cgroup `path` to have these limits.
+/// What is to be written to the cgroup `path` to have these limits: to files
+/// that are there, but for what the kernel cannot do.
 pub(super) fn settings_there(
     path: &Path,
     resources: &Resources,
 ) -> Result<Vec<Setting>, CgroupError> {
     let there = read(path, "cgroup.controllers")?;
     let mut settings = Vec::new();
-    for setting in resources.settings()? {
+    for mut setting in resources.settings()? {
         let mut controllers = there.split_whitespace();
-        if controllers.any(|one| one == setting.controller) {
-            settings.push(setting);
-        } else if setting.value != "max" {
-            // To take away what is not there would be no limit missed.
+        if !controllers.any(|one| one == setting.controller) {
+            if setting.is_given() {
+                continue;
+            }
             return Err(CgroupError::NoController {
                 limit: setting.limit,
                 controller: setting.controller,
             });
+        }
+        if let Some((file, value)) = setting.rather.take()
+            && path.join(file).exists()
+        {
+            (setting.file, setting.value) = (file.into(), value);
+        }
+        if path.join(&setting.file).exists() || !setting.is_given() {
+            settings.push(setting);
         }
     }
     Ok(settings)

@@ -26,6 +26,10 @@ pub enum Step {
     CgroupNamespace,
     /// sethostname(2).
     Hostname,
+    /// A file of /proc/sys.
+    Sysctl,
+    /// sched_setattr(2) or ioprio_set(2).
+    Scheduling,
     /// /proc/self/oom_score_adj.
     OomScore,
     /// Binding the root file system.
@@ -71,6 +75,8 @@ impl fmt::Display for Step {
             Self::Keyring => "join a new session keyring",
             Self::CgroupNamespace => "unshare the cgroup namespace",
             Self::Hostname => "sethostname",
+            Self::Sysctl => "set the sysctl",
+            Self::Scheduling => "set the scheduling",
             Self::OomScore => "write oom_score_adj",
             Self::Root => "bind the root file system",
             Self::Mount => "mount",

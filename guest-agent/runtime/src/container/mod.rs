@@ -30,9 +30,11 @@ mod message;
 mod error;
 mod init;
 mod stage;
+mod sysctl;
 
 mod capability;
 mod rlimit;
+mod scheduling;
 mod seccomp;
 mod spec;
 mod validate;
@@ -42,6 +44,9 @@ pub use channel::ChannelError;
 pub use error::{CreateError, ExecError, Failure, LaunchError, Refused, StartError, Step};
 pub use launcher::{CreatedContainer, ExecProcess, Launcher, StartHandle};
 pub use rlimit::{RlimitKind, RlimitSpec, UnknownRlimit};
+pub use scheduling::{
+    IoPriority, IoPriorityClass, Scheduler, SchedulerFlag, SchedulerPolicy, UnknownScheduling,
+};
 pub use seccomp::{
     ArgumentOperator, ArgumentTest, SeccompAction, SeccompArchitecture, SeccompFlag,
     SeccompProfile, SeccompRule, UnknownSeccomp,

@@ -6,10 +6,12 @@
 
 use super::capability::CapabilitySets;
 use super::rlimit::RlimitSpec;
+use super::scheduling::{IoPriority, Scheduler};
 use super::seccomp::SeccompProfile;
 use crate::ContainerId;
 use crate::process::WindowSize;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use crate::cgroup::{DeviceRule, Resources};
@@ -30,6 +32,8 @@ pub struct ContainerSpec {
     /// Its namespaces. Mount, pid and cgroup are always its own, asked for or
     /// not; a kind that is not named otherwise is shared with the guest.
     pub namespaces: Vec<NamespaceSpec>,
+    /// Kernel parameters of its namespaces, sysctl(8): names and values.
+    pub sysctl: BTreeMap<String, String>,
     /// The name of its cgroup below the workload's.
     pub cgroup_name: String,
     /// The limits of its cgroup.
@@ -171,6 +175,12 @@ pub struct ProcessSpec {
     pub seccomp: Option<SeccompProfile>,
     /// -1000 to 1000, proc(5); none is 0, not what the agent has.
     pub oom_score_adj: Option<i32>,
+    /// Its file mode creation mask; none is 022.
+    pub umask: Option<u32>,
+    /// How it gets its time; none is as the agent does.
+    pub scheduler: Option<Scheduler>,
+    /// Its place before disks; none is the agent's.
+    pub io_priority: Option<IoPriority>,
 }
 
 /// As whom a process runs.
@@ -185,6 +195,13 @@ pub struct UserSpec {
 }
 
 impl ProcessSpec {
+    /// Takes what is a container's, and not said again of each process that is
+    /// added to it, from the container's own process.
+    pub fn follow(&mut self, init: &Self) {
+        self.seccomp.clone_from(&init.seccomp);
+        self.umask = init.umask;
+    }
+
     /// Root with all capabilities and nothing else, for processes outside every
     /// container: arguments are to be filled in.
     #[must_use]
@@ -204,6 +221,9 @@ impl ProcessSpec {
             no_new_privileges: false,
             seccomp: None,
             oom_score_adj: None,
+            umask: None,
+            scheduler: None,
+            io_priority: None,
         }
     }
 }

@@ -34,6 +34,7 @@ impl ContainerSpec {
             return refuse(format!("root path {}", self.root.path.display()));
         }
         self.validate_namespaces()?;
+        super::sysctl::validate(self)?;
         let paths = self.masked_paths.iter().chain(&self.readonly_paths);
         for path in paths {
             if !is_plain(path) {
@@ -125,6 +126,16 @@ impl ProcessSpec {
         }
         if !is_plain(&self.cwd) {
             return refuse(format!("working directory {}", self.cwd.display()));
+        }
+        for (index, rlimit) in self.rlimits.iter().enumerate() {
+            let mut earlier = self.rlimits.iter().take(index);
+            if earlier.any(|other| other.kind == rlimit.kind) {
+                return refuse(format!("a second {}", rlimit.kind));
+            }
+        }
+        match self.umask {
+            Some(umask) if umask > 0o777 => return refuse(format!("umask {umask:o}")),
+            _ => {}
         }
         if let Some(profile) = &self.seccomp {
             profile.validate()?;

@@ -8,6 +8,7 @@ use guest_runtime::container::{
     MountSpec, NamespaceKind, NamespaceSpec, ProcessSpec, Resources, RootSpec, UserSpec,
 };
 use guest_runtime::process::{OutputReader, Process, Stdio};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -18,10 +19,10 @@ use std::time::Duration;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 27] = [
+const APPLETS: [&str; 28] = [
     "sh", "cat", "grep", "ls", "id", "hostname", "sleep", "mount", "mknod", "stat", "touch", "env",
     "echo", "readlink", "tty", "stty", "chmod", "mkdir", "dd", "test", "wc", "true", "false",
-    "setsid", "kill", "head", "mkfifo",
+    "setsid", "kill", "ionice", "head", "mkfifo",
 ];
 /// What container engines give by default.
 pub(crate) const CAPABILITIES: [&str; 5] = [
@@ -168,6 +169,9 @@ pub(crate) fn process(args: &[&str]) -> ProcessSpec {
         no_new_privileges: true,
         seccomp: None,
         oom_score_adj: None,
+        umask: None,
+        scheduler: None,
+        io_priority: None,
     }
 }
 
@@ -246,6 +250,7 @@ impl Fixture {
                 .collect(),
             cgroup_name: id.to_string(),
             resources: Resources::default(),
+            sysctl: BTreeMap::new(),
             devices: Vec::new(),
             device_rules: Vec::new(),
             masked_paths: Vec::new(),

@@ -1,7 +1,9 @@
 //! What a process may do.
 
 use crate::fixture::{CAPABILITIES, capabilities, process, run, shell};
-use guest_runtime::container::{Capability, RlimitSpec};
+use guest_runtime::container::{
+    Capability, CreateError, IoPriority, NamespaceKind, RlimitSpec, Scheduler,
+};
 
 fn field<'a>(status: &'a str, name: &str) -> &'a str {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -94,5 +96,107 @@ fn a_working_directory_is_made_and_its_own_session_is_entered() {
         // Fields 5 and 6: process group and session, proc(5).
         let stat: Vec<&str> = lines.next().unwrap().split(' ').collect();
         assert_eq!(stat[4..6], ["1", "1"]);
+    });
+}
+
+#[test]
+fn parameters_of_its_own_namespaces_are_set_and_no_other() {
+    run(|fixture| async move {
+        let own = |name: &str| std::fs::read_to_string(format!("/proc/sys/{name}")).unwrap();
+        let before = (own("kernel/shmmni"), own("net/ipv4/ip_forward"));
+        let script = "cd /proc/sys; cat kernel/shmmni kernel/domainname net/ipv4/ip_forward \
+                      net/ipv4/conf/lo/forwarding fs/mqueue/msg_max";
+        let mut spec = fixture.spec(shell(script));
+        spec.readonly_paths = vec!["/proc/sys".into()];
+        for (name, value) in [
+            ("kernel.shmmni", "77"),
+            ("kernel.domainname", "some.domain"),
+            ("net.ipv4.ip_forward", "1"),
+            ("net/ipv4/conf/lo/forwarding", "0"),
+            ("fs.mqueue.msg_max", "7"),
+        ] {
+            spec.sysctl.insert(name.into(), value.into());
+        }
+        let (status, said, stderr) = fixture.output(&spec).await;
+        assert_eq!(
+            (status, said.as_str()),
+            (0, "77\nsome.domain\n1\n0\n7\n"),
+            "{stderr}"
+        );
+        assert_eq!((own("kernel/shmmni"), own("net/ipv4/ip_forward")), before);
+        for name in [
+            "kernel.hostname",
+            "kernel.core_pattern",
+            "vm.swappiness",
+            "net.../../kernel/core_pattern",
+            "net/../kernel/core_pattern",
+            "user.max_user_namespaces",
+            "",
+        ] {
+            let mut spec = fixture.spec(shell("true"));
+            spec.sysctl.insert(name.into(), "1".into());
+            let error = fixture.launcher.create(&spec, false).await.unwrap_err();
+            assert!(matches!(error, CreateError::Refused(_)), "{name}: {error}");
+        }
+        let mut shared = fixture.spec(shell("true"));
+        shared
+            .namespaces
+            .retain(|one| one.kind != NamespaceKind::Ipc);
+        shared.sysctl.insert("kernel.shmmni".into(), "77".into());
+        let error = fixture.launcher.create(&shared, false).await.unwrap_err();
+        assert!(error.to_string().contains("kernel.shmmni"), "{error}");
+    });
+}
+
+#[test]
+fn mask_scheduling_and_place_before_disks_are_those_of_the_spec() {
+    run(|fixture| async move {
+        let mut process = shell("umask; read stat < /proc/$$/stat; echo $stat; ionice -p $$");
+        process.umask = Some(0o027);
+        process.user.uid = 1000;
+        process.scheduler = Some(Scheduler {
+            policy: "SCHED_BATCH".parse().unwrap(),
+            nice: 0,
+            priority: 0,
+            flags: vec!["SCHED_FLAG_RESET_ON_FORK".parse().unwrap()],
+            runtime: 0,
+            deadline: 0,
+            period: 0,
+        });
+        let class = "IOPRIO_CLASS_BE".parse().unwrap();
+        process.io_priority = Some(IoPriority::new(class, 6).unwrap());
+        let (status, said, stderr) = fixture.output(&fixture.spec(process)).await;
+        assert_eq!(status, 0, "{stderr}");
+        assert!(said.starts_with("0027\n"), "{said}");
+        // Field 41 is the policy, proc(5), and 3 is SCHED_BATCH.
+        let policy = said.lines().nth(1).and_then(|stat| stat.split(' ').nth(40));
+        assert_eq!(policy, Some("3"), "{said}");
+        assert!(said.contains("best-effort: prio 6"), "{said}");
+        // A place in time that there is not.
+        let mut process = shell("true");
+        process.scheduler = Some(Scheduler {
+            policy: "SCHED_FIFO".parse().unwrap(),
+            nice: 0,
+            priority: 1000,
+            flags: Vec::new(),
+            runtime: 0,
+            deadline: 0,
+            period: 0,
+        });
+        let spec = fixture.spec(process);
+        let error = fixture.launcher.create(&spec, false).await.unwrap_err();
+        assert!(error.to_string().contains("scheduling"), "{error}");
+    });
+}
+
+#[test]
+fn a_limit_that_is_said_twice_is_refused() {
+    run(|fixture| async move {
+        let mut process = shell("true");
+        let limit = RlimitSpec::open_files();
+        process.rlimits = vec![limit.clone(), limit];
+        let spec = fixture.spec(process);
+        let error = fixture.launcher.create(&spec, false).await.unwrap_err();
+        assert!(matches!(error, CreateError::Refused(_)), "{error}");
     });
 }

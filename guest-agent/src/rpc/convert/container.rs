@@ -1,13 +1,15 @@
 //! CreateContainer and its kin: the wire's OCI spec to the runtime's.
 
+use super::additions::Additions;
 use super::device::{device, device_rule};
 use super::process::process_from_wire;
+use super::resources::resources;
 use super::seccomp::seccomp_profile;
 use super::{ConvertError, invalid, refuse, unsupported};
 use crate::service::container::{CreateContainer, RemoveContainer, StartContainer};
 use guest_runtime::ContainerId;
 use guest_runtime::container::{
-    ContainerSpec, IdentityFiles, MountSpec, NamespaceKind, NamespaceSpec, Resources, RootSpec,
+    ContainerSpec, IdentityFiles, MountSpec, NamespaceKind, NamespaceSpec, RootSpec,
 };
 use guest_runtime::storage::StorageSpec;
 use protocols::wire::agent;
@@ -108,11 +110,12 @@ fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, C
     let mut process = process_from_wire(process.ok_or(ConvertError::Missing {
         field: "OCI.Process",
     })?)?;
+    let additions = Additions::of(&spec.Annotations)?;
     let mut resources_wanted = linux.Resources.into_option().unwrap_or_default();
     let device_rules = std::mem::take(&mut resources_wanted.Devices);
     let seccomp = linux.Seccomp.into_option();
     process.seccomp = seccomp.map(seccomp_profile).transpose()?;
-    Ok(ContainerSpec {
+    let mut spec = ContainerSpec {
         process,
         root: RootSpec {
             path: root.Path.into(),
@@ -125,6 +128,7 @@ fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, C
             .iter()
             .map(namespace)
             .collect::<Result<_, _>>()?,
+        sysctl: linux.Sysctl.into_iter().collect(),
         cgroup_name: id.to_string(),
         resources: resources(resources_wanted)?,
         devices: linux
@@ -141,7 +145,9 @@ fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, C
         // The agent adds its own when it creates the container.
         identity_files: IdentityFiles::default(),
         id,
-    })
+    };
+    additions.add_to(&mut spec)?;
+    Ok(spec)
 }
 
 fn refuse_hooks(hooks: Option<&agent::Hooks>) -> Result<(), ConvertError> {
@@ -162,7 +168,6 @@ fn refuse_hooks(hooks: Option<&agent::Hooks>) -> Result<(), ConvertError> {
 fn refuse_linux(linux: &agent::Linux) -> Result<(), ConvertError> {
     let maps = !linux.UIDMappings.is_empty() || !linux.GIDMappings.is_empty();
     refuse(maps, "user namespace mappings")?;
-    refuse(!linux.Sysctl.is_empty(), "sysctl")?;
     refuse(!linux.MountLabel.is_empty(), "mountLabel")?;
     let rdt = linux
         .IntelRdt
@@ -196,34 +201,4 @@ fn namespace(namespace: &agent::LinuxNamespace) -> Result<NamespaceSpec, Convert
     };
     let path = (!namespace.Path.is_empty()).then(|| namespace.Path.clone().into());
     Ok(NamespaceSpec { kind, path })
-}
-
-/// Absent and 0 are the same on the wire; -1 is "no limit".
-pub(super) fn resources(resources: agent::LinuxResources) -> Result<Resources, ConvertError> {
-    refuse(resources.BlockIO.is_some(), "resources.blockIO")?;
-    refuse(
-        !resources.HugepageLimits.is_empty(),
-        "resources.hugepageLimits",
-    )?;
-    refuse(resources.Network.is_some(), "resources.network")?;
-    let memory = resources.Memory.into_option().unwrap_or_default();
-    let cpu = resources.CPU.into_option().unwrap_or_default();
-    let pids = resources.Pids.into_option().unwrap_or_default();
-    refuse(memory.DisableOOMKiller, "resources.memory.disableOOMKiller")?;
-    refuse(
-        cpu.RealtimePeriod != 0 || cpu.RealtimeRuntime != 0,
-        "real-time scheduling of a cgroup",
-    )?;
-    let set = |value: i64| (value != 0).then_some(value);
-    Ok(Resources {
-        memory_limit: set(memory.Limit),
-        memory_reservation: set(memory.Reservation),
-        memory_swap: set(memory.Swap),
-        pids_limit: set(pids.Limit),
-        cpu_shares: (cpu.Shares != 0).then_some(cpu.Shares),
-        cpu_quota: set(cpu.Quota),
-        cpu_period: (cpu.Period != 0).then_some(cpu.Period),
-        cpuset_cpus: (!cpu.Cpus.is_empty()).then_some(cpu.Cpus),
-        cpuset_mems: (!cpu.Mems.is_empty()).then_some(cpu.Mems),
-    })
 }

@@ -1,7 +1,8 @@
 //! A container's pause, limits and numbers.
 
 use super::ConvertError;
-use super::container::{container_id, resources};
+use super::container::container_id;
+use super::resources::resources;
 use crate::service::control::{
     ContainerStats, PauseContainer, ResumeContainer, StatsContainer, UpdateContainer,
 };

@@ -2,6 +2,7 @@
 //! No input panics, no value is silently dropped: what cannot be done is
 //! refused by name.
 
+mod additions;
 pub(super) mod container;
 pub(super) mod control;
 mod device;
@@ -12,6 +13,7 @@ pub(super) mod lifecycle;
 pub(super) mod machine;
 pub(super) mod network;
 pub(super) mod process;
+mod resources;
 mod seccomp;
 
 /// A message that is no request.

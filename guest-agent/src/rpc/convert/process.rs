@@ -27,6 +27,7 @@ impl TryFrom<agent::ExecProcessRequest> for ExecProcess {
                 .exec_id
                 .parse()
                 .map_err(invalid("exec_id", &request.exec_id))?,
+            inherits_capabilities: process.Capabilities.is_none(),
             process: process_from_wire(process)?,
         })
     }
@@ -145,6 +146,10 @@ pub(super) fn process_from_wire(process: agent::Process) -> Result<ProcessSpec, 
             .then(|| i32::try_from(adjustment))
             .transpose()
             .map_err(invalid("OOMScoreAdj", &adjustment.to_string()))?,
+        // The wire has no field for these.
+        umask: None,
+        scheduler: None,
+        io_priority: None,
     })
 }
 

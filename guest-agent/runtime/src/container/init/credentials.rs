@@ -31,7 +31,7 @@ pub(super) fn own_streams(user: &UserSpec) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Limits, user, capabilities and no_new_privs, in this order. Without
+/// Limits, scheduling, user, capabilities and no_new_privs, in this order. Without
 /// no_new_privs the filter comes before the capabilities are gone: it takes
 /// CAP_SYS_ADMIN, seccomp(2). With it, it comes last of all, with [`install`].
 pub(super) fn drop_all(process: &ProcessSpec, filter: Option<&Filter>) -> Result<(), Failure> {
@@ -39,6 +39,14 @@ pub(super) fn drop_all(process: &ProcessSpec, filter: Option<&Filter>) -> Result
         rlimit
             .apply()
             .map_err(|error| Failure::at(Step::Rlimit, rlimit.kind.to_string())(error.into()))?;
+    }
+    if let Some(scheduler) = &process.scheduler {
+        let failed = Failure::at(Step::Scheduling, "scheduler");
+        scheduler.apply().map_err(failed)?;
+    }
+    if let Some(priority) = process.io_priority {
+        let failed = Failure::at(Step::Scheduling, "ioPriority");
+        priority.apply().map_err(failed)?;
     }
     let sets = &process.capabilities;
     // While CAP_SETPCAP is there.

@@ -7,14 +7,16 @@ use std::ffi::CString;
 
 /// Where programs are searched if the environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The usual file mode mask.
+const DEFAULT_UMASK: u32 = 0o022;
 /// The first descriptor that is not one of the three streams.
 const FIRST_OTHER: u32 = 3;
 
 /// What a process finds when it begins: default signals, the usual file mode
 /// mask, and no descriptor but its three streams.
-pub(super) fn prepare() -> Result<(), Failure> {
+pub(super) fn prepare(umask: Option<u32>) -> Result<(), Failure> {
     guest_kernel::signal::reset_all().map_err(Failure::at(Step::Attributes, "signals"))?;
-    rustix::process::umask(Mode::from_raw_mode(0o022));
+    rustix::process::umask(Mode::from_raw_mode(umask.unwrap_or(DEFAULT_UMASK)));
     guest_kernel::descriptor::close_on_exec_from(FIRST_OTHER)
         .map_err(Failure::at(Step::Descriptors, ""))
 }

@@ -17,6 +17,7 @@ use super::message::{Go, InitOrder, Report};
 use super::seccomp::Filter;
 use super::spec::{ContainerSpec, NamespaceKind, ProcessSpec};
 use super::stage::CgroupView;
+use super::sysctl;
 use rustix::io::Errno;
 use rustix::system::sethostname;
 use std::io;
@@ -76,6 +77,9 @@ fn set_up_container(spec: &ContainerSpec) -> Result<Option<terminal::Pair>, Fail
         sethostname(hostname.as_bytes())
             .map_err(|error| Failure::at(Step::Hostname, hostname.as_str())(error.into()))?;
     }
+    for (name, value) in &spec.sysctl {
+        sysctl::set(name, value).map_err(Failure::at(Step::Sysctl, name.as_str()))?;
+    }
     // Modes are meant as they are given, from here to the workload.
     rustix::process::umask(rustix::fs::Mode::empty());
     let root = rootfs::bind(&spec.root.path)?;
@@ -92,6 +96,11 @@ fn set_up_container(spec: &ContainerSpec) -> Result<Option<terminal::Pair>, Fail
     rootfs::finish(root.as_fd(), spec)?;
     rootfs::pivot(root.as_fd())?;
     Ok(terminal)
+}
+
+/// Whether a file is one of the kernel's interface.
+pub(super) fn is_kernels(file: &OwnedFd) -> rustix::io::Result<bool> {
+    destination::is_in_proc(file.as_fd())
 }
 
 fn open_terminal(process: &ProcessSpec) -> Result<terminal::Pair, Failure> {
@@ -132,7 +141,7 @@ fn become_workload(
     drop(stdio);
     credentials::own_streams(&process.user)?;
     working_directory::enter(&process.cwd)?;
-    execute::prepare()?;
+    execute::prepare(process.umask)?;
     credentials::drop_all(process, filter)?;
     let master: Vec<_> = master.iter().map(AsFd::as_fd).collect();
     channel
