@@ -27,6 +27,8 @@ pub(crate) struct Propagation {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct MountOptions {
     pub(crate) attributes: Attributes,
+    /// For the mounts below it too.
+    pub(crate) recursive: Attributes,
     pub(crate) propagation: Option<Propagation>,
     pub(crate) bind: Option<Bind>,
     /// For the file system: its own words, and those of every one.
@@ -41,18 +43,13 @@ pub(crate) struct MountOptions {
 pub(crate) struct UnsupportedOption(pub(crate) String);
 
 /// Options that mean something this code does not do.
-const REFUSED: [&str; 12] = [
+const REFUSED: [&str; 7] = [
     "loop",
     "remount",
     "move",
     "idmap",
     "ridmap",
     "tmpcopyup",
-    "rro",
-    "rnosuid",
-    "rnodev",
-    "rnoexec",
-    "rnoatime",
     "mand",
 ];
 
@@ -74,16 +71,23 @@ impl MountOptions {
     pub(crate) fn force(&mut self, bits: u64) {
         self.attributes.set |= bits;
         self.attributes.clear &= !bits;
+        self.recursive.clear &= !bits;
     }
 
     fn add(&mut self, option: &str) -> Result<(), UnsupportedOption> {
         if REFUSED.contains(&option) {
             return Err(UnsupportedOption(option.into()));
         }
-        if let Some((set, clear)) = attribute(option) {
-            self.attributes.set = (self.attributes.set & !clear) | set;
-            self.attributes.clear = (self.attributes.clear & !set) | clear;
-            self.devices = match option {
+        let recursive = option.strip_prefix('r');
+        let found = attribute(option).map(|bits| (&mut self.attributes, option, bits));
+        let found = match (found, recursive) {
+            (None, Some(word)) => attribute(word).map(|bits| (&mut self.recursive, word, bits)),
+            (found, _) => found,
+        };
+        if let Some((attributes, word, (set, clear))) = found {
+            attributes.set = (attributes.set & !clear) | set;
+            attributes.clear = (attributes.clear & !set) | clear;
+            self.devices = match word {
                 "dev" => true,
                 "nodev" => false,
                 _ => self.devices,
@@ -125,13 +129,18 @@ fn attribute(option: &str) -> Option<(u64, u64)> {
         "noatime" => (NO_ATIME, ATIME_FIELD),
         "strictatime" => (STRICT_ATIME, ATIME_FIELD),
         // The kernel's default has no bit.
-        "relatime" | "atime" => (0, ATIME_FIELD),
+        "relatime" | "atime" | "norelatime" | "nostrictatime" => (0, ATIME_FIELD),
         "nodiratime" => (NO_DIR_ATIME, 0),
         "diratime" => (0, NO_DIR_ATIME),
         "nosymfollow" => (NO_SYM_FOLLOW, 0),
         "symfollow" => (0, NO_SYM_FOLLOW),
         _ => return None,
     })
+}
+
+/// The propagation a word means, as OCI's `rootfsPropagation` has it too.
+pub(crate) fn propagation_of(word: &str) -> Option<Propagation> {
+    propagation(word).map(|(flag, recursive)| Propagation { flag, recursive })
 }
 
 fn propagation(option: &str) -> Option<(MountPropagationFlags, bool)> {
@@ -183,6 +192,21 @@ mod tests {
             STRICT_ATIME
         );
         assert_eq!(parse(&["rbind", "bind"]).bind, Some(Bind::Recursive));
+    }
+
+    #[test]
+    fn a_word_with_an_r_is_for_the_mounts_below_too() {
+        let options = parse(&["rro", "rnosuid", "ro", "noexec", "relatime"]);
+        assert_eq!(options.recursive.set, READ_ONLY | NO_SUID);
+        assert_eq!(options.attributes.set, READ_ONLY | NO_EXEC);
+        assert_eq!(parse(&["rro", "rrw"]).recursive.set, 0);
+        assert_eq!(parse(&["rrelatime"]).recursive.clear, ATIME_FIELD);
+        // Of file systems, that begin with the letter too.
+        assert_eq!(parse(&["rsize=4096"]).recursive, Attributes::default());
+        let mut forced = parse(&["rdev"]);
+        assert!(forced.devices);
+        forced.force(NO_DEV);
+        assert_eq!(forced.recursive.clear & NO_DEV, 0);
     }
 
     #[test]

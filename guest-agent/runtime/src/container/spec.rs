@@ -68,6 +68,9 @@ pub struct RootSpec {
     pub path: PathBuf,
     /// Whether it is read-only for the container.
     pub readonly: bool,
+    /// How mounts in it are passed on (OCI `config-linux.md`, "Rootfs Mount
+    /// Propagation"); none is `private`.
+    pub propagation: Option<String>,
 }
 
 /// A mount (OCI `config.md`, "Mounts").

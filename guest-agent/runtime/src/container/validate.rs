@@ -3,7 +3,7 @@
 
 use super::error::Refused;
 use super::spec::{ContainerSpec, DeviceSpec, MountSpec, NamespaceKind, ProcessSpec};
-use crate::mount_options::MountOptions;
+use crate::mount_options::{MountOptions, propagation_of};
 use std::path::{Component, Path};
 
 /// File systems a container may have mounted anew.
@@ -32,6 +32,12 @@ impl ContainerSpec {
         self.process.validate()?;
         if !is_plain(&self.root.path) {
             return refuse(format!("root path {}", self.root.path.display()));
+        }
+        match self.root.propagation.as_deref() {
+            Some(word) if propagation_of(word).is_none() => {
+                return refuse(format!("rootfsPropagation {word:?}"));
+            }
+            _ => {}
         }
         self.validate_namespaces()?;
         super::sysctl::validate(self)?;

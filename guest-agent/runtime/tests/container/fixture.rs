@@ -210,6 +210,7 @@ impl Fixture {
             root: RootSpec {
                 path: self.root(),
                 readonly: false,
+                propagation: None,
             },
             hostname: Some("inside".into()),
             mounts: vec![

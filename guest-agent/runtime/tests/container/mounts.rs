@@ -220,3 +220,144 @@ fn a_bind_follows_no_link_that_a_container_may_have_made() {
         assert_eq!(failure.errno, nix::libc::ELOOP);
     });
 }
+
+/// A tmpfs of the guest with one more in it, unmounted when dropped.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn new(path: std::path::PathBuf) -> Self {
+        use rustix::mount::{MountFlags, MountPropagationFlags, mount_change};
+        fs::create_dir(&path).unwrap();
+        rustix::mount::mount("test", &path, "tmpfs", MountFlags::empty(), None).unwrap();
+        mount_change(&path, MountPropagationFlags::SHARED).unwrap();
+        let below = path.join("below");
+        fs::create_dir(&below).unwrap();
+        rustix::mount::mount("test", &below, "tmpfs", MountFlags::empty(), None).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let detach = rustix::mount::UnmountFlags::DETACH;
+        // The directory goes with the test's.
+        let _ = rustix::mount::unmount(&self.0, detach);
+    }
+}
+
+#[test]
+fn recursive_options_reach_the_mounts_below() {
+    run(|fixture| async move {
+        let mounted = Mounted::new(fixture.directory.path().join("volume"));
+        let script = "touch /a/x 2>/dev/null || echo a; touch /a/below/x 2>/dev/null || echo below a; \
+                      touch /b/x 2>/dev/null || echo b; touch /b/below/x && echo below b; \
+                      grep -c '/a.* .*nosuid' /proc/self/mounts";
+        let mut spec = fixture.spec(shell(script));
+        let options = ["rbind", "rro", "rnosuid"];
+        spec.mounts.push(bind(&mounted.0, "/a", &options));
+        spec.mounts.push(bind(&mounted.0, "/b", &["rbind", "ro"]));
+        let (_, said, stderr) = fixture.output(&spec).await;
+        assert_eq!(said, "a\nbelow a\nb\nbelow b\n2\n", "{stderr}");
+    });
+}
+
+#[test]
+fn mounts_pass_between_guest_and_container_as_their_options_say() {
+    run(|fixture| async move {
+        let script = "mount -t tmpfs inside /shared/in; mount -t tmpfs inside /slave/in; \
+                      echo ready; read line; \
+                      for place in private slave shared; do \
+                      grep -q \" /$place/late \" /proc/self/mounts && echo $place; done; echo";
+        let volumes: Vec<Mounted> = ["private", "slave", "shared"]
+            .map(|name| {
+                let mounted = Mounted::new(fixture.directory.path().join(name));
+                for directory in ["in", "late"] {
+                    fs::create_dir(mounted.0.join(directory)).unwrap();
+                }
+                mounted
+            })
+            .into();
+        let mut spec = fixture.spec(shell(script));
+        spec.process.capabilities =
+            guest_runtime::container::ProcessSpec::guest_root().capabilities;
+        spec.mounts
+            .push(bind(&volumes[0].0, "/private", &["rbind"]));
+        spec.mounts
+            .push(bind(&volumes[1].0, "/slave", &["rbind", "rslave"]));
+        spec.mounts
+            .push(bind(&volumes[2].0, "/shared", &["rbind", "rshared"]));
+        let created = fixture.launcher.create(&spec, true).await.unwrap();
+        created.start.start(crate::fixture::DEADLINE).await.unwrap();
+        let stdout = created.stdio.stdout.as_ref().unwrap();
+        assert_eq!(stdout.read(100).await.unwrap(), b"ready\n");
+        for volume in &volumes {
+            let late = volume.0.join("late");
+            let none = rustix::mount::MountFlags::empty();
+            rustix::mount::mount("late", &late, "tmpfs", none, None).unwrap();
+        }
+        // What was mounted in the container is in the guest where it is
+        // shared, and only there.
+        let own = fs::read_to_string("/proc/self/mounts").unwrap();
+        for (volume, shared) in [(&volumes[1], false), (&volumes[2], true)] {
+            let point = format!("inside {} ", volume.0.join("in").display());
+            assert_eq!(own.contains(&point), shared, "{point}");
+        }
+        let stdin = created.stdio.stdin.as_ref().unwrap();
+        stdin.write_all(b"go\n").await.unwrap();
+        let (status, said, stderr) = crate::fixture::finish(&created.process, &created.stdio).await;
+        assert_eq!(
+            (status, said.as_str()),
+            (0, "slave\nshared\n\n"),
+            "{stderr}"
+        );
+        fixture.remove(&created.cgroup).await;
+    });
+}
+
+#[test]
+fn the_root_passes_mounts_on_as_the_spec_says() {
+    run(|fixture| async move {
+        let script = "grep ' / / \\| /[^ ]*root / ' /proc/self/mountinfo";
+        for (word, field) in [
+            (None, None),
+            (Some("private"), None),
+            (Some("rshared"), Some("shared:")),
+            (Some("unbindable"), Some("unbindable")),
+        ] {
+            let mut spec = fixture.spec(shell(script));
+            spec.root.propagation = word.map(Into::into);
+            let (_, said, stderr) = fixture.output(&spec).await;
+            assert!(said.contains(" / "), "{said}{stderr}");
+            for one in ["shared:", "master:", "unbindable"] {
+                assert_eq!(said.contains(one), field == Some(one), "{word:?}: {said}");
+            }
+        }
+        let mut spec = fixture.spec(shell("true"));
+        spec.root.propagation = Some("sideways".into());
+        let error = fixture.launcher.create(&spec, false).await.unwrap_err();
+        assert!(matches!(error, CreateError::Refused(_)), "{error}");
+    });
+}
+
+#[test]
+fn options_of_a_tmpfs_are_kept() {
+    run(|fixture| async move {
+        let mut spec = fixture.spec(shell(
+            "stat -c '%a %u %g' /data; grep ' /data ' /proc/mounts",
+        ));
+        let options = [
+            "size=64k",
+            "nr_inodes=20",
+            "mode=2750",
+            "uid=7",
+            "gid=8",
+            "noatime",
+        ];
+        spec.mounts.push(mount("/data", "tmpfs", &options));
+        let (_, said, _) = fixture.output(&spec).await;
+        assert!(said.starts_with("2750 7 8\n"), "{said}");
+        for kept in ["size=64k", "nr_inodes=20", "noatime", "nodev"] {
+            assert!(said.contains(kept), "{said}");
+        }
+    });
+}

@@ -110,6 +110,7 @@ fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, C
     let mut process = process_from_wire(process.ok_or(ConvertError::Missing {
         field: "OCI.Process",
     })?)?;
+    let propagation = linux.RootfsPropagation;
     let additions = Additions::of(&spec.Annotations)?;
     let mut resources_wanted = linux.Resources.into_option().unwrap_or_default();
     let device_rules = std::mem::take(&mut resources_wanted.Devices);
@@ -120,6 +121,7 @@ fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, C
         root: RootSpec {
             path: root.Path.into(),
             readonly: root.Readonly,
+            propagation: (!propagation.is_empty()).then_some(propagation),
         },
         hostname: (!spec.Hostname.is_empty()).then_some(spec.Hostname),
         mounts: spec.Mounts.into_iter().map(mount).collect(),
@@ -173,11 +175,7 @@ fn refuse_linux(linux: &agent::Linux) -> Result<(), ConvertError> {
         .IntelRdt
         .as_ref()
         .is_some_and(|rdt| !rdt.L3CacheSchema.is_empty());
-    refuse(rdt, "intelRdt")?;
-    match linux.RootfsPropagation.as_str() {
-        "" | "private" | "rprivate" | "slave" | "rslave" => Ok(()),
-        other => Err(unsupported(format!("rootfsPropagation {other}"))),
-    }
+    refuse(rdt, "intelRdt")
 }
 
 fn mount(mount: agent::Mount) -> MountSpec {

@@ -82,8 +82,10 @@ fn set_up_container(spec: &ContainerSpec) -> Result<Option<terminal::Pair>, Fail
     }
     // Modes are meant as they are given, from here to the workload.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let root = rootfs::bind(&spec.root.path)?;
-    rootfs::mount_all(root.as_fd(), spec)?;
+    let shared = rootfs::share(&spec.mounts)?;
+    let propagation = spec.root.propagation.as_deref();
+    let root = rootfs::bind(&spec.root.path, propagation)?;
+    rootfs::mount_all(root.as_fd(), spec, shared)?;
     identity::mount(root.as_fd(), &spec.identity_files)?;
     let terminal = spec
         .process
@@ -94,7 +96,7 @@ fn set_up_container(spec: &ContainerSpec) -> Result<Option<terminal::Pair>, Fail
     paths::make_readonly(root.as_fd(), &spec.readonly_paths)?;
     paths::mask(root.as_fd(), &spec.masked_paths)?;
     rootfs::finish(root.as_fd(), spec)?;
-    rootfs::pivot(root.as_fd())?;
+    rootfs::pivot(root.as_fd(), propagation)?;
     Ok(terminal)
 }
 

@@ -8,7 +8,7 @@ use super::destination::{
 use super::devices;
 use crate::container::error::{Failure, Step};
 use crate::container::spec::{ContainerSpec, DeviceSpec, MountSpec};
-use crate::mount_options::{Bind, MountOptions};
+use crate::mount_options::{Bind, MountOptions, Propagation, propagation_of};
 use guest_kernel::mount::{Attributes, NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, set_attributes};
 use rustix::fs::{FileType, OFlags, ResolveFlags, fstat};
 use rustix::io::Errno;
@@ -18,6 +18,7 @@ use rustix::mount::{
     unmount,
 };
 use rustix::process::{fchdir, pivot_root};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -39,19 +40,51 @@ pub(super) const DEV: &str = "/dev";
 /// What a container gets there if its spec mounts nothing.
 const DEV_OPTIONS: [&str; 3] = ["nosuid", "mode=755", "size=65536k"];
 
-/// Cuts the tie to the guest's mounts and binds the root file system where it
+/// Bind mounts that are to pass what is mounted in them on to the guest, by
+/// their place in the spec: each is taken while its source is still a peer of
+/// the guest's.
+pub(super) type Shared = BTreeMap<usize, OwnedFd>;
+
+/// Finds the mounts of the spec that are shared with the guest.
+pub(super) fn share(mounts: &[MountSpec]) -> Result<Shared, Failure> {
+    let mut shared = Shared::new();
+    for (index, spec) in mounts.iter().enumerate() {
+        let Ok(options) = MountOptions::parse(&spec.options) else {
+            continue;
+        };
+        let is_shared = |one: Propagation| one.flag.contains(MountPropagationFlags::SHARED);
+        if let (Some(bind), true) = (options.bind, options.propagation.is_some_and(is_shared)) {
+            let source = spec.source.as_deref().unwrap_or(Path::new(""));
+            let mount = find_in_guest(source)
+                .and_then(|place| clone_mount(place.as_fd(), bind == Bind::Recursive))
+                .map_err(|error| {
+                    Failure::at(Step::Mount, source.to_string_lossy())(error.into())
+                })?;
+            shared.insert(index, mount);
+        }
+    }
+    Ok(shared)
+}
+
+/// Cuts the tie to the guest's mounts, but that what is mounted in them may be
+/// seen where a mount asks for it, and binds the root file system where it
 /// lies; gives its root. No device node in it can be opened.
-pub(super) fn bind(path: &Path) -> Result<OwnedFd, Failure> {
+pub(super) fn bind(path: &Path, propagation: Option<&str>) -> Result<OwnedFd, Failure> {
     let failed = |error: Errno| Failure::at(Step::Root, path.to_string_lossy())(error.into());
     mount_change(
         "/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )
     .map_err(failed)?;
     let place = find_in_guest(path).map_err(failed)?;
     let tree = clone_mount(place.as_fd(), true).map_err(failed)?;
     let no_devices = Attributes {
         set: NO_DEV,
+        propagation: if follows(propagation) {
+            0
+        } else {
+            MountPropagationFlags::PRIVATE.bits().into()
+        },
         ..Attributes::default()
     };
     set_attributes(tree.as_fd(), no_devices, true)
@@ -62,7 +95,11 @@ pub(super) fn bind(path: &Path) -> Result<OwnedFd, Failure> {
 }
 
 /// Mounts all of the spec, in its order, and /dev if the spec does not.
-pub(super) fn mount_all(root: BorrowedFd<'_>, spec: &ContainerSpec) -> Result<(), Failure> {
+pub(super) fn mount_all(
+    root: BorrowedFd<'_>,
+    spec: &ContainerSpec,
+    mut shared: Shared,
+) -> Result<(), Failure> {
     let is_below_dev = |device: &&DeviceSpec| device.path.starts_with(DEV);
     let (below, elsewhere): (Vec<_>, Vec<_>) = spec.devices.iter().partition(is_below_dev);
     let implied = (!spec.mounts.iter().any(is_dev)).then(|| MountSpec {
@@ -71,8 +108,11 @@ pub(super) fn mount_all(root: BorrowedFd<'_>, spec: &ContainerSpec) -> Result<()
         fstype: Some("tmpfs".into()),
         options: DEV_OPTIONS.iter().map(ToString::to_string).collect(),
     });
-    for mount in implied.iter().chain(&spec.mounts) {
-        mount_one(root, mount, &below)?;
+    if let Some(mount) = &implied {
+        mount_one(root, mount, None, &below)?;
+    }
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        mount_one(root, mount, shared.remove(&index), &below)?;
     }
     devices::make(root, &elsewhere)
 }
@@ -88,6 +128,7 @@ fn is_dev(mount: &MountSpec) -> bool {
 fn mount_one(
     root: BorrowedFd<'_>,
     spec: &MountSpec,
+    taken: Option<OwnedFd>,
     devices: &[&DeviceSpec],
 ) -> Result<(), Failure> {
     let failed = |error: io::Error| {
@@ -97,7 +138,7 @@ fn mount_one(
     };
     let options = MountOptions::parse(&spec.options)
         .map_err(|_| failed(io::Error::from_raw_os_error(nix::libc::EINVAL)))?;
-    let Some((dev, options)) = mount_parsed(root, spec, options).map_err(failed)? else {
+    let Some((dev, options)) = mount_parsed(root, spec, taken, options).map_err(failed)? else {
         return Ok(());
     };
     // /dev is filled before it is made what the spec says.
@@ -109,10 +150,11 @@ fn mount_one(
 fn mount_parsed(
     root: BorrowedFd<'_>,
     spec: &MountSpec,
+    taken: Option<OwnedFd>,
     mut options: MountOptions,
 ) -> io::Result<Option<(OwnedFd, MountOptions)>> {
     let (mount, kind) = match options.bind {
-        Some(bind) => bind_source(spec, bind, &mut options)?,
+        Some(bind) => bind_source(spec, bind, taken, &mut options)?,
         None => (new_file_system(spec, &mut options)?, Kind::Directory),
     };
     let place = find_or_make(root, &spec.destination, kind)?;
@@ -142,15 +184,33 @@ fn set_all(mount: BorrowedFd<'_>, options: &MountOptions) -> io::Result<()> {
         };
         set_attributes(mount, forced, true)?;
     }
-    set_attributes(mount, options.attributes, false)?;
-    if let Some(propagation) = options.propagation {
-        let attributes = Attributes {
-            propagation: propagation.flag.bits().into(),
-            ..Attributes::default()
-        };
-        set_attributes(mount, attributes, propagation.recursive)?;
+    if options.recursive != Attributes::default() {
+        set_attributes(mount, options.recursive, true)?;
     }
-    Ok(())
+    set_attributes(mount, options.attributes, false)?;
+    let wanted = options.propagation;
+    // It is a peer of the guest's where that is to see what it does, and a
+    // slave where it is to see what the guest does.
+    let kept = |flag| wanted.is_some_and(|one| one.flag == flag);
+    if !kept(MountPropagationFlags::SHARED) && !kept(MountPropagationFlags::DOWNSTREAM) {
+        propagate(mount, MountPropagationFlags::PRIVATE, true)?;
+    }
+    match wanted {
+        Some(one) => propagate(mount, one.flag, one.recursive),
+        None => Ok(()),
+    }
+}
+
+fn propagate(
+    mount: BorrowedFd<'_>,
+    flag: MountPropagationFlags,
+    recursive: bool,
+) -> io::Result<()> {
+    let attributes = Attributes {
+        propagation: flag.bits().into(),
+        ..Attributes::default()
+    };
+    set_attributes(mount, attributes, recursive)
 }
 
 /// A bind mount of something of the guest. A device node is bound only if every
@@ -158,6 +218,7 @@ fn set_all(mount: BorrowedFd<'_>, options: &MountOptions) -> io::Result<()> {
 fn bind_source(
     spec: &MountSpec,
     bind: Bind,
+    taken: Option<OwnedFd>,
     options: &mut MountOptions,
 ) -> io::Result<(OwnedFd, Kind)> {
     let source = spec.source.as_deref().ok_or(Errno::INVAL)?;
@@ -178,7 +239,10 @@ fn bind_source(
         // The kernel would ignore them.
         return Err(Errno::INVAL.into());
     }
-    let mount = clone_mount(place.as_fd(), bind == Bind::Recursive)?;
+    let mount = match taken {
+        Some(mount) => mount,
+        None => clone_mount(place.as_fd(), bind == Bind::Recursive)?,
+    };
     Ok((mount, kind))
 }
 
@@ -253,8 +317,15 @@ pub(super) fn finish(root: BorrowedFd<'_>, spec: &ContainerSpec) -> Result<(), F
     set_attributes(root, read_only, false).map_err(Failure::at(Step::Pivot, "read-only root"))
 }
 
-/// Makes the tree the root and lets go of the guest's.
-pub(super) fn pivot(root: BorrowedFd<'_>) -> Result<(), Failure> {
+/// Whether what is mounted in the guest's root file system later is to be seen.
+fn follows(propagation: Option<&str>) -> bool {
+    let parsed = propagation.and_then(propagation_of);
+    parsed.is_some_and(|one| one.flag == MountPropagationFlags::DOWNSTREAM)
+}
+
+/// Makes the tree the root and lets go of the guest's; then what is mounted in
+/// it is passed on as the spec says, which no root to be may be.
+pub(super) fn pivot(root: BorrowedFd<'_>, propagation: Option<&str>) -> Result<(), Failure> {
     fn failed(call: &'static str) -> impl FnOnce(Errno) -> Failure {
         move |error| Failure::at(Step::Pivot, call)(error.into())
     }
@@ -263,5 +334,13 @@ pub(super) fn pivot(root: BorrowedFd<'_>) -> Result<(), Failure> {
     pivot_root(".", ".").map_err(failed(""))?;
     unmount(".", UnmountFlags::DETACH).map_err(failed("unmount the guest's root"))?;
     rustix::process::chdir("/").map_err(failed("chdir"))?;
+    if let Some(one) = propagation.and_then(propagation_of) {
+        let recursive = if one.recursive {
+            MountPropagationFlags::REC
+        } else {
+            MountPropagationFlags::empty()
+        };
+        mount_change("/", one.flag | recursive).map_err(failed("rootfsPropagation"))?;
+    }
     destination::open_root().map(drop).map_err(failed("open /"))
 }
