@@ -10,3 +10,6 @@ pub mod store;
 pub mod supervisor;
 pub mod template;
 pub mod timeline;
+
+#[cfg(test)]
+mod own_root;

@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -482,29 +481,8 @@ fn an_empty_staging_directory_is_not_published() {
 /// On a filesystem of 1 MiB: an import and a publication that do not fit.
 #[test]
 fn a_full_disk_is_an_error_and_leaves_nothing() {
-    const INNER: &str = "TARDIGRADE_TEST_SMALL_DISK";
-    let Some(small) = std::env::var_os(INNER).map(PathBuf::from) else {
-        let disk = tempfile::tempdir().unwrap();
-        let script = "mount -t tmpfs -o size=1m,mode=0700 none \"$1\" && shift && exec \"$@\"";
-        let inner = |command: &[&str]| {
-            Command::new("unshare")
-                .args(["--map-root-user", "--mount", "sh", "-c", script, "sh"])
-                .arg(disk.path())
-                .args(command)
-                .env(INNER, disk.path())
-                .status()
-        };
-        if !inner(&["true"]).is_ok_and(|status| status.success()) {
-            eprintln!(
-                "skipped: a full disk: no mount namespace here (unshare --map-root-user --mount)"
-            );
-            return;
-        }
-        let program = std::env::current_exe().unwrap();
-        let module = module_path!().split_once("::").unwrap().1;
-        let test = format!("{module}::a_full_disk_is_an_error_and_leaves_nothing");
-        let status = inner(&[program.to_str().unwrap(), "--exact", &test, "--nocapture"]);
-        assert!(status.unwrap().success());
+    let test = "a_full_disk_is_an_error_and_leaves_nothing";
+    let Some(small) = crate::own_root::small_disk(module_path!(), test) else {
         return;
     };
     let store = Store::open(&Paths::below(&small.join("state")).unwrap()).unwrap();

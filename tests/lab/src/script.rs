@@ -50,6 +50,16 @@ const PASSED_ON: [&str; 38] = [
 /// which cargo is told before it tries.
 const SET: [(&str, &str); 2] = [("TARDIGRADE_LAB", "1"), ("CARGO_NET_OFFLINE", "true")];
 
+/// Where the lab's user is not root, the directories of the machine's root show
+/// up as nobody's, who may rename what is in them. The nested host's are its
+/// root's, those on the way to the working directory too.
+const OWN_THE_WAY: &str = r#"way=$PWD
+while [ "$way" != / ]; do
+    [ "$(stat -c %u "$way")" = 65534 ] && chown 0:0 "$way"
+    way=$(dirname "$way")
+done
+"#;
+
 /// `text` as one word of a shell command.
 pub(crate) fn quote(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
@@ -66,7 +76,7 @@ pub(crate) fn command(
     extra: &[String],
     lookup: impl Fn(&str) -> Option<String>,
 ) -> Result<String, LabError> {
-    let mut text = format!("cd {} || exit 126\n", quote(directory));
+    let mut text = format!("cd {} || exit 126\n{OWN_THE_WAY}", quote(directory));
     // By its path: busybox's shell would take its own env, and that its own
     // programs before those on PATH.
     text.push_str("exec /usr/bin/env -i");
