@@ -500,6 +500,43 @@ mod tests {
         assert_eq!(whole, b"ab");
     }
 
+    #[test]
+    fn a_container_that_swaps_a_directory_for_a_link_meanwhile_leads_nothing_astray() {
+        use rustix::fs::{RenameFlags, renameat_with};
+        use std::sync::atomic::{AtomicBool, Ordering};
+        const ROUNDS: usize = 500;
+        let inside = tempfile::tempdir().unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        let files = SharedFiles::below(inside.path());
+        std::fs::create_dir(inside.path().join("a")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), inside.path().join("b")).unwrap();
+        let done = AtomicBool::new(false);
+        let mut placed = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (a, b) = (inside.path().join("a"), inside.path().join("b"));
+                while !done.load(Ordering::Relaxed) {
+                    renameat_with(CWD, &a, CWD, &b, RenameFlags::EXCHANGE).unwrap();
+                }
+            });
+            for round in 0..ROUNDS {
+                let path = format!("a/made{round}/file");
+                let mut file = piece(&path, 1, 0, b"x");
+                placed += usize::from(files.place(&file).is_ok());
+                file.content = Content::Directory;
+                file.path = format!("a/directory{round}").into();
+                placed += usize::from(files.place(&file).is_ok());
+                file.content = Content::Symlink { target: "x".into() };
+                file.path = format!("a/link{round}").into();
+                placed += usize::from(files.place(&file).is_ok());
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        // Refused or inside: never outside.
+        assert!(placed > 0);
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+
     proptest! {
         #[test]
         fn pieces_in_any_order_make_the_file(

@@ -44,6 +44,8 @@ impl TryFrom<agent::UpdateContainerRequest> for UpdateContainer {
     fn try_from(request: agent::UpdateContainerRequest) -> Result<Self, ConvertError> {
         Ok(Self {
             id: container_id(&request.container_id)?,
+            // Its device rules are those of its creation: clients that send all
+            // of a container's resources mean no others.
             resources: request.resources.into_option().map(resources).transpose()?,
         })
     }

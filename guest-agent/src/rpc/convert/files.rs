@@ -79,3 +79,35 @@ fn owner(field: &'static str, id: i32) -> Result<Option<u32>, ConvertError> {
             .map_err(invalid(field, &id.to_string())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_taken_is_a_piece_of_a_file_below_the_directory(
+            below in "[a./]{0,8}",
+            file_mode: u32,
+            file_size: i64,
+            offset in prop_oneof![Just(0), any::<i64>()],
+            data in prop::collection::vec(any::<u8>(), 0..8),
+            uid: i32,
+        ) {
+            let mut request = agent::CopyFileRequest::new();
+            request.path = format!("{SHARED}/{below}");
+            request.file_mode = file_mode;
+            (request.file_size, request.offset) = (file_size, offset);
+            (request.data, request.uid) = (data.clone(), uid);
+            if let Ok(CopyFile(file)) = CopyFile::try_from(request) {
+                let mut names = file.path.components();
+                prop_assert!(names.all(|name| matches!(name, std::path::Component::Normal(_))));
+                prop_assert_eq!(file.mode & S_IFMT, 0);
+                if let Content::Regular { size, offset, data } = file.content {
+                    prop_assert!(offset + data.len() as u64 <= size);
+                }
+            }
+        }
+    }
+}

@@ -204,9 +204,10 @@ fn interface_to_wire(interface: InterfaceSpec) -> types::Interface {
     let mut out = types::Interface::new();
     out.name = interface.name;
     out.mtu = u64::from(interface.mtu.unwrap_or_default());
+    // In capital letters, as clients have always been told it.
     out.hwAddr = interface
         .hardware_address
-        .map(|address| address.to_string())
+        .map(|address| address.to_string().to_uppercase())
         .unwrap_or_default();
     out.raw_flags = if interface.no_arp { IFF_NOARP } else { 0 };
     out.IPAddresses = interface
@@ -254,6 +255,16 @@ fn route_to_wire(route: RouteSpec) -> types::Route {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_hardware_address_is_told_in_capital_letters_and_read_in_either() {
+        for given in ["02:aB:00:00:00:ff", "02:ab:00:00:00:FF"] {
+            let mut interface = types::Interface::new();
+            interface.hwAddr = given.into();
+            let told = interface_to_wire(interface_from_wire(interface).unwrap());
+            assert_eq!(told.hwAddr, "02:AB:00:00:00:FF");
+        }
+    }
 
     #[test]
     fn a_pci_path_is_slots_in_hexadecimal() {
