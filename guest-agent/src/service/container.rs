@@ -5,6 +5,7 @@ use super::Agent;
 use super::error::ServiceError;
 use super::oom::OomWatch;
 use super::process::{ProcessEntry, ProcessTable};
+use super::recipes::blocking;
 use authz::Authorized;
 use guest_runtime::ContainerId;
 use guest_runtime::container::{ContainerSpec, CreatedContainer, Resources, StartHandle};
@@ -315,14 +316,4 @@ async fn remove_bundle(id: &ContainerId) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-/// Runs what may block the disk or the kernel on a thread of its own: the
-/// agent's one runtime thread answers Health meanwhile.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ServiceError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| ServiceError::RecipePanicked)
 }

@@ -1,8 +1,9 @@
 //! A container while it runs: paused, resumed, given other limits, counted.
 
 use super::Agent;
-use super::container::{Activity, Container, blocking};
+use super::container::{Activity, Container};
 use super::error::ServiceError;
+use super::recipes::blocking;
 use authz::Authorized;
 use guest_runtime::ContainerId;
 use guest_runtime::cgroup::{CgroupError, CgroupStats};

@@ -2,8 +2,8 @@
 //! room on a volume.
 
 use super::Agent;
-use super::container::blocking;
 use super::error::ServiceError;
+use super::recipes::blocking;
 use authz::Authorized;
 use guest_runtime::ContainerId;
 use guest_runtime::guest_file::{self, Room};

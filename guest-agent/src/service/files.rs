@@ -1,8 +1,8 @@
 //! Files that the host copies into the guest.
 
 use super::Agent;
-use super::container::blocking;
 use super::error::ServiceError;
+use super::recipes::blocking;
 use authz::Authorized;
 use guest_runtime::shared_files::SharedFile;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Processors, memory and swap that the host adds to the guest while it runs.
 
 use super::Agent;
-use super::container::blocking;
 use super::error::ServiceError;
+use super::recipes::blocking;
 use authz::Authorized;
 use guest_runtime::hotplug;
 use std::path::PathBuf;

@@ -1,9 +1,9 @@
 //! Mounts that the sandbox's containers share, changed while they are used.
 
 use super::Agent;
-use super::container::blocking;
 use super::error::ServiceError;
 use super::files::SHARED;
+use super::recipes::blocking;
 use authz::Authorized;
 use guest_runtime::storage::{StorageSpec, detach_stale, update_ephemeral};
 use std::path::Path;

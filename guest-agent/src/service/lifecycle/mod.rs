@@ -5,9 +5,9 @@ mod state;
 
 pub(crate) use state::{Lifecycle, Seal};
 
-use super::container::blocking;
 use super::error::ServiceError;
 use super::identity::{Generation, Identity, random_bytes};
+use super::recipes::blocking;
 use super::recipes::detached;
 use super::secret::Secret;
 use super::{Agent, network};
