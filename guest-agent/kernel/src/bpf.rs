@@ -53,7 +53,23 @@ struct AttachArgument {
     flags: u32,
 }
 
+/// How often a command is tried. The kernel gives up checking a program when a
+/// signal is pending, and says `EAGAIN`; the signal is gone by the next time.
+const ATTEMPTS: usize = 16;
+
 fn call<T>(command: libc::c_long, argument: &T) -> io::Result<i32> {
+    let mut outcome = call_once(command, argument);
+    for _ in 1..ATTEMPTS {
+        match &outcome {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            _ => break,
+        }
+        outcome = call_once(command, argument);
+    }
+    outcome
+}
+
+fn call_once<T>(command: libc::c_long, argument: &T) -> io::Result<i32> {
     // SAFETY: both commands read the fields of their argument, whose size says
     // how many there are, and what its pointers lead to; it and they outlive
     // the call. They write none of it.
