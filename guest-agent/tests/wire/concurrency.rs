@@ -18,8 +18,6 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 const CONTAINERS: usize = 200;
 /// How many of them are under way together.
 const TOGETHER: usize = 12;
-/// As long as a client may wait before it vanishes; calls take some of it.
-const PATIENCE_MICROS: u64 = 60_000;
 
 /// A file system that never answers: nobody reads what the kernel asks of it.
 const STUCK: &str = "exec 9<>/dev/fuse && mkdir /run/stuck && \
@@ -166,8 +164,12 @@ async fn nothing_is_left_of_many_containers_whose_clients_vanish_at_random() {
     let mut random = Random(seed);
     // The agent's threads and heap are there before it is counted.
     let calls = Calls(guest.client().await);
-    calls.run(&guest, "first", &["true"]).await;
-    calls.remove("first").await.unwrap();
+    let begun = Instant::now();
+    let first = container(&guest, "first", &["sleep", "1000"]);
+    live(guest.client().await, first, "first".into()).await;
+    // What a life takes when so many are under way, about.
+    let life = begun.elapsed() * u32::try_from(TOGETHER / 4).unwrap();
+    let life = u64::try_from(life.as_micros()).unwrap();
     let (before, descriptors) = (guest.traces(), guest.descriptors());
 
     let room = Arc::new(Semaphore::new(TOGETHER));
@@ -180,7 +182,7 @@ async fn nothing_is_left_of_many_containers_whose_clients_vanish_at_random() {
         // Some see it through.
         let patience = match random.below(8) {
             0 => DEADLINE,
-            _ => Duration::from_micros(random.below(PATIENCE_MICROS * TOGETHER as u64)),
+            _ => Duration::from_micros(random.below(life)),
         };
         clients.push(tokio::spawn(async move {
             let _turn = turn;
