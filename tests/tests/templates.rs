@@ -1,17 +1,21 @@
-//! Damaged templates are found, told, and never cloned; two builds of one
-//! template make one.
+//! Damaged templates, and those of other machines, are found, told, and never
+//! cloned; two builds of one template make one.
 
 #![expect(
     clippy::unwrap_used,
     reason = "a test ends where something is not as expected"
 )]
 
+use host_ctl::config::Paths;
+use host_ctl::store::{Claim, Draft, Requirements, Sha256, Store};
+use host_ctl::timeline::Timeline;
 use serde_json::Value;
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use tardigrade_tests::{Home, images, sandbox};
+use std::time::{Duration, Instant};
+use tardigrade_tests::{Home, built, images, processes, sandbox};
 
 const COMMAND: [&str; 2] = ["sleep", "100000"];
 /// A byte of the guest's kernel, which lies in low memory.
@@ -202,4 +206,142 @@ fn a_cold_boot_in_a_clones_place_is_warmed_like_the_template() {
     assert!(clone["fallback"].is_string(), "{clone}");
     let text = home.text(["exec", sandbox(clone), "--", "cat", "/tmp/warm"]);
     assert_eq!(text, "warmed\n");
+}
+
+/// Publishes the template `shell` once more, by the store's own hand, with other
+/// requirements or another memory.
+fn publish_again(home: &Home, requirements: fn(&mut Requirements), memory: fn(&Path)) {
+    let store = Store::open(&Paths::below(home.path()).unwrap()).unwrap();
+    let template = store.find("shell").unwrap();
+    let manifest = template.manifest().clone();
+    let mut wanted = manifest.requirements.clone();
+    requirements(&mut wanted);
+    let staging = store.stage().unwrap();
+    for file in &manifest.files {
+        let from = template.directory().join(&file.name);
+        fs::copy(from, staging.path().join(&file.name)).unwrap();
+    }
+    let copy = staging.memory();
+    fs::set_permissions(&copy, Permissions::from_mode(0o600)).unwrap();
+    memory(&copy);
+    let blobs = manifest.blobs.iter();
+    let blobs: Vec<_> = blobs
+        .map(|blob| store.blob(&blob.sha256).unwrap().unwrap())
+        .collect();
+    store.remove(template.digest()).unwrap();
+    let lock = match store.claim(&wanted, Duration::ZERO).unwrap() {
+        Claim::Build(lock) => Some(lock),
+        Claim::Existing(_) => None,
+    };
+    let lock = lock.unwrap();
+    let mut quiesce_id = [0; 16];
+    for (index, byte) in quiesce_id.iter_mut().enumerate() {
+        let digits = &manifest.quiesce_id[2 * index..][..2];
+        *byte = u8::from_str_radix(digits, 16).unwrap();
+    }
+    let draft = Draft {
+        agent_version: manifest.agent_version,
+        quiesce_id,
+        blobs: &blobs,
+        memory_opened_for_writing: true,
+    };
+    let published = store.publish(staging, &lock, &draft, &Timeline::new());
+    let published = published.unwrap();
+    let name = "shell".parse().unwrap();
+    store.set_name(&name, published.template.digest()).unwrap();
+}
+
+#[test]
+fn a_template_of_another_cpu_is_booted_cold_and_says_so() {
+    let home = Home::new();
+    template(&home);
+    publish_again(&home, |_| {}, |_| {});
+    home.clone_template("shell", 1);
+    let other = |wanted: &mut Requirements| wanted.vmm.cpu = Some(Sha256::of(b"other flags"));
+    publish_again(&home, other, |_| {});
+    let reason = booted_because(&home);
+    assert!(reason.contains("vmm.cpu differs"), "{reason}");
+    let counted = &home.json(["template", "inspect", "shell"])["cold_boots"];
+    assert_eq!(counted["count"], 1, "{counted}");
+}
+
+#[test]
+fn what_a_template_was_made_of_is_not_booted_when_it_was_changed() {
+    let home = Home::new();
+    let directory = template(&home);
+    let manifest = home.json(["template", "inspect", "shell"]);
+    let machine = &manifest["requirements"]["machine"];
+    let images = [
+        ("machine.kernel", &machine["kernel"]),
+        ("machine.disks[0].image", &machine["disks"][0]["image"]),
+    ];
+    for (field, image) in images {
+        let blob = home
+            .path()
+            .join("store/blobs")
+            .join(image.as_str().unwrap());
+        flip(&blob, 4096);
+        assert!(refusal(&home).contains(field));
+        let output = home.run(["clone", "shell"]);
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(told.contains(field), "{told}");
+        assert!(told.contains("is not as it was"), "{told}");
+        assert_eq!(home.json(["list"])["sandboxes"], Value::Array(Vec::new()));
+        flip(&blob, 4096);
+    }
+    assert!(processes::machines(home.path()).is_empty());
+    assert!(directory.exists());
+    home.clone_template("shell", 1);
+}
+
+/// How long a page of memory is.
+const PAGE: usize = 4096;
+
+/// Has the guest's agent, and its PID 1, do nothing but run in a circle: every
+/// page of their program becomes no-operations and a jump back.
+fn silence_the_agent(memory: &Path) {
+    let program = fs::read(built("x86_64-unknown-linux-musl/release/guest-agent")).unwrap();
+    let pages: std::collections::HashSet<&[u8]> = program
+        .chunks_exact(PAGE)
+        .filter(|page| page.iter().filter(|byte| **byte != 0).count() > PAGE / 2)
+        .collect();
+    let mut circle = [0x90; PAGE];
+    circle[PAGE - 2..].copy_from_slice(&[0xeb, 0x80]);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(memory)
+        .unwrap();
+    let mut page = vec![0; PAGE];
+    let mut replaced = 0;
+    for offset in (0..fs::metadata(memory).unwrap().len()).step_by(PAGE) {
+        file.read_exact_at(&mut page, offset).unwrap();
+        if pages.contains(page.as_slice()) {
+            file.write_all_at(&circle, offset).unwrap();
+            replaced += 1;
+        }
+    }
+    assert!(replaced > 100, "{replaced} pages of the agent were found");
+}
+
+#[test]
+fn a_guest_that_is_silent_after_its_resume_is_given_up_in_time_and_booted_cold() {
+    let home = Home::new();
+    template(&home);
+    publish_again(&home, |_| {}, silence_the_agent);
+    let begun = Instant::now();
+    let reason = booted_because(&home);
+    assert!(
+        begun.elapsed() < Duration::from_secs(180),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert!(reason.contains("the guest's console ends with"), "{reason}");
+    let deadline = ["no answer within", "did not answer"];
+    assert!(
+        deadline.iter().any(|words| reason.contains(words)),
+        "{reason}"
+    );
+    assert!(processes::machines(home.path()).is_empty());
 }

@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 
 use super::hash_cache::nanos;
 use super::pages::Pages;
-use super::{CloneRefusal, Hashing, Property, SavedFile, Sha256, Store, Template};
+use super::{CloneRefusal, Hashing, Property, SavedFile, SavedMachine, Sha256, Store, Template};
 use crate::host::failed;
 
 /// What a check had to do.
@@ -42,33 +42,80 @@ impl Store {
         self.check_files(template, true)
     }
 
-    fn check_files(&self, template: &Template, all: bool) -> Result<Checked, CloneRefusal> {
-        let manifest = template.manifest();
-        let files = manifest.files.iter().map(|file| (file, false));
-        let blobs = manifest.blobs.iter().map(|blob| (blob, true));
+    /// The same for what the machine is made of, kernel, initrd and disks, without
+    /// which nothing like the template can be booted either.
+    ///
+    /// # Errors
+    /// As [`Store::check`].
+    pub fn check_images(&self, template: &Template) -> Result<Checked, CloneRefusal> {
         let mut checked = Checked::default();
-        for (saved, blob) in files.chain(blobs) {
-            let path = self.path_of(template, saved, blob);
-            if check_file(&path, saved, all)? {
+        self.check_blobs(template, false, &mut checked)?;
+        Ok(checked)
+    }
+
+    fn check_files(&self, template: &Template, all: bool) -> Result<Checked, CloneRefusal> {
+        let mut checked = Checked::default();
+        for saved in &template.manifest().files {
+            let path = self.path_of(template, saved, false);
+            if check_file(&path, saved, &saved.name, all)? {
                 checked.hashed.push(saved.name.clone());
             }
         }
+        self.check_blobs(template, all, &mut checked)?;
         Ok(checked)
+    }
+
+    fn check_blobs(
+        &self,
+        template: &Template,
+        all: bool,
+        checked: &mut Checked,
+    ) -> Result<(), CloneRefusal> {
+        let manifest = template.manifest();
+        for saved in &manifest.blobs {
+            let path = self.path_of(template, saved, true);
+            let name = role(&manifest.requirements.machine, &saved.sha256);
+            if check_file(&path, saved, &name, all)? {
+                checked.hashed.push(saved.name.clone());
+            }
+        }
+        Ok(())
     }
 }
 
-/// Checks one file; says whether it was hashed.
-fn check_file(path: &Path, saved: &SavedFile, hash: bool) -> Result<bool, CloneRefusal> {
+/// What a file is to the machine, as a field of its manifest.
+fn role(machine: &SavedMachine, sha256: &Sha256) -> String {
+    let fixed = [
+        ("machine.kernel", &machine.kernel),
+        ("machine.initrd", &machine.initrd),
+    ];
+    let disks = machine.disks.iter().enumerate();
+    let disks = disks.map(|(index, disk)| (format!("machine.disks[{index}].image"), &disk.image));
+    let mut all = fixed
+        .into_iter()
+        .map(|(name, image)| (name.to_owned(), image))
+        .chain(disks);
+    all.find(|(_, image)| *image == sha256)
+        .map_or_else(|| sha256.to_string(), |(name, _)| name)
+}
+
+/// Checks one file, called `name` in errors; says whether it was hashed.
+fn check_file(
+    path: &Path,
+    saved: &SavedFile,
+    name: &str,
+    hash: bool,
+) -> Result<bool, CloneRefusal> {
     let file = match open_read_only(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(CloneRefusal::Missing(saved.name.clone()));
+            return Err(CloneRefusal::Missing(name.to_owned()));
         }
         Err(error) => return Err(failed("open", path)(error).into()),
     };
     let metadata = file.metadata().map_err(failed("fstat", path))?;
     let damaged = |property, recorded: String, found: String| CloneRefusal::Damaged {
-        file: saved.name.clone(),
+        file: name.to_owned(),
         property,
         recorded,
         found,

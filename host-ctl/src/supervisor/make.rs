@@ -57,6 +57,12 @@ enum MakeError {
     Store(#[from] StoreError),
     #[error("there is nothing to boot either")]
     NoSpec(#[source] CloneRefusal),
+    #[error("no clone ({refusal}), and what would be booted in its place is not as it was")]
+    Changed {
+        refusal: String,
+        #[source]
+        source: CloneRefusal,
+    },
     #[error(transparent)]
     Driver(#[from] DriverError),
     #[error(transparent)]
@@ -185,7 +191,7 @@ async fn plan_of_clone(
     insecure: bool,
     timeline: &Timeline,
 ) -> Result<Plan, MakeError> {
-    let (store, spec, kernel, warm_up, saved) = {
+    let (store, template, spec, kernel, warm_up, saved) = {
         let _span = timeline.step("clone: read the manifest");
         let store = Store::open(paths)?;
         let spec = cold_spec(&store, &digest).map_err(MakeError::NoSpec)?;
@@ -194,7 +200,7 @@ async fn plan_of_clone(
         let kernel = requirements.machine.kernel.clone();
         let saved = requirements.origin.as_ref().map(|origin| origin.generation);
         let warm_up = requirements.warm_up.clone();
-        (store, spec, kernel, warm_up, saved)
+        (store, template, spec, kernel, warm_up, saved)
     };
     let driver = {
         let _span = timeline.step("clone: probe the vmm");
@@ -210,7 +216,15 @@ async fn plan_of_clone(
     }
     let clone = {
         let _span = timeline.step("clone: check the files");
-        plan_clone(&store, &digest, &driver)
+        let clone = plan_clone(&store, &digest, &driver).map_err(|refusal| refusal.reason());
+        if let Err(refusal) = &clone {
+            let images = store.check_images(&template);
+            images.map_err(|source| MakeError::Changed {
+                refusal: refusal.clone(),
+                source,
+            })?;
+        }
+        clone
     };
     Ok(Plan {
         driver,
@@ -219,7 +233,7 @@ async fn plan_of_clone(
         template: Some(digest),
         warm_up,
         saved,
-        clone: clone.map_err(|refusal| Some(refusal.reason())),
+        clone: clone.map_err(Some),
     })
 }
 

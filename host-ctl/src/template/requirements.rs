@@ -373,4 +373,74 @@ mod tests {
             assert_eq!(difference.field, field);
         }
     }
+
+    /// A template of each VMM, and what a clone on another machine would want:
+    /// the field that differs.
+    type Change = fn(&mut Images, &mut Capabilities, &mut Platform);
+
+    #[test]
+    fn what_changed_under_a_template_is_named_on_each_vmm() {
+        let changes: [(&str, Change); 9] = [
+            ("machine.kernel", |images, _, _| {
+                images.kernel = Sha256::of(b"other");
+            }),
+            ("machine.initrd", |images, _, _| {
+                images.initrd = Sha256::of(b"other");
+            }),
+            ("machine.disks[0].image", |images, _, _| {
+                images.disks[0] = Sha256::of(b"other");
+            }),
+            ("vmm.cpu", |_, _, platform| {
+                platform.cpu = Some(Sha256::of(b"flags"));
+            }),
+            ("vmm.cpu_model", |_, vmm, _| {
+                vmm.default_cpu_model = "max".into();
+            }),
+            ("vmm.tsc_khz", |_, _, platform| platform.tsc_khz = Some(2)),
+            ("vmm.program", |_, _, platform| {
+                platform.program = Sha256::of(b"other");
+            }),
+            ("vmm.version", |_, vmm, _| vmm.version = "2".into()),
+            ("vmm.accelerator", |_, vmm, _| {
+                vmm.accelerator = Accelerator::Tcg;
+            }),
+        ];
+        for vmm in Vmm::ALL {
+            let spec = SandboxSpec {
+                vmm,
+                carrier: Carrier::HybridVsock,
+                ..spec()
+            };
+            let capabilities = Capabilities {
+                vmm: vmm.name().into(),
+                accelerator: Accelerator::Kvm,
+                ..capabilities()
+            };
+            let platform = Platform {
+                program: Sha256::of(b"program"),
+                cpu: Some(Sha256::of(b"cpu")),
+                tsc_khz: Some(1),
+            };
+            let images = Images {
+                kernel: Sha256::of(b"kernel"),
+                initrd: Sha256::of(b"initrd"),
+                disks: vec![Sha256::of(b"disk")],
+            };
+            let warm_up = SavedWarmUp::default();
+            let made = |images: &Images, capabilities: &Capabilities, platform: &Platform| {
+                requirements(&spec, images, &warm_up, None, capabilities, platform)
+            };
+            let have = made(&images, &capabilities, &platform);
+            for (field, change) in changes {
+                let (mut images, mut capabilities) = (images.clone(), capabilities.clone());
+                let mut platform = platform.clone();
+                change(&mut images, &mut capabilities, &mut platform);
+                let wanted = made(&images, &capabilities, &platform);
+                let difference = compare(&wanted, &have).unwrap().unwrap();
+                assert_eq!(difference.field, field, "{vmm}");
+                // It is another template, then: that one is not found either.
+                assert_ne!(wanted.digest().unwrap(), have.digest().unwrap());
+            }
+        }
+    }
 }
