@@ -12,6 +12,10 @@ pub mod lab;
 pub mod machine;
 pub mod place;
 pub mod processes;
+pub mod read_only;
+pub mod skip;
+
+pub use skip::skipped;
 
 use serde_json::Value;
 use std::ffi::OsStr;

@@ -20,7 +20,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
-use tardigrade_tests::{Home, images, processes, sandbox};
+use tardigrade_tests::read_only::ReadOnly;
+use tardigrade_tests::{Home, images, processes, sandbox, skipped};
 
 /// For what takes seconds: an emulated guest is waited for on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -377,6 +378,50 @@ fn a_disk_too_small_for_the_images_or_the_memory_is_told_and_leaves_nothing() {
     }
 }
 
+#[test]
+fn a_read_only_directory_is_told_and_harms_nothing() {
+    let street = Street::new();
+    let (home, neighbour) = (&street.home, street.neighbour.as_str());
+    let rootfs = images::busybox();
+    let rootfs = rootfs.to_str().unwrap();
+    let build = [
+        "template", "build", "doomed", "--memory", "128", "--rootfs", rootfs,
+    ];
+    let build = [&build[..], &["--", "sleep", "300000"]].concat();
+    for directory in ["run", "store"] {
+        let mounted = match ReadOnly::make(&home.path().join(directory)) {
+            Ok(mounted) => mounted,
+            Err(error) => return skipped(format!("mounting a directory: {error}")),
+        };
+        let save = vec!["template", "save", "doomed", neighbour];
+        for words in [build.clone(), save] {
+            let error = home.failure(&words);
+            assert!(
+                error.contains("Read-only file system"),
+                "{words:?}: {error}"
+            );
+        }
+        let answer = home.text(["exec", neighbour, "--", "echo", "here"]);
+        assert_eq!(answer, "here\n", "{directory}");
+        // A clone writes nothing to the store; QEMU before 8.2 opens its memory as
+        // if it did, and is booted in its place.
+        let output = home.run(["clone", "shell"]);
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.success(), directory == "store", "{output:?}");
+        let is_told = told.contains("Read-only file system");
+        let is_clone = directory == "store" && !told.contains("cold boot");
+        assert_ne!(is_told, is_clone, "{told}");
+        drop(mounted);
+        let listed = home.json(["list"]);
+        for other in listed["sandboxes"].as_array().unwrap() {
+            if sandbox(other) != neighbour {
+                home.text(["rm", sandbox(other)]);
+            }
+        }
+        street.sweep(directory);
+    }
+}
+
 /// A home on a small disk of its own.
 struct SmallHome {
     // Dropped in this order: the home still acts on its disk.
@@ -399,7 +444,9 @@ impl SmallHome {
                 home,
             }),
             Err(error) => {
-                eprintln!("skipped: a small disk needs the right to mount one: {error}");
+                skipped(format!(
+                    "a small disk needs the right to mount one: {error}"
+                ));
                 None
             }
         }

@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
-use tardigrade_tests::{Home, images, processes, sandbox};
+use tardigrade_tests::{Home, images, processes, sandbox, skipped};
 
 /// For what takes seconds: an emulated guest is waited for on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -307,7 +307,7 @@ fn a_sandbox_that_cannot_be_saved_runs_on() {
 #[test]
 fn a_clone_of_a_saved_clone_has_its_own_network_and_nothing_of_its_parents() {
     if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
-        eprintln!("skipped: taps need root and /dev/net/tun");
+        skipped("taps need root and /dev/net/tun");
         return;
     }
     let home = Home::new();

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 use tardigrade_tests::place::Place;
+use tardigrade_tests::read_only::ReadOnly;
 use tardigrade_tests::{processes, sandbox};
 
 /// The variable by which a debug build of `host-ctl` is told where to die.
@@ -356,6 +357,24 @@ fn fill(path: &Path) {
     assert_eq!(full.kind(), io::ErrorKind::StorageFull);
 }
 
+/// What cannot be written down is told, and nothing comes of it.
+fn read_only(vmm: &'static str) {
+    let street = Street::new(vmm);
+    let home = &street.place.home;
+    for directory in ["run", "store"] {
+        let mounted = ReadOnly::make(&home.path().join(directory)).unwrap();
+        let error = home.failure(["template", "save", "doomed", &street.neighbour]);
+        assert!(error.contains("Read-only file system"), "{error}");
+        let output = home.run(["clone", "shell"]);
+        let told = output_of(&output);
+        // A clone writes nothing to the store; one whose VMM needs to is booted.
+        assert_eq!(output.status.success(), directory == "store", "{told}");
+        drop(mounted);
+        street.remove_whole(directory);
+    }
+    street.place.end();
+}
+
 macro_rules! on_each_vmm {
     ($($module:ident: $vmm:literal),*) => {$(
         mod $module {
@@ -387,6 +406,11 @@ macro_rules! on_each_vmm {
             #[test]
             fn a_full_disk_refuses_a_save_and_harms_nothing() {
                 super::full_disk($vmm);
+            }
+
+            #[test]
+            fn a_read_only_directory_is_told_and_harms_nothing() {
+                super::read_only($vmm);
             }
         }
     )*};

@@ -2,7 +2,7 @@
 //! `lab_vmms` does the same and more on all of them.
 
 use std::path::Path;
-use tardigrade_tests::{Home, images, sandbox};
+use tardigrade_tests::{Home, images, sandbox, skipped};
 
 fn is_there(tap: &str) -> bool {
     Path::new("/sys/class/net").join(tap).exists()
@@ -11,7 +11,7 @@ fn is_there(tap: &str) -> bool {
 #[test]
 fn clones_with_taps_have_addresses_of_their_own_and_leave_no_link() {
     if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
-        eprintln!("skipped: taps need root and /dev/net/tun");
+        skipped("taps need root and /dev/net/tun");
         return;
     }
     let home = Home::new();

@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
-use tardigrade_tests::{Home, confinement, images, processes, sandbox};
+use tardigrade_tests::{Home, confinement, images, processes, sandbox, skipped};
 
 /// Every wait here is for emulated guests on a shared machine.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -228,7 +228,7 @@ fn who_is_not_root_has_vmms_with_namespaces_of_their_own() {
     let build = [&["template", "build", "shell"], machine.as_slice()].concat();
     match nobody(&build) {
         Err(refused) if refused.contains("namespaces of its own") => {
-            eprintln!("skipped: this kernel gives nobody namespaces: {refused}");
+            skipped(format!("this kernel gives nobody namespaces: {refused}"));
             return;
         }
         built => drop(built.unwrap()),
