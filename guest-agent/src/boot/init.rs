@@ -28,8 +28,6 @@ use std::time::Duration;
 /// argument, not a later one: those are words of the command line, whatever they
 /// say, and the first one is the path of what the kernel executed.
 const ON_TMPFS: &str = "tardigrade-init";
-/// The program itself, wherever it lies.
-const MYSELF: &str = "/proc/self/exe";
 /// The modules to load, one path a line, in load order; written by
 /// rootfs-builder.
 const MODULE_LIST: &str = "/etc/tardigrade/modules";
@@ -160,14 +158,13 @@ fn supervise_agent() -> Result<ExitStatus, InitError> {
         maximum: Some(OPEN_FILES_HARD),
     };
     setrlimit(Resource::Nofile, files).map_err(|source| InitError::Limit(source.into()))?;
-    let agent = Command::new(MYSELF)
+    // The program itself, wherever it lies.
+    let path = std::env::current_exe().map_err(path_error("readlink", "/proc/self/exe"))?;
+    let agent = Command::new(&path)
         .arg(super::serve::AGENT_WORD)
         .env_clear()
         .spawn()
-        .map_err(|source| InitError::Execute {
-            path: MYSELF.into(),
-            source,
-        })?;
+        .map_err(|source| InitError::Execute { path, source })?;
     let agent = Pid::from_child(&agent);
     loop {
         match wait(WaitOptions::empty()) {

@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 
 /// The agent, as the kernel starts it from an initrd, and from a disk.
 const INITRD_AGENT: &str = "init";
-const DISK_AGENT: &str = "sbin/init";
+const DISK_INIT: &str = "sbin/init";
+/// What that is a link to: the agent is called the same on every root.
+const DISK_AGENT: &str = "sbin/guest-agent";
 /// The modules PID 1 loads: one absolute path a line, in load order.
 pub const MODULE_LIST: &str = "etc/tardigrade/modules";
 /// Where the agent looks for its policy; the path is the Kata agent's.
@@ -209,7 +211,16 @@ impl Assembly {
         })?;
         let home = match kind {
             Kind::Initrd => INITRD_AGENT,
-            Kind::Ext4 | Kind::Erofs => DISK_AGENT,
+            Kind::Ext4 | Kind::Erofs => {
+                let content = Content::Symlink("guest-agent".into());
+                let permissions = 0o777;
+                let init = Entry {
+                    permissions,
+                    content,
+                };
+                self.archive.add(DISK_INIT.parse()?, init)?;
+                DISK_AGENT
+            }
         };
         self.add(Role::Agent, home.parse()?, 0o755, bytes)?;
         Ok(machine)

@@ -80,7 +80,12 @@ fn a_disk_has_its_agent_at_sbin_init_and_no_device_node() {
         let found = entries.find(|(path, _)| path.as_str() == wanted);
         found.map(|(_, entry)| entry.content.clone())
     };
-    assert!(matches!(content("sbin/init"), Some(Content::File(_))));
+    assert!(matches!(
+        content("sbin/guest-agent"),
+        Some(Content::File(_))
+    ));
+    let link = Content::Symlink("guest-agent".into());
+    assert_eq!(content("sbin/init"), Some(link));
     assert_eq!(content("init"), None);
     assert_eq!(content("dev/console"), None);
 }
