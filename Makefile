@@ -17,6 +17,8 @@ KERNEL_CONFIG := $(TARGET)/release/kernel-config
 KERNEL := $(GUEST)/vmlinuz
 VMLINUX := $(GUEST)/vmlinux
 INITRD := $(GUEST)/initrd.img
+ROOT_DISK := $(GUEST)/root.img
+ROOT_INITRD := $(GUEST)/root-initrd.img
 DEMO_IMAGE := $(TARGET)/demo/redis.erofs
 LAB := $(TARGET)/debug/lab
 LAB_TOOLS := $(TARGET)/lab-tools
@@ -108,6 +110,13 @@ host: tools $(HOST) ## the host side: target/release/host-ctl
 .PHONY: image
 image: $(INITRD) $(VMLINUX) ## the guest's kernel and initrd: target/guest/
 
+.PHONY: root-disk
+root-disk: $(ROOT_DISK) $(ROOT_INITRD) ## a root disk with a hash tree, and the initrd to boot it: target/guest/
+
+.PHONY: kernel
+kernel: tools $(KERNEL_CONFIG) ## JOBS=n: the guest's own kernel, from the distribution's source: target/guest/own/
+	@KERNEL_CONFIG=$(KERNEL_CONFIG) sh kernel-config/build-kernel.sh $(GUEST)/own
+
 .PHONY: demo-image
 demo-image: $(DEMO_IMAGE) ## a container image with redis, from the distribution's packages
 
@@ -166,6 +175,13 @@ $(VMLINUX): $(KERNEL) $(KERNEL_CONFIG)
 $(INITRD): $(AGENT) $(BUILDER) $(KERNEL)
 	$(BUILDER) initrd --agent $(AGENT) --modules $(GUEST)/modules --kernel-config $(GUEST)/config \
 		--manifest $@.json --output $@
+
+$(ROOT_DISK): $(AGENT) $(BUILDER) $(KERNEL)
+	$(BUILDER) image --agent $(AGENT) --kernel $(KERNEL) --kernel-config $(GUEST)/config --layout verity --output $@
+
+$(ROOT_INITRD): $(AGENT) $(BUILDER) $(KERNEL)
+	$(BUILDER) initrd --agent $(AGENT) --modules $(GUEST)/modules --module dm_verity \
+		--kernel $(KERNEL) --kernel-config $(GUEST)/config --manifest $@.json --output $@
 
 $(DEMO_IMAGE): tests/demo/build-image.sh $(BUILDER) | tools
 	@sh tests/demo/build-image.sh $(TARGET)/demo

@@ -1,5 +1,6 @@
 //! `kernel-config`: checks a kernel's configuration for the guest, lists the
-//! modules the guest loads, and unpacks a kernel's image.
+//! modules the guest loads, puts our own kernel's configuration together, and
+//! unpacks a kernel's image.
 //!
 //! Exit status: 0 passes, 1 does not pass, 2 could not be checked.
 
@@ -7,7 +8,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use kernel_config::config::MAX_CONFIG_BYTES;
 use kernel_config::image::MAX_IMAGE_BYTES;
 use kernel_config::{
-    ConfigError, ImageError, KernelConfig, check, check_nested_host, modules_in_load_order, vmlinux,
+    Architecture, Composition, ConfigError, FragmentError, ImageError, KernelConfig, check,
+    check_nested_host, fragment, modules_in_load_order, settled, vmlinux,
 };
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -41,6 +43,21 @@ enum Command {
         #[arg(long, value_name = "CONFIG")]
         config: Option<PathBuf>,
     },
+    /// Print what our own kernel is asked to have, for KCONFIG_ALLCONFIG.
+    Compose {
+        /// The machine.
+        #[arg(long, value_enum, default_value = "x86_64")]
+        architecture: Architecture,
+    },
+    /// Check what the kernel's build made of that; exit 1 and name what is
+    /// otherwise and has no waiver, and waivers that are not needed.
+    Settled {
+        /// The build's .config.
+        config: PathBuf,
+        /// The machine.
+        #[arg(long, value_enum, default_value = "x86_64")]
+        architecture: Architecture,
+    },
     /// Unpack a kernel to the ELF image in it, which some VMMs boot only.
     Vmlinux {
         /// A bzImage, for example /boot/vmlinuz-RELEASE.
@@ -63,6 +80,8 @@ enum CommandError {
     Read { path: PathBuf, source: io::Error },
     #[error("{path}: {source}")]
     Parse { path: PathBuf, source: ConfigError },
+    #[error(transparent)]
+    Fragment(#[from] FragmentError),
     #[error("{path}: {source}")]
     Image { path: PathBuf, source: ImageError },
     #[error("{call} {path}: {source}")]
@@ -85,6 +104,11 @@ fn main() -> ExitCode {
             nested_host,
         } => run_check(&config, output, nested_host),
         Command::Modules { config } => list_modules(config.as_deref()),
+        Command::Compose { architecture } => compose(architecture),
+        Command::Settled {
+            config,
+            architecture,
+        } => check_settled(&config, architecture),
         Command::Vmlinux { image, output } => unpack(&image, &output),
     };
     outcome.unwrap_or_else(|error| {
@@ -130,6 +154,22 @@ fn list_modules(config: Option<&Path>) -> Result<ExitCode, CommandError> {
         writeln!(to, "{module}")?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn compose(architecture: Architecture) -> Result<ExitCode, CommandError> {
+    write!(io::stdout(), "{}", Composition::of(architecture)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check_settled(path: &Path, architecture: Architecture) -> Result<ExitCode, CommandError> {
+    let composition = Composition::of(architecture)?;
+    let settlement = settled::settle(&composition, &read(path)?, &fragment::waivers()?);
+    write!(io::stdout(), "{settlement}")?;
+    Ok(if settlement.passes() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn unpack(image: &Path, output: &Path) -> Result<ExitCode, CommandError> {

@@ -89,6 +89,8 @@ pub const GUEST: &[Requirement] = &[
         "RD_GZIP",
         "an initrd may be compressed with gzip; by default it is not",
     )),
+    optional(built_in("RD_LZ4", "an initrd may be compressed with lz4")),
+    optional(built_in("RD_ZSTD", "an initrd may be compressed with zstd")),
     built_in("BINFMT_ELF", "the agent is an ELF file"),
     built_in(
         "BINFMT_SCRIPT",
@@ -240,6 +242,21 @@ pub const GUEST: &[Requirement] = &[
         &["vmw_vsock_virtio_transport"],
         "the vsock transport to the agent",
     ),
+    optional(built_in(
+        "EFI_PARTITION",
+        "a root disk with its hash tree has a GUID partition table",
+    )),
+    optional(module("EXT4_FS", &["ext4"], "a root disk may be ext4")),
+    optional(module(
+        "BLK_DEV_DM",
+        &["dm_mod"],
+        "a root disk that is checked while it is read",
+    )),
+    optional(module(
+        "DM_VERITY",
+        &["dm_verity"],
+        "a root disk that is checked while it is read",
+    )),
     optional(module(
         "HW_RANDOM_VIRTIO",
         &["virtio_rng"],
