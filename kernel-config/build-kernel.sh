@@ -32,12 +32,12 @@ machine=$(uname -m)
 [ "$machine" = x86_64 ] || fail "builds on x86_64 only, this is $machine"
 
 missing=
-for tool in make gcc ld bc flex bison xz cpio lz4; do
+for tool in make gcc ld bc flex bison xz cpio zstd; do
     command -v "$tool" >/dev/null 2>&1 || missing="$missing $tool"
 done
 # objtool, a part of the build, reads ELF files by it.
 [ -e /usr/include/libelf.h ] || missing="$missing libelf-dev"
-[ -z "$missing" ] || fail "missing:$missing (as root: apt-get install make gcc binutils bc flex bison xz-utils cpio lz4 libelf-dev)"
+[ -z "$missing" ] || fail "missing:$missing (as root: apt-get install make gcc binutils bc flex bison xz-utils cpio zstd libelf-dev)"
 
 package=$(apt-cache depends --important linux-source 2>/dev/null |
     sed -n 's/^ *Depends: \(linux-source-[0-9][^ ]*\)$/\1/p' | head -n 1)
