@@ -138,7 +138,7 @@ fn try_as(uid: u32, home: &Path, template: &str, id: &str) {
 #[test]
 fn each_vmm_has_a_user_and_namespaces_of_its_own_and_only_what_it_needs() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root gives VMMs users of their own");
+        skipped("only root gives VMMs users of their own");
         return;
     }
     let home = Home::new();
