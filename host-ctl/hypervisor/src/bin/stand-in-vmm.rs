@@ -20,11 +20,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
 };
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,11 @@ const MOST_DESCRIPTORS: usize = 32;
 const MOST_FIELDS: usize = 32;
 /// How long the real VMM may take for an answer.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// How long it may take from a socket's file to its listener.
+const MOMENT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
 /// The exit status of a conversation that went otherwise.
 const MISMATCH: i32 = 70;
 
@@ -133,6 +140,7 @@ fn run() -> Result<u8, Failure> {
                     arguments: arguments.clone(),
                     ..Conversation::default()
                 }),
+                answering: Mutex::new(()),
             };
             record(&socket, &arguments, &real, recording)
         }
@@ -148,7 +156,12 @@ fn take_socket(arguments: &mut [String]) -> Result<UnixListener, Failure> {
     let value = value.ok_or("no control socket among the arguments")?;
     let listener = match value.strip_prefix("fd=") {
         Some(number) => UnixListener::from(inherited(number.parse()?)?),
-        None => UnixListener::bind(&value)?,
+        None => {
+            let listener = UnixListener::bind(&value)?;
+            // As Firecracker does: a driver may have come between bind and listen.
+            eprintln!("stand-in: it listens");
+            listener
+        }
     };
     "SOCKET".clone_into(value);
     Ok(listener)
@@ -225,8 +238,7 @@ fn replay(
         ));
     }
     for exchange in conversation.exchanges {
-        let (mut stream, _) = socket.accept()?;
-        let request = Message::read(&stream)?;
+        let (mut stream, request) = next_request(socket)?;
         let (method, path) = request.asked()?;
         let asked = serde_json::json!({
             "method": method,
@@ -257,13 +269,23 @@ fn replay(
     if let Some(status) = conversation.exit {
         return Ok(u8::try_from(status)?);
     }
-    match socket.accept() {
-        Ok((stream, _)) => {
+    let (_stream, request) = next_request(socket)?;
+    let (method, path) = request.asked()?;
+    mismatch(&format!("{method} {path}: nothing more was recorded"))
+}
+
+/// The next request. A connection on which nothing is said only was to see
+/// whether somebody listens.
+fn next_request(socket: &UnixListener) -> Result<(UnixStream, Message), Failure> {
+    loop {
+        let (stream, _) = socket.accept()?;
+        let mut first = [0];
+        // MSG_PEEK takes nothing, descriptors neither (recv(2), unix(7)).
+        let (_, heard) = recv(&stream, &mut first, RecvFlags::PEEK)?;
+        if heard > 0 {
             let request = Message::read(&stream)?;
-            let (method, path) = request.asked()?;
-            mismatch(&format!("{method} {path}: nothing more was recorded"))
+            return Ok((stream, request));
         }
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -410,6 +432,8 @@ struct Recording {
     file: PathBuf,
     names: Names,
     conversation: Mutex<Conversation>,
+    /// Held while an answer is under way, which a VMM that ends must not cut.
+    answering: Mutex<()>,
 }
 
 impl Recording {
@@ -439,12 +463,17 @@ fn record(
     std::thread::spawn(move || {
         let mut child = watched.lock().unwrap_or_else(PoisonError::into_inner);
         let code = child.wait().ok().and_then(|status| status.code());
+        let _answered = ended
+            .answering
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let noted = ended.write(|conversation| conversation.exit = code);
         std::process::exit(if noted.is_ok() { code.unwrap_or(1) } else { 1 });
     });
     loop {
-        let (mut stream, _) = socket.accept()?;
-        let request = Message::read(&stream)?;
+        let (mut stream, request) = next_request(socket)?;
+        let answering = &recording.answering;
+        let _answering = answering.lock().unwrap_or_else(PoisonError::into_inner);
         let before = found(&recording.names);
         let reply = forward(&own_socket, &request)?;
         let after = found(&recording.names);
@@ -467,20 +496,38 @@ fn record(
 }
 
 /// Starts the real program, which ends with this one. Its control socket is its
-/// standard input.
+/// standard input, or one that it makes: it can be connected to then.
 fn start_real(real: &Path, arguments: &[String], socket: &Path) -> Result<Child, Failure> {
-    let listener: OwnedFd = UnixListener::bind(socket)?.into();
+    let makes_socket = arguments.iter().any(|word| word == "--api-sock");
+    let (input, place) = if makes_socket {
+        (Stdio::null(), socket.display().to_string())
+    } else {
+        let listener: OwnedFd = UnixListener::bind(socket)?.into();
+        (Stdio::from(listener), "fd=0".to_owned())
+    };
     let word = |word: &String| {
         if word == "SOCKET" {
-            "fd=0".to_owned()
+            place.clone()
         } else {
             word.clone()
         }
     };
+    let arrival = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+    let directory = socket.parent().ok_or("a socket in no directory")?;
+    inotify::add_watch(&arrival, directory, inotify::WatchFlags::CREATE)?;
     let mut command = Command::new("/usr/bin/setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(real);
     command.args(arguments.iter().map(word));
-    Ok(command.stdin(Stdio::from(listener)).spawn()?)
+    let child = command.stdin(input).spawn()?;
+    let begun = Instant::now();
+    // A socket is there a moment before anybody listens at it.
+    while UnixStream::connect(socket).is_err() {
+        if begun.elapsed() > DEADLINE {
+            return Err("the real program makes no socket".into());
+        }
+        poll(&mut [PollFd::new(&arrival, PollFlags::IN)], Some(&MOMENT))?;
+    }
+    Ok(child)
 }
 
 fn forward(socket: &Path, request: &Message) -> Result<Message, Failure> {

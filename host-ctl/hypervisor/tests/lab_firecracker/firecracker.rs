@@ -2,16 +2,22 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hypervisor::{Deadlines, Disk, Error, Hypervisor, Nic, NicBackend, Vm, VmExit, VmState, adopt};
+use hypervisor::firecracker::{Firecracker, probe};
+use hypervisor::{
+    Confinement, Deadlines, Disk, Error, Hypervisor, Nic, NicBackend, Vm, VmExit, VmState, adopt,
+};
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::lab::{
     Console, Lab, MEMORY_MIB, PATIENCE, agent_answers, agent_is_silent, agent_socket, digest, disk,
-    open_files, status,
+    guest_file, open_files, status,
 };
+use crate::scenario::{Scene, template_and_clone, wrong_state};
+use crate::stand_in::StandIn;
 
 async fn state(vm: &dyn Vm) -> VmState {
     vm.info().await.unwrap().state
@@ -382,4 +388,45 @@ async fn a_clone_gets_the_tap_of_its_own() {
     agent_answers(clone.as_ref()).await;
     clone.kill().await.unwrap();
     vm.kill().await.unwrap();
+}
+
+/// The scenarios that are played back elsewhere, and their recordings.
+#[tokio::test]
+async fn the_recorded_scenarios_go_as_they_do_elsewhere() {
+    let mut recordings = serde_json::Map::new();
+    for name in ["template_and_clone", "wrong_state"] {
+        let directory = tempfile::tempdir().unwrap();
+        let run = directory.path().join("run");
+        fs::create_dir(&run).unwrap();
+        let mut found = probe(None, None, &Confinement::Insecure).await.unwrap();
+        let stand_in = StandIn::with(directory.path(), &run, &json!({ "record": found.program }));
+        found.program.clone_from(&stand_in.program);
+        let command = Duration::from_secs(60);
+        let deadlines = Deadlines {
+            start: command,
+            command,
+            ..Deadlines::default()
+        };
+        let scene = Scene {
+            driver: Firecracker::new(&found, deadlines),
+            run,
+            kernel: guest_file("TARDIGRADE_TEST_VMLINUX", "vmlinux"),
+            initrd: guest_file("TARDIGRADE_INITRD", "initrd.img"),
+        };
+        match name {
+            "template_and_clone" => template_and_clone(&scene).await,
+            _ => wrong_state(&scene).await,
+        }
+        let files = (0..).map(|start| stand_in.left(start, "json"));
+        let files = files.take_while(|path| path.is_file());
+        let read = |path: PathBuf| serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        let conversations: Vec<Value> = files.map(read).collect();
+        assert!(!conversations.is_empty());
+        recordings.insert(name.to_owned(), conversations.into());
+    }
+    if let Some(directory) = std::env::var_os("RECORD") {
+        let path = Path::new(&directory).join("firecracker-v1.16.json");
+        let text = serde_json::to_string_pretty(&recordings).unwrap();
+        fs::write(path, text + "\n").unwrap();
+    }
 }

@@ -140,7 +140,7 @@ impl Drop for Lab {
     }
 }
 
-fn guest_file(variable: &str, name: &str) -> PathBuf {
+pub(crate) fn guest_file(variable: &str, name: &str) -> PathBuf {
     let named = std::env::var_os(variable).map(PathBuf::from);
     let built = || {
         Path::new(env!("CARGO_MANIFEST_DIR"))

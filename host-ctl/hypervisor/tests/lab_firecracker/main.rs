@@ -4,6 +4,9 @@
 //! Needed are Firecracker, a guest kernel as an ELF image and an initrd with the
 //! agent ($TARDIGRADE_TEST_VMLINUX and $TARDIGRADE_INITRD, or target/guest of
 //! the workspace). A test that lacks one of them fails and says so.
+//!
+//! `RECORD=DIRECTORY` has the conversations with it written there, for
+//! `tests/recordings`.
 
 #![expect(
     clippy::unwrap_used,
@@ -13,3 +16,6 @@
 
 mod firecracker;
 mod lab;
+mod scenario;
+#[path = "../replay/stand_in.rs"]
+mod stand_in;

@@ -13,5 +13,8 @@
 mod cloud_hypervisor;
 #[path = "../lab_cloud_hypervisor/scenario.rs"]
 mod cloud_hypervisor_scenario;
+mod firecracker;
+#[path = "../lab_firecracker/scenario.rs"]
+mod firecracker_scenario;
 mod playback;
 mod stand_in;
