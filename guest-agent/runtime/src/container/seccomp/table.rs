@@ -1,12 +1,16 @@
 //! The numbers of system calls, by architecture.
 
 use super::SeccompArchitecture;
-use syscalls::{aarch64, arm, x86, x86_64};
+#[cfg(any(test, not(target_arch = "x86_64")))]
+use syscalls::{aarch64, arm};
+#[cfg(any(test, not(target_arch = "aarch64")))]
+use syscalls::{x86, x86_64};
 
 /// `__X32_SYSCALL_BIT`, asm/unistd.h: set in the numbers of x32.
 pub(super) const X32_BIT: u32 = 0x4000_0000;
 
 /// Those of x32 that are not x86_64's (arch/x86/entry/syscalls/syscall_64.tbl).
+#[cfg(any(test, not(target_arch = "aarch64")))]
 const X32: [(&str, u32); 36] = [
     ("rt_sigaction", 512),
     ("rt_sigreturn", 513),
@@ -47,6 +51,7 @@ const X32: [(&str, u32); 36] = [
 ];
 
 /// Those of ARM that no other architecture has (asm/unistd.h, `__ARM_NR_*`).
+#[cfg(any(test, not(target_arch = "x86_64")))]
 const ARM: [(&str, u32); 6] = [
     ("breakpoint", 0xf_0001),
     ("cacheflush", 0xf_0002),
@@ -63,26 +68,44 @@ pub(super) fn number(architecture: SeccompArchitecture, name: &str) -> Option<u3
         list.find(|(other, _)| *other == name)
             .map(|(_, number)| *number)
     };
+    // A machine runs programs of its own family only: the other's tables would
+    // be a hundredth of the agent.
     let number = match architecture {
-        SeccompArchitecture::X86_64 => id(name.parse().map(|one: x86_64::Sysno| one.id())),
-        SeccompArchitecture::X86 => id(name.parse().map(|one: x86::Sysno| one.id())),
-        SeccompArchitecture::Aarch64 => id(name.parse().map(|one: aarch64::Sysno| one.id())),
-        SeccompArchitecture::Arm => {
-            id(name.parse().map(|one: arm::Sysno| one.id())).or_else(|| listed(&ARM))
+        #[cfg(any(test, not(target_arch = "aarch64")))]
+        SeccompArchitecture::X86_64 => among(
+            x86_64::Sysno::iter().map(|one| (one.name(), one.id())),
+            name,
+        ),
+        #[cfg(any(test, not(target_arch = "aarch64")))]
+        SeccompArchitecture::X86 => {
+            among(x86::Sysno::iter().map(|one| (one.name(), one.id())), name)
         }
+        #[cfg(any(test, not(target_arch = "aarch64")))]
         SeccompArchitecture::X32 => listed(&X32)
             .or_else(|| number(SeccompArchitecture::X86_64, name))
             .map(|number| number | X32_BIT),
-        SeccompArchitecture::Foreign => None,
+        #[cfg(any(test, not(target_arch = "x86_64")))]
+        SeccompArchitecture::Aarch64 => among(
+            aarch64::Sysno::iter().map(|one| (one.name(), one.id())),
+            name,
+        ),
+        #[cfg(any(test, not(target_arch = "x86_64")))]
+        SeccompArchitecture::Arm => {
+            among(arm::Sysno::iter().map(|one| (one.name(), one.id())), name)
+                .or_else(|| listed(&ARM))
+        }
+        _ => None,
     };
     number.filter(|number| *number != u32::MAX)
 }
 
-fn id(parsed: Result<i32, ()>) -> Option<u32> {
-    parsed.ok().and_then(|id| id.try_into().ok())
+/// A few hundred names, looked through once for each of a profile.
+fn among(mut all: impl Iterator<Item = (&'static str, i32)>, name: &str) -> Option<u32> {
+    let (_, number) = all.find(|(other, _)| *other == name)?;
+    number.try_into().ok()
 }
 
-/// Whether any architecture of these machines has it.
+/// Whether any architecture of this machine has it.
 pub(super) fn is_known(name: &str) -> bool {
     [
         SeccompArchitecture::X86_64,
