@@ -25,6 +25,7 @@ impl From<ServiceError> for ttrpc::Error {
             ServiceError::Create { .. }
             | ServiceError::Start { .. }
             | ServiceError::Exec { .. }
+            | ServiceError::Hook(_)
             | ServiceError::Storage(_)
             | ServiceError::Network(_)
             | ServiceError::SharedFile(_)

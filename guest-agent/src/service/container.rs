@@ -8,7 +8,7 @@ use super::process::{ProcessEntry, ProcessTable};
 use super::recipes::blocking;
 use authz::Authorized;
 use guest_runtime::ContainerId;
-use guest_runtime::container::{ContainerSpec, CreatedContainer, Resources, StartHandle};
+use guest_runtime::container::{ContainerSpec, CreatedContainer, HookKind, Resources, StartHandle};
 use guest_runtime::storage::{MountedStorage, StorageSpec, mount_storage};
 use std::fmt;
 use std::io;
@@ -119,6 +119,10 @@ impl Agent {
         if spec.changes_guest_network() {
             self.require_guest("a sysctl of the guest's network")?;
         }
+        if spec.hooks.run_in_guest() {
+            self.require_guest("a hook of the guest's")?;
+        }
+        spec.bundle = bundle(&spec.id);
         let reservation = self.registry.reserve(&spec.id)?;
         refuse_existing_bundle(&spec.id)?;
         spec.identity_files = self.identity.files();
@@ -169,6 +173,7 @@ impl Agent {
         self.lifecycle.require_running("start container")?;
         let container = self.registry.get(&request.into_inner().id)?;
         let agent = Arc::clone(self);
+        let launcher = Arc::clone(self.launcher()?);
         self.recipes
             .run(async move {
                 container.require_awake("start container")?;
@@ -184,7 +189,15 @@ impl Agent {
                     .map_err(|source| ServiceError::Start {
                         container: container.id.clone(),
                         source,
-                    })
+                    })?;
+                let pid = container.processes.init().process.pid();
+                let kind = HookKind::Poststart;
+                let ran = launcher.run_hooks(&container.spec, kind, Some(pid)).await;
+                if ran.is_err() {
+                    // The hook's failure is the one to tell.
+                    launcher.workload().kill_container(&container.cgroup).ok();
+                }
+                Ok(ran?)
             })
             .await
     }
@@ -233,7 +246,11 @@ impl Agent {
             // Every step may be asked for again.
             Err(_) => container.state().removing = false,
         }
-        outcome
+        outcome?;
+        // Nothing is left that could be asked for again.
+        let launcher = self.launcher()?;
+        let kind = HookKind::Poststop;
+        Ok(launcher.run_hooks(&container.spec, kind, None).await?)
     }
 
     async fn tear_down(

@@ -1,6 +1,6 @@
 //! Why a request failed, in the words that existing clients match on.
 
-use guest_runtime::container::{CreateError, ExecError, StartError};
+use guest_runtime::container::{CreateError, ExecError, HookError, StartError};
 use guest_runtime::hotplug::HotplugError;
 use guest_runtime::network::NetworkError;
 use guest_runtime::shared_files::SharedFileError;
@@ -39,6 +39,8 @@ pub(crate) enum ServiceError {
     },
     #[error("exec {exec}")]
     Exec { exec: ExecId, source: ExecError },
+    #[error(transparent)]
+    Hook(#[from] HookError),
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error(transparent)]

@@ -1,6 +1,7 @@
 //! Why a container or a process did not come to be.
 
 use super::channel::ChannelError;
+use super::hooks::HookError;
 use crate::cgroup::CgroupError;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -64,6 +65,8 @@ pub enum Step {
     Descriptors,
     /// seccomp(2).
     Seccomp,
+    /// A hook in the container.
+    Hook,
 }
 
 impl fmt::Display for Step {
@@ -94,6 +97,7 @@ impl fmt::Display for Step {
             Self::Attributes => "set the attributes",
             Self::Descriptors => "close_range",
             Self::Seccomp => "install the seccomp filter",
+            Self::Hook => "run the hook",
         })
     }
 }
@@ -152,6 +156,9 @@ pub enum CreateError {
     /// Its init process did not get ready.
     #[error(transparent)]
     Launch(#[from] LaunchError),
+    /// A hook has failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
 }
 
 /// Why a created container does not run.

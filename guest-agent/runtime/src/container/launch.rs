@@ -7,7 +7,7 @@
 use super::STAGE_WORD;
 use super::channel::Channel;
 use super::error::{LaunchError, StartError};
-use super::message::{InitOrder, Report, StageOrder};
+use super::message::{Go, InitOrder, Report, StageOrder};
 use super::program::Program;
 use crate::process::{ChildStdio, Process, reap_now};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -38,6 +38,8 @@ pub(super) struct Newborn {
     clone: Unwatched,
     pub(super) channel: Channel,
     pub(super) master: Option<OwnedFd>,
+    /// Whether it waits for hooks and is not ready before [`Newborn::proceed`].
+    pub(super) is_waiting: bool,
 }
 
 impl Launch {
@@ -65,12 +67,13 @@ impl Launch {
             None => Vec::new(),
         };
         channel.send(&self.init_order, &stdio)?;
-        let master = ready(&mut channel)?;
-        Ok(Newborn {
+        let newborn = Newborn {
             clone,
             channel,
-            master,
-        })
+            master: None,
+            is_waiting: false,
+        };
+        newborn.advance()
     }
 }
 
@@ -82,15 +85,6 @@ fn cloned(channel: &mut Channel) -> Result<Unwatched, LaunchError> {
             let pidfd = Some(pidfd);
             Ok(Unwatched { pid, pidfd })
         }
-        Some((Report::Failed(failure), _)) => Err(failure.into()),
-        Some(_) => Err(LaunchError::Protocol),
-        None => Err(LaunchError::Ended),
-    }
-}
-
-fn ready(channel: &mut Channel) -> Result<Option<OwnedFd>, LaunchError> {
-    match channel.receive()? {
-        Some((Report::Ready, descriptors)) => Ok(descriptors.into_iter().next()),
         Some((Report::Failed(failure), _)) => Err(failure.into()),
         Some(_) => Err(LaunchError::Protocol),
         None => Err(LaunchError::Ended),
@@ -112,6 +106,36 @@ pub(super) fn executed(channel: &mut Channel, program: String) -> Result<(), Sta
 }
 
 impl Newborn {
+    /// Up to where it is ready, or waits for hooks.
+    fn advance(mut self) -> Result<Self, LaunchError> {
+        match self.channel.receive()? {
+            Some((Report::Ready, descriptors)) => {
+                self.master = descriptors.into_iter().next();
+                self.is_waiting = false;
+                Ok(self)
+            }
+            Some((Report::Mounted, _)) if !self.is_waiting => {
+                self.is_waiting = true;
+                Ok(self)
+            }
+            Some((Report::Failed(failure), _)) => Err(failure.into()),
+            Some(_) => Err(LaunchError::Protocol),
+            None => Err(LaunchError::Ended),
+        }
+    }
+
+    /// Has it go on after its hooks, up to where it is ready.
+    pub(super) fn proceed(mut self, deadline: Instant) -> Result<Self, LaunchError> {
+        self.channel.set_deadline(deadline);
+        self.channel.send(&Go, &[])?;
+        self.advance()
+    }
+
+    /// Its process id in the agent's namespace.
+    pub(super) fn pid(&self) -> i32 {
+        self.clone.pid
+    }
+
     /// Has it live, and be reaped when it ends. To be called in a tokio
     /// runtime.
     pub(super) fn into_process(mut self) -> io::Result<(Process, Channel)> {

@@ -2,6 +2,7 @@
 
 use super::channel::Channel;
 use super::error::{CreateError, ExecError, LaunchError, StartError};
+use super::hooks::HookKind;
 use super::init::ALWAYS_OWN;
 use super::launch::{Launch, Newborn, executed};
 use super::message::{Go, InitOrder, Place, StageOrder};
@@ -56,21 +57,25 @@ pub struct ExecProcess {
 pub struct StartHandle {
     channel: Channel,
     program: String,
+    /// What its hooks may take.
+    hooks: Duration,
 }
 
 impl StartHandle {
-    /// Has the init process execute its program, and returns when it has.
+    /// Has the init process execute its program, after its hooks, and returns
+    /// when it has.
     ///
     /// # Errors
     /// [`StartError::Execute`] if it could not: it has then ended, with the
     /// status of [`StartError::exit_status`]. Another error says that it did
-    /// not answer within `deadline`, or was killed.
+    /// not answer within `deadline` and its hooks' own time, or was killed.
     pub async fn start(self, deadline: Duration) -> Result<(), StartError> {
-        let deadline = Instant::now() + deadline;
         let Self {
             mut channel,
             program,
+            hooks,
         } = self;
+        let deadline = Instant::now() + deadline + hooks;
         blocking(move || {
             channel.set_deadline(deadline);
             channel.send(&Go, &[]).map_err(LaunchError::from)?;
@@ -138,6 +143,8 @@ impl Launcher {
             Err(error) => {
                 // The first failure is the one to tell.
                 let _ = self.workload.remove_container(&cgroup, UNDO_DEADLINE).await;
+                // The specification's end of a creation that a hook fails.
+                let _ = self.run_hooks(spec, HookKind::Poststop, None).await;
                 Err(error)
             }
         }
@@ -151,12 +158,33 @@ impl Launcher {
     ) -> Result<(Process, Stdio, StartHandle), CreateError> {
         let order = InitOrder::Create(Box::new(spec.clone()));
         let descriptors = vec![cgroup.open()?];
-        let (newborn, ours) = self
-            .launch(place_of(spec), descriptors, order, &spec.process, stdin)
+        let hooks = spec.hooks.time(HookKind::CreateContainer);
+        let (mut newborn, ours) = self
+            .launch(
+                place_of(spec),
+                descriptors,
+                order,
+                &spec.process,
+                stdin,
+                hooks,
+            )
             .await?;
+        if newborn.is_waiting {
+            let pid = Some(newborn.pid());
+            for kind in [HookKind::Prestart, HookKind::CreateRuntime] {
+                self.run_hooks(spec, kind, pid).await?;
+            }
+            let deadline = Instant::now() + LAUNCH_DEADLINE + hooks;
+            newborn = blocking(move || newborn.proceed(deadline)).await??;
+        }
         let (process, stdio, channel) = adopt(newborn, ours, stdin)?;
         let program = spec.process.args.first().cloned().unwrap_or_default();
-        Ok((process, stdio, StartHandle { channel, program }))
+        let start = StartHandle {
+            channel,
+            program,
+            hooks: spec.hooks.time(HookKind::StartContainer),
+        };
+        Ok((process, stdio, start))
     }
 
     /// Adds a process to the container of `init`, in all its namespaces and in
@@ -204,7 +232,7 @@ impl Launcher {
         process.validate()?;
         let order = InitOrder::Process(Box::new(process.clone()));
         let (mut newborn, ours) = self
-            .launch(place, descriptors, order, process, stdin)
+            .launch(place, descriptors, order, process, stdin, Duration::ZERO)
             .await?;
         let program = process.args.first().cloned().unwrap_or_default();
         let newborn = blocking(move || {
@@ -225,6 +253,7 @@ impl Launcher {
         init_order: InitOrder,
         process: &ProcessSpec,
         stdin: bool,
+        hooks: Duration,
     ) -> Result<(Newborn, Option<Stdio>), LaunchError> {
         let (theirs, ours) = if process.terminal {
             (None, None)
@@ -242,7 +271,7 @@ impl Launcher {
             stdio: theirs,
         };
         let program = Arc::clone(&self.program);
-        let deadline = Instant::now() + LAUNCH_DEADLINE;
+        let deadline = Instant::now() + LAUNCH_DEADLINE + hooks;
         let newborn = blocking(move || launch.run(&program, deadline)).await??;
         Ok((newborn, ours))
     }

@@ -38,7 +38,7 @@ pub(super) enum InitOrder {
     Process(Box<ProcessSpec>),
 }
 
-/// To an init that is ready: execute.
+/// To an init that waits: go on.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Go;
 
@@ -47,6 +47,8 @@ pub(super) struct Go;
 pub(super) enum Report {
     /// The stage has cloned. Descriptor: the pidfd of the clone.
     Cloned { pid: i32 },
+    /// All is mounted, and hooks are to be run: waits for [`Go`].
+    Mounted,
     /// The clone is set up. Descriptor: the master of its terminal, if any.
     Ready,
     /// It has failed and ends.

@@ -7,7 +7,9 @@
 //!   Launcher::create  spawns  stage.rs        clone3   init/
 //!     StageOrder ---------->  setns, then  ------->
 //!     <---- Report::Cloned, pidfd; ends
-//!     InitOrder --------------------------------->     mounts, pivot_root, user
+//!     InitOrder --------------------------------->     mounts
+//!     <------------------------------------------      Report::Mounted, if there are hooks
+//!     Go      ----------------------------------->     pivot_root, user
 //!     <------------------------------------------      Report::Ready
 //!     Go      ----------------------------------->     execve
 //!     <---- end of the stream, or Report::ExecFailed
@@ -33,6 +35,7 @@ mod stage;
 mod sysctl;
 
 mod capability;
+mod hooks;
 mod rlimit;
 mod scheduling;
 mod seccomp;
@@ -42,6 +45,7 @@ mod validate;
 pub use capability::{Capability, CapabilitySets, UnknownCapability};
 pub use channel::ChannelError;
 pub use error::{CreateError, ExecError, Failure, LaunchError, Refused, StartError, Step};
+pub use hooks::{HookError, HookKind, HookSpec, Hooks};
 pub use launcher::{CreatedContainer, ExecProcess, Launcher, StartHandle};
 pub use rlimit::{RlimitKind, RlimitSpec, UnknownRlimit};
 pub use scheduling::{

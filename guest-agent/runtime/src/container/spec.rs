@@ -5,6 +5,7 @@
 //! It travels to the container's child as it is.
 
 use super::capability::CapabilitySets;
+use super::hooks::Hooks;
 use super::rlimit::RlimitSpec;
 use super::scheduling::{IoPriority, Scheduler};
 use super::seccomp::SeccompProfile;
@@ -48,6 +49,12 @@ pub struct ContainerSpec {
     pub masked_paths: Vec<PathBuf>,
     /// What it can not write. Absolute; what does not exist is skipped.
     pub readonly_paths: Vec<PathBuf>,
+    /// Programs to run around its life.
+    pub hooks: Hooks,
+    /// Where its bundle lies in the guest, for the hooks.
+    pub bundle: PathBuf,
+    /// What is said of it beside, for the hooks.
+    pub annotations: BTreeMap<String, String>,
     /// The agent's files that give it its identity.
     pub identity_files: IdentityFiles,
 }
@@ -164,6 +171,8 @@ pub struct ProcessSpec {
     /// Its arguments; the first is searched in the `PATH` of `env` unless it
     /// holds a `/`.
     pub args: Vec<String>,
+    /// The program, if it is not what the first argument says.
+    pub program: Option<PathBuf>,
     /// Its environment, `NAME=VALUE`, passed on untouched.
     pub env: Vec<String>,
     /// Its working directory, absolute; made if it is missing.
@@ -214,6 +223,7 @@ impl ProcessSpec {
             console_size: None,
             user: UserSpec::default(),
             args: Vec::new(),
+            program: None,
             env: vec![
                 "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
                 "HOME=/root".into(),

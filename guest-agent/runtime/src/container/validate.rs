@@ -41,6 +41,7 @@ impl ContainerSpec {
         }
         self.validate_namespaces()?;
         super::sysctl::validate(self)?;
+        self.hooks.validate()?;
         let paths = self.masked_paths.iter().chain(&self.readonly_paths);
         for path in paths {
             if !is_plain(path) {
@@ -181,7 +182,7 @@ fn validate_mount(mount: &MountSpec) -> Result<(), Refused> {
 }
 
 /// Absolute, and without a component that goes up.
-fn is_plain(path: &Path) -> bool {
+pub(super) fn is_plain(path: &Path) -> bool {
     let up = |component| matches!(component, Component::ParentDir);
     path.is_absolute()
         && !path.components().any(up)

@@ -4,7 +4,7 @@
 use guest_runtime::ContainerId;
 use guest_runtime::cgroup::{CgroupPath, WorkloadCgroup};
 use guest_runtime::container::{
-    Capability, CapabilitySets, ContainerSpec, CreatedContainer, IdentityFiles, Launcher,
+    Capability, CapabilitySets, ContainerSpec, CreatedContainer, Hooks, IdentityFiles, Launcher,
     MountSpec, NamespaceKind, NamespaceSpec, ProcessSpec, Resources, RootSpec, UserSpec,
 };
 use guest_runtime::process::{OutputReader, Process, Stdio};
@@ -162,6 +162,7 @@ pub(crate) fn process(args: &[&str]) -> ProcessSpec {
         console_size: None,
         user: UserSpec::default(),
         args: args.iter().map(ToString::to_string).collect(),
+        program: None,
         env: vec!["PATH=/bin".into()],
         cwd: "/".into(),
         capabilities: capabilities(&CAPABILITIES),
@@ -256,6 +257,9 @@ impl Fixture {
             device_rules: Vec::new(),
             masked_paths: Vec::new(),
             readonly_paths: Vec::new(),
+            hooks: Hooks::default(),
+            bundle: "/no/bundle".into(),
+            annotations: BTreeMap::new(),
             identity_files: IdentityFiles::default(),
             id,
         }

@@ -10,6 +10,7 @@ mod fixture;
 mod devices;
 mod exec;
 mod freeze;
+mod hooks;
 mod life;
 mod mounts;
 mod privileges;

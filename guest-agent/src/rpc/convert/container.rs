@@ -2,6 +2,7 @@
 
 use super::additions::Additions;
 use super::device::{device, device_rule};
+use super::hooks::hooks;
 use super::process::process_from_wire;
 use super::resources::resources;
 use super::seccomp::seccomp_profile;
@@ -13,6 +14,7 @@ use guest_runtime::container::{
 };
 use guest_runtime::storage::StorageSpec;
 use protocols::wire::agent;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Commands to run in the container once a clone was released: a JSON list of
@@ -101,7 +103,6 @@ pub(super) fn storage(storage: agent::Storage) -> Result<StorageSpec, ConvertErr
 fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, ConvertError> {
     refuse(spec.Solaris.is_some(), "a Solaris section")?;
     refuse(spec.Windows.is_some(), "a Windows section")?;
-    refuse_hooks(spec.Hooks.as_ref())?;
     let process = spec.Process.into_option();
     let root = spec.Root.into_option();
     let linux = spec.Linux.into_option().unwrap_or_default();
@@ -144,27 +145,15 @@ fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, C
             .collect::<Result<_, _>>()?,
         masked_paths: linux.MaskedPaths.into_iter().map(Into::into).collect(),
         readonly_paths: linux.ReadonlyPaths.into_iter().map(Into::into).collect(),
+        hooks: hooks(spec.Hooks.into_option().unwrap_or_default())?,
+        annotations: spec.Annotations.into_iter().collect(),
         // The agent adds its own when it creates the container.
+        bundle: PathBuf::new(),
         identity_files: IdentityFiles::default(),
         id,
     };
     additions.add_to(&mut spec)?;
     Ok(spec)
-}
-
-fn refuse_hooks(hooks: Option<&agent::Hooks>) -> Result<(), ConvertError> {
-    let Some(hooks) = hooks else { return Ok(()) };
-    let kinds = [
-        (&hooks.Prestart, "prestart hooks"),
-        (&hooks.Poststart, "poststart hooks"),
-        (&hooks.Poststop, "poststop hooks"),
-        (&hooks.CreateRuntime, "createRuntime hooks"),
-        (&hooks.CreateContainer, "createContainer hooks"),
-        (&hooks.StartContainer, "startContainer hooks"),
-    ];
-    kinds
-        .iter()
-        .try_for_each(|(hooks, name)| refuse(!hooks.is_empty(), name))
 }
 
 fn refuse_linux(linux: &agent::Linux) -> Result<(), ConvertError> {

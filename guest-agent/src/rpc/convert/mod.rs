@@ -8,6 +8,7 @@ pub(super) mod control;
 mod device;
 pub(super) mod diagnostics;
 pub(super) mod files;
+mod hooks;
 mod hotplug;
 pub(super) mod lifecycle;
 pub(super) mod machine;

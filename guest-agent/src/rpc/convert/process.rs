@@ -131,6 +131,7 @@ pub(super) fn process_from_wire(process: agent::Process) -> Result<ProcessSpec, 
             additional_gids: user.AdditionalGids,
         },
         args: process.Args,
+        program: None,
         env: process.Env,
         cwd: if process.Cwd.is_empty() {
             "/".into()

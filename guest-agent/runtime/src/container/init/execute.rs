@@ -1,9 +1,12 @@
 //! The last steps before the workload, and the step into it.
 
 use crate::container::error::{Failure, Step};
+use crate::container::spec::ProcessSpec;
 use nix::unistd::execve;
 use rustix::fs::Mode;
 use std::ffi::CString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 /// Where programs are searched if the environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -22,8 +25,8 @@ pub(super) fn prepare(umask: Option<u32>) -> Result<(), Failure> {
 }
 
 /// Becomes the program; returns only why it cannot.
-pub(super) fn execute(args: &[String], env: &[String]) -> nix::Error {
-    match try_execute(args, env) {
+pub(super) fn execute(process: &ProcessSpec) -> nix::Error {
+    match try_execute(process) {
         Ok(never) => match never {},
         Err(error) => error,
     }
@@ -31,11 +34,10 @@ pub(super) fn execute(args: &[String], env: &[String]) -> nix::Error {
 
 /// Whether there is a program to become; the filter may keep the answer of
 /// execve(2) from being told.
-pub(super) fn find(args: &[String], env: &[String]) -> Result<(), nix::Error> {
-    let program = args.first().ok_or(nix::Error::EINVAL)?;
+pub(super) fn find(process: &ProcessSpec) -> Result<(), nix::Error> {
     let mut denied = None;
-    for candidate in candidates(program, env) {
-        match nix::unistd::access(candidate.as_str(), nix::unistd::AccessFlags::X_OK) {
+    for candidate in programs(process)? {
+        match nix::unistd::access(&candidate, nix::unistd::AccessFlags::X_OK) {
             Err(nix::Error::ENOENT | nix::Error::ENOTDIR) => {}
             Err(nix::Error::EACCES) => denied = Some(nix::Error::EACCES),
             outcome => return outcome,
@@ -44,12 +46,12 @@ pub(super) fn find(args: &[String], env: &[String]) -> Result<(), nix::Error> {
     Err(denied.unwrap_or(nix::Error::ENOENT))
 }
 
-fn try_execute(args: &[String], env: &[String]) -> Result<std::convert::Infallible, nix::Error> {
-    let arguments = terminated(args)?;
-    let environment = terminated(env)?;
-    let program = args.first().ok_or(nix::Error::EINVAL)?;
+fn try_execute(process: &ProcessSpec) -> Result<std::convert::Infallible, nix::Error> {
+    let arguments = terminated(&process.args)?;
+    let environment = terminated(&process.env)?;
     let mut denied = None;
-    for candidate in candidates(program, env) {
+    for candidate in programs(process)? {
+        let candidate = candidate.into_os_string().into_vec();
         let candidate = CString::new(candidate).map_err(|_| nix::Error::EINVAL)?;
         match execve(&candidate, &arguments, &environment) {
             // Not there: the next directory, execvp(3).
@@ -70,6 +72,15 @@ fn terminated(strings: &[String]) -> Result<Vec<CString>, nix::Error> {
 }
 
 /// The paths to try, in order.
+fn programs(process: &ProcessSpec) -> Result<Vec<PathBuf>, nix::Error> {
+    if let Some(program) = &process.program {
+        return Ok(vec![program.clone()]);
+    }
+    let program = process.args.first().ok_or(nix::Error::EINVAL)?;
+    let candidates = candidates(program, &process.env);
+    Ok(candidates.into_iter().map(Into::into).collect())
+}
+
 fn candidates(program: &str, env: &[String]) -> Vec<String> {
     if program.is_empty() {
         return Vec::new();
@@ -104,7 +115,12 @@ mod tests {
 
     #[test]
     fn what_cannot_be_executed_says_why() {
-        let run = |program: &str| execute(&[program.to_owned()], &[]);
+        let run = |program: &str| {
+            let mut process = ProcessSpec::guest_root();
+            process.args = vec![program.to_owned()];
+            assert_eq!(find(&process).is_err(), program != "/bin/nonsense");
+            execute(&process)
+        };
         assert_eq!(run("no-such-program"), nix::Error::ENOENT);
         assert_eq!(run("/etc/passwd"), nix::Error::EACCES);
         assert_eq!(run("a\0b"), nix::Error::EINVAL);

@@ -11,8 +11,9 @@ mod rootfs;
 mod terminal;
 mod working_directory;
 
-use super::channel::Channel;
+use super::channel::{Channel, ChannelError};
 use super::error::{Failure, Step};
+use super::hooks::{HookKind, inside};
 use super::message::{Go, InitOrder, Report};
 use super::seccomp::Filter;
 use super::spec::{ContainerSpec, NamespaceKind, ProcessSpec};
@@ -47,11 +48,12 @@ fn serve(channel: &mut Channel, view: &CgroupView) -> Result<i32, Failure> {
     match order {
         InitOrder::Create(spec) => {
             let filter = filter_of(&spec.process)?;
-            let terminal = set_up_container(&spec)?;
+            let terminal = set_up_container(channel, &spec)?;
             become_workload(channel, &spec.process, filter.as_ref(), stdio, terminal)?;
             if channel.receive::<Go>().map_err(lost)?.is_none() {
                 return Ok(NEVER_STARTED);
             }
+            inside::run(&spec, HookKind::StartContainer)?;
             execute(channel, &spec.process, filter.as_ref())
         }
         InitOrder::Process(process) => {
@@ -72,7 +74,10 @@ fn filter_of(process: &ProcessSpec) -> Result<Option<Filter>, Failure> {
 
 /// Everything of a container that is not its process's own; gives its
 /// terminal.
-fn set_up_container(spec: &ContainerSpec) -> Result<Option<terminal::Pair>, Failure> {
+fn set_up_container(
+    channel: &mut Channel,
+    spec: &ContainerSpec,
+) -> Result<Option<terminal::Pair>, Failure> {
     if let Some(hostname) = &spec.hostname {
         sethostname(hostname.as_bytes())
             .map_err(|error| Failure::at(Step::Hostname, hostname.as_str())(error.into()))?;
@@ -92,12 +97,30 @@ fn set_up_container(spec: &ContainerSpec) -> Result<Option<terminal::Pair>, Fail
         .terminal
         .then(|| open_container_terminal(root.as_fd(), &spec.process))
         .transpose()?;
+    wait_for_hooks(channel, spec)?;
+    inside::run(spec, HookKind::CreateContainer)?;
     working_directory::make(root.as_fd(), &spec.process.cwd)?;
     paths::make_readonly(root.as_fd(), &spec.readonly_paths)?;
     paths::mask(root.as_fd(), &spec.masked_paths)?;
     rootfs::finish(root.as_fd(), spec)?;
     rootfs::pivot(root.as_fd(), propagation)?;
     Ok(terminal)
+}
+
+/// Hooks of the guest's find all mounted, and nothing read-only yet.
+fn wait_for_hooks(channel: &mut Channel, spec: &ContainerSpec) -> Result<(), Failure> {
+    if !spec.hooks.run_when_mounted() {
+        return Ok(());
+    }
+    let lost = |error: ChannelError| Failure::at(Step::Orders, "")(io::Error::other(error));
+    channel.send(&Report::Mounted, &[]).map_err(lost)?;
+    match channel.receive::<Go>().map_err(lost)? {
+        Some(_) => Ok(()),
+        // It was given up.
+        None => Err(Failure::at(Step::Orders, "")(
+            io::ErrorKind::UnexpectedEof.into(),
+        )),
+    }
 }
 
 /// Whether a file is one of the kernel's interface.
@@ -159,14 +182,14 @@ fn execute(
 ) -> Result<i32, Failure> {
     let filter = filter.filter(|_| process.no_new_privileges);
     let found = match filter {
-        Some(_) => execute::find(&process.args, &process.env),
+        Some(_) => execute::find(process),
         None => Ok(()),
     };
     if let Some(filter) = filter.filter(|_| found.is_ok()) {
         credentials::install(filter)?;
     }
     let errno = match found {
-        Ok(()) => execute::execute(&process.args, &process.env),
+        Ok(()) => execute::execute(process),
         Err(errno) => errno,
     };
     let report = Report::ExecFailed {
