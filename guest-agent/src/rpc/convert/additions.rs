@@ -91,7 +91,10 @@ impl Additions {
     /// What the annotations hold of it.
     pub(super) fn of(annotations: &HashMap<String, String>) -> Result<Self, ConvertError> {
         match annotations.get(ADDITIONS) {
-            Some(text) => serde_json::from_str(text).map_err(invalid(ADDITIONS, text)),
+            Some(text) => serde_json::from_str(text)
+                // An object: a list would be taken for its fields.
+                .and_then(|fields| serde_json::from_value(serde_json::Value::Object(fields)))
+                .map_err(invalid(ADDITIONS, text)),
             None => Ok(Self::default()),
         }
     }

@@ -16,6 +16,8 @@ pub(super) mod network;
 pub(super) mod process;
 mod resources;
 mod seccomp;
+#[cfg(test)]
+mod tests;
 
 /// A message that is no request.
 #[derive(Debug, thiserror::Error)]

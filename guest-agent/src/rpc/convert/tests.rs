@@ -1,0 +1,261 @@
+//! No message makes a conversion panic, whatever it holds: messages are made of
+//! every field there is, with the words that fields are looked at for.
+
+use super::ConvertError;
+use crate::service::container::CreateContainer;
+use crate::service::process::ExecProcess;
+use proptest::prelude::*;
+use protobuf::reflect::{MessageDescriptor, ReflectValueBox, RuntimeFieldType, RuntimeType};
+use protobuf::{MessageDyn, MessageFull};
+use protocols::wire::agent;
+
+const WORDS: [&str; 40] = [
+    "",
+    "/",
+    "/data",
+    "relative",
+    "/a/../b",
+    "name",
+    "sh",
+    "NAME=VALUE",
+    "a\0b",
+    "c",
+    "b",
+    "p",
+    "a",
+    "rwm",
+    "CAP_CHOWN",
+    "RLIMIT_NOFILE",
+    "SCMP_ACT_ALLOW",
+    "SCMP_ACT_ERRNO",
+    "SCMP_ACT_NOTIFY",
+    "SCMP_ARCH_X86",
+    "SCMP_CMP_MASKED_EQ",
+    "SECCOMP_FILTER_FLAG_LOG",
+    "openat",
+    "net.ipv4.ip_forward",
+    "kernel.shmmax",
+    "pid",
+    "mount",
+    "uts",
+    "user",
+    "tmpfs",
+    "bind",
+    "rbind",
+    "rro",
+    "rshared",
+    "2MB",
+    "dev.tardigrade.oci",
+    "{\"process\":{\"user\":{\"umask\":18}}}",
+    "{\"linux\":{\"resources\":{\"unified\":{\"memory.high\":\"1\"}}}}",
+    "dev.tardigrade.after-thaw",
+    "[[\"true\"]]",
+];
+
+/// Random numbers, as far as they go; then zeros.
+struct Source {
+    numbers: std::vec::IntoIter<u64>,
+    /// How many of eight fields are there.
+    density: usize,
+}
+
+impl Source {
+    fn next(&mut self) -> u64 {
+        self.numbers.next().unwrap_or(0)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() % limit as u64).unwrap()
+    }
+
+    /// Numbers around which conversions turn, and any.
+    fn number(&mut self) -> u64 {
+        let chosen = [0, 1, u64::MAX, 1 << 31, 1 << 32, 1 << 63, u64::MAX - 1, 7];
+        match self.below(2) {
+            0 => chosen[self.below(chosen.len())],
+            _ => self.next(),
+        }
+    }
+}
+
+fn value(kind: &RuntimeType, source: &mut Source, depth: usize) -> ReflectValueBox {
+    let lower = |number: u64| u32::try_from(number & 0xffff_ffff).unwrap();
+    match kind {
+        RuntimeType::I32 => ReflectValueBox::I32(lower(source.number()).cast_signed()),
+        RuntimeType::I64 => ReflectValueBox::I64(source.number().cast_signed()),
+        RuntimeType::U32 => ReflectValueBox::U32(lower(source.number())),
+        RuntimeType::U64 => ReflectValueBox::U64(source.number()),
+        RuntimeType::F32 => ReflectValueBox::F32(0.5),
+        RuntimeType::F64 => ReflectValueBox::F64(0.5),
+        RuntimeType::Bool => ReflectValueBox::Bool(source.below(2) == 0),
+        RuntimeType::String => ReflectValueBox::String(WORDS[source.below(WORDS.len())].into()),
+        RuntimeType::VecU8 => ReflectValueBox::Bytes(source.next().to_be_bytes().into()),
+        RuntimeType::Enum(descriptor) => {
+            let number = lower(source.number()).cast_signed();
+            ReflectValueBox::Enum(descriptor.clone(), number)
+        }
+        RuntimeType::Message(descriptor) => {
+            ReflectValueBox::Message(message(descriptor, source, depth))
+        }
+    }
+}
+
+fn message(
+    descriptor: &MessageDescriptor,
+    source: &mut Source,
+    depth: usize,
+) -> Box<dyn MessageDyn> {
+    let mut made = descriptor.new_instance();
+    for field in descriptor.fields() {
+        if depth == 0 || source.below(8) >= source.density {
+            continue;
+        }
+        match field.runtime_field_type() {
+            RuntimeFieldType::Singular(kind) => {
+                let value = value(&kind, source, depth - 1);
+                field.set_singular_field(&mut *made, value);
+            }
+            RuntimeFieldType::Repeated(kind) => {
+                for _ in 0..source.below(3) {
+                    let value = value(&kind, source, depth - 1);
+                    field.mut_repeated(&mut *made).push(value);
+                }
+            }
+            RuntimeFieldType::Map(key, kind) => {
+                for _ in 0..source.below(4) {
+                    let key = value(&key, source, 0);
+                    let value = value(&kind, source, depth - 1);
+                    field.mut_map(&mut *made).insert(key, value);
+                }
+            }
+        }
+    }
+    made
+}
+
+fn arbitrary<M: MessageFull>(numbers: Vec<u64>) -> M {
+    let mut source = Source {
+        numbers: numbers.into_iter(),
+        density: 0,
+    };
+    // What is there may end a conversion early, and so may what is missing.
+    source.density = 1 + source.below(8);
+    let made = message(&M::descriptor(), &mut source, 8);
+    *made.downcast_box().unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn no_container_makes_the_conversion_panic(
+        numbers in prop::collection::vec(any::<u64>(), 0..600),
+    ) {
+        let mut request: agent::CreateContainerRequest = arbitrary(numbers);
+        // What every other message would be refused for at once.
+        request.container_id = "container".into();
+        request.devices.clear();
+        request.shared_mounts.clear();
+        request.sandbox_pidns = false;
+        (request.stdin_port, request.stdout_port, request.stderr_port) = (0, 0, 0);
+        if let Some(spec) = request.OCI.as_mut() {
+            spec.Solaris.clear();
+            spec.Windows.clear();
+        }
+        let converted: Result<CreateContainer, ConvertError> = request.try_into();
+        if let Ok(create) = converted {
+            let _ = create.spec.validate();
+        }
+    }
+
+    #[test]
+    fn no_process_makes_the_conversion_panic(
+        numbers in prop::collection::vec(any::<u64>(), 0..200),
+    ) {
+        let mut request: agent::ExecProcessRequest = arbitrary(numbers);
+        request.container_id = "container".into();
+        request.exec_id = "exec".into();
+        (request.stdin_port, request.stdout_port, request.stderr_port) = (0, 0, 0);
+        let converted: Result<ExecProcess, ConvertError> = request.try_into();
+        if let Ok(exec) = converted {
+            let _ = exec.process.validate();
+        }
+    }
+}
+
+fn create(change: impl FnOnce(&mut agent::Spec)) -> Result<CreateContainer, ConvertError> {
+    let mut spec = agent::Spec::new();
+    spec.Process.mut_or_insert_default().Args = vec!["true".into()];
+    spec.Root.mut_or_insert_default().Path = "/root".into();
+    spec.Linux.mut_or_insert_default();
+    change(&mut spec);
+    let mut request = agent::CreateContainerRequest::new();
+    request.container_id = "container".into();
+    request.OCI = Some(spec).into();
+    request.try_into()
+}
+
+#[test]
+fn what_the_wire_has_no_field_for_comes_as_an_annotation() {
+    let with = |text: &str| {
+        create(|spec| {
+            spec.Annotations
+                .insert("dev.tardigrade.oci".into(), text.into());
+        })
+    };
+    let text = "{\"domainname\":\"d\",\"process\":{\"user\":{\"umask\":18},\
+                \"ioPriority\":{\"class\":\"IOPRIO_CLASS_IDLE\"},\
+                \"scheduler\":{\"policy\":\"SCHED_BATCH\",\"nice\":-3}},\
+                \"linux\":{\"resources\":{\"cpu\":{\"burst\":0,\"idle\":1},\
+                \"rdma\":{\"mlx\":{\"hcaHandles\":2}},\"unified\":{\"memory.high\":\"9\"}}}}";
+    let spec = with(text).unwrap().spec;
+    assert_eq!(spec.process.umask, Some(0o22));
+    assert_eq!(spec.process.scheduler.unwrap().nice, -3);
+    assert!(spec.process.io_priority.is_some());
+    assert_eq!(spec.sysctl["kernel.domainname"], "d");
+    assert_eq!(spec.resources.cpu_burst, Some(0));
+    assert_eq!(spec.resources.cpu_idle, Some(true));
+    assert_eq!(spec.resources.rdma["mlx"].handles, Some(2));
+    assert_eq!(spec.resources.unified["memory.high"], "9");
+    for wrong in [
+        "",
+        "[]",
+        "{\"linux\":{\"timeOffsets\":{}}}",
+        "{\"process\":{\"execCPUAffinity\":{}}}",
+        "{\"linux\":{\"resources\":{\"cpu\":{\"idle\":2}}}}",
+    ] {
+        assert!(with(wrong).is_err(), "{wrong}");
+    }
+}
+
+type Change = fn(&mut agent::Linux);
+
+#[test]
+fn what_is_not_done_is_refused_by_its_name() {
+    let cases: [(&str, Change); 6] = [
+        ("mountLabel", |linux| linux.MountLabel = "label".into()),
+        ("user namespace", |linux| {
+            linux.UIDMappings.push(agent::LinuxIDMapping::new());
+        }),
+        ("\"user\"", |linux| {
+            let mut namespace = agent::LinuxNamespace::new();
+            namespace.Type = "user".into();
+            linux.Namespaces.push(namespace);
+        }),
+        ("SCMP_ACT_NOTIFY", |linux| {
+            linux.Seccomp.mut_or_insert_default().DefaultAction = "SCMP_ACT_NOTIFY".into();
+        }),
+        ("swappiness", |linux| {
+            let resources = linux.Resources.mut_or_insert_default();
+            resources.Memory.mut_or_insert_default().Swappiness = 1;
+        }),
+        ("leafWeight", |linux| {
+            let resources = linux.Resources.mut_or_insert_default();
+            resources.BlockIO.mut_or_insert_default().LeafWeight = 1;
+        }),
+    ];
+    for (name, change) in cases {
+        let error = create(|spec| change(spec.Linux.mut_or_insert_default())).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
