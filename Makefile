@@ -139,7 +139,7 @@ clean: ## remove everything that was built
 	rm -rf $(TARGET)
 
 # The probe is built with the agent: both are static and share their crates.
-$(AGENT) $(PROBE) &: $(RUST_SOURCES) guest-agent/build-static.sh
+$(AGENT) $(PROBE) &: $(RUST_SOURCES) guest-agent/build-static.sh | tools
 	@sh guest-agent/build-static.sh guest-agent uniqueness-probe
 	@touch $(AGENT) $(PROBE)
 
@@ -149,19 +149,19 @@ $(AGENT) $(PROBE) &: $(RUST_SOURCES) guest-agent/build-static.sh
 # addresses in them stay shared by all supervisors, and an emulated host finds
 # the code it has translated for the one before. Stack, heap and mappings are
 # placed at random all the same.
-$(HOST): $(RUST_SOURCES)
+$(HOST): $(RUST_SOURCES) | tools
 	cargo rustc -q --release -p host-ctl --bin host-ctl -- $(STATIC)
 	@touch $@
 
-$(FLOOR): $(RUST_SOURCES)
+$(FLOOR): $(RUST_SOURCES) | tools
 	cargo build -q --release -p hypervisor --bin restore-floor
 	@touch $@
 
-$(BUILDER): $(RUST_SOURCES)
+$(BUILDER): $(RUST_SOURCES) | tools
 	cargo build -q --release -p rootfs-builder
 	@touch $@
 
-$(KERNEL_CONFIG): $(RUST_SOURCES)
+$(KERNEL_CONFIG): $(RUST_SOURCES) | tools
 	cargo build -q --release -p kernel-config
 	@touch $@
 

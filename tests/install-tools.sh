@@ -18,6 +18,8 @@ need veritysetup cryptsetup-bin
 need busybox busybox-static
 need dpkg-deb dpkg
 need cc gcc
+# Recommended by gcc, and so not installed with it.
+[ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
 
 # The lists of packages: the guest's kernel and the demo's service are
 # unpacked from them without being installed.

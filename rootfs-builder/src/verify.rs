@@ -138,7 +138,7 @@ fn table_findings(file: &mut File, size: u64) -> io::Result<Vec<String>> {
         Err(error) => return Ok(vec![error.to_string()]),
     };
     let mut findings = Vec::new();
-    if table.sectors * SECTOR != size {
+    if table.sectors.checked_mul(SECTOR) != Some(size) {
         findings.push("the partition table is of a disk of another size".into());
     }
     let mut end = Vec::new();

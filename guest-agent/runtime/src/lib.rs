@@ -9,6 +9,7 @@ pub mod container;
 
 pub mod cgroup;
 pub mod process;
+pub mod remove;
 
 pub mod network;
 pub mod shared_files;

@@ -7,6 +7,7 @@
 //!
 //! All of it blocks and belongs on a thread of its own.
 
+use crate::remove::remove_directory_at;
 use rustix::fs::{
     AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, fchown, linkat, mkdirat,
     open, openat, openat2, renameat, symlinkat, unlinkat,
@@ -15,9 +16,9 @@ use rustix::io::{Errno, pwrite};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Instant;
 
 /// Files under way at once. The one that waits longest for its next piece gives
@@ -214,8 +215,8 @@ impl SharedFiles {
         offset: u64,
         data: &[u8],
     ) -> Result<(), Failure> {
-        let unfinished = self.unfinished(tree, parent, size, offset)?;
-        let mut unfinished = unfinished.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = self.unfinished(tree, parent, size, offset)?;
+        let mut unfinished = own.lock().unwrap_or_else(PoisonError::into_inner);
         write_all(&unfinished.file, data, offset).map_err(at("write"))?;
         let end = offset.saturating_add(data.len() as u64);
         unfinished.received.insert(offset, end);
@@ -224,12 +225,20 @@ impl SharedFiles {
             return Ok(());
         }
         // Whole, or broken for good: either way a next piece is a new file's.
-        self.lock().remove(&tree.file.path);
+        self.forget(&tree.file.path, &own);
         tree.set_owner_and_mode(&unfinished.file)?;
         let aside = tree.aside();
-        let own = format!("/proc/self/fd/{}", unfinished.file.as_raw_fd());
-        linkat(CWD, own, parent, &aside, AtFlags::SYMLINK_FOLLOW).map_err(at("link"))?;
+        let nameless = format!("/proc/self/fd/{}", unfinished.file.as_raw_fd());
+        linkat(CWD, nameless, parent, &aside, AtFlags::SYMLINK_FOLLOW).map_err(at("link"))?;
         tree.move_into_place(parent, &aside)
+    }
+
+    /// Another that has begun meanwhile stays.
+    fn forget(&self, path: &Path, one: &Arc<Mutex<Unfinished>>) {
+        let mut all = self.lock();
+        if all.get(path).is_some_and(|found| Arc::ptr_eq(found, one)) {
+            all.remove(path);
+        }
     }
 
     /// What there is of a file, or a new one. The first piece coming again
@@ -244,9 +253,13 @@ impl SharedFiles {
         let mut all = self.lock();
         if let Some(found) = all.get(&tree.file.path) {
             // One whose piece is being written goes on.
-            let goes_on = found.try_lock().is_ok_and(|found| {
-                found.size == size && !(offset == 0 && found.received.hold_the_first())
-            });
+            let goes_on = match found.try_lock() {
+                Ok(found) => {
+                    found.size == size && !(offset == 0 && found.received.hold_the_first())
+                }
+                Err(TryLockError::WouldBlock) => true,
+                Err(TryLockError::Poisoned(_)) => false,
+            };
             if goes_on {
                 return Ok(Arc::clone(found));
             }
@@ -404,12 +417,8 @@ impl Tree<'_> {
     fn move_into_place(&self, parent: &OwnedFd, aside: &str) -> Result<(), Failure> {
         let renamed = match renameat(parent, aside, parent, self.name()) {
             Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
-                let place = format!("/proc/self/fd/{}", parent.as_raw_fd());
-                std::fs::remove_dir_all(Path::new(&place).join(self.name()))
-                    .map_err(|error| {
-                        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-                        ("remove the directory in place of", errno)
-                    })
+                remove_directory_at(parent.as_fd(), Path::new(self.name()))
+                    .map_err(at("remove the directory in place of"))
                     .and_then(|()| {
                         renameat(parent, aside, parent, self.name()).map_err(at("rename to"))
                     })
@@ -535,6 +544,29 @@ mod tests {
         // Refused or inside: never outside.
         assert!(placed > 0);
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn pieces_that_come_at_once_make_the_file() {
+        const PIECE: usize = 64 * 1024;
+        let directory = tempfile::tempdir().unwrap();
+        let files = SharedFiles::below(directory.path());
+        for round in 0..20 {
+            let path = format!("file-{round}");
+            std::thread::scope(|scope| {
+                for number in 0..8_u8 {
+                    let (files, path) = (&files, &path);
+                    let offset = u64::from(number) * PIECE as u64;
+                    let data = vec![number; PIECE];
+                    scope.spawn(move || {
+                        let piece = piece(path, 8 * PIECE as u64, offset, &data);
+                        files.place(&piece).unwrap();
+                    });
+                }
+            });
+            let whole = std::fs::read(directory.path().join(&path)).unwrap();
+            assert_eq!(whole.len(), 8 * PIECE);
+        }
     }
 
     proptest! {

@@ -191,7 +191,7 @@ fn listen(configuration: &Configuration) -> io::Result<protocols::Listener> {
 fn load_policy(configuration: &Configuration) -> io::Result<Policy> {
     let path = match &configuration.policy_file {
         Some(path) => path.as_path(),
-        None if configuration.in_guest && Path::new(DEFAULT_POLICY).exists() => {
+        None if configuration.in_guest && is_there(Path::new(DEFAULT_POLICY))? => {
             Path::new(DEFAULT_POLICY)
         }
         None => return Ok(Policy::AllowAll),
@@ -200,6 +200,16 @@ fn load_policy(configuration: &Configuration) -> io::Result<Policy> {
     RegoPolicy::from_source(&path.to_string_lossy(), &source)
         .map(Policy::Rego)
         .map_err(io::Error::other)
+}
+
+/// A link that leads nowhere is there as well, and what cannot be looked at is
+/// not absent.
+fn is_there(path: &Path) -> io::Result<bool> {
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn new_agent(configuration: &Configuration) -> io::Result<Agent> {
@@ -280,5 +290,24 @@ async fn told_to_end(in_guest: bool) -> io::Result<()> {
     tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_cannot_be_read_is_not_taken_for_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let absent = directory.path().join("absent");
+        assert!(!is_there(&absent).unwrap());
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&absent, &link).unwrap();
+        assert!(is_there(&link).unwrap());
+        assert!(is_there(&link.join("below")).is_ok_and(|there| !there));
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(is_there(&file.join("below")).is_err());
     }
 }

@@ -9,7 +9,9 @@ use super::recipes::blocking;
 use authz::Authorized;
 use guest_runtime::ContainerId;
 use guest_runtime::container::{ContainerSpec, CreatedContainer, HookKind, Resources, StartHandle};
+use guest_runtime::remove::remove_directory;
 use guest_runtime::storage::{MountedStorage, StorageSpec, mount_storage};
+use rustix::io::Errno;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -329,8 +331,9 @@ async fn remove_bundle(id: &ContainerId) -> io::Result<()> {
     if mounts.lines().any(below) {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
-    match tokio::fs::remove_dir_all(path).await {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    let removed = blocking(move || remove_directory(&path)).await;
+    match removed.map_err(io::Error::other)? {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }

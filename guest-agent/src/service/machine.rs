@@ -75,6 +75,7 @@ impl Agent {
         }
         if !request.kernel_modules.is_empty() {
             self.require_guest("load a kernel module")?;
+            self.lifecycle.require_running("load a kernel module")?;
         }
         let agent = Arc::clone(self);
         self.recipes

@@ -37,6 +37,7 @@ impl Agent {
         request: Authorized<GetPacketFilter>,
     ) -> Result<Vec<u8>, ServiceError> {
         self.require_network("read the packet filter")?;
+        self.lifecycle.require_running("read the packet filter")?;
         let programs = if request.get().is_ipv6 {
             SAVE_IPV6
         } else {
@@ -57,6 +58,7 @@ impl Agent {
         request: Authorized<SetPacketFilter>,
     ) -> Result<Vec<u8>, ServiceError> {
         self.require_network("change the packet filter")?;
+        self.lifecycle.require_running("change the packet filter")?;
         let SetPacketFilter { is_ipv6, rules } = request.into_inner();
         let programs = if is_ipv6 { RESTORE_IPV6 } else { RESTORE };
         let arguments = ["--wait", LOCK_WAIT].map(String::from).into();

@@ -166,6 +166,7 @@ impl Table {
         }
         let sectors = long(header, 32)
             .checked_add(1)
+            .filter(|sectors| *sectors <= u64::MAX / SECTOR)
             .ok_or(TableError::Odd("size"))?;
         let partitions = entries
             .chunks_exact(ENTRY)

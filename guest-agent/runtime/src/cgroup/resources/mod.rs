@@ -100,7 +100,8 @@ impl Setting {
             "io.max" => "rbps=max wbps=max riops=max wiops=max",
             "io.weight" | "io.bfq.weight" => "default",
             "rdma.max" => "hca_handle=max hca_object=max",
-            _ => return content.trim_end().into(),
+            // An empty list is a line; nothing at all would not be written.
+            _ => return format!("{}\n", content.trim_end()),
         };
         let key = self.value.split(' ').next().unwrap_or_default();
         let mut lines = content.lines();

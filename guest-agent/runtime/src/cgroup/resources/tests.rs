@@ -187,8 +187,9 @@ proptest! {
 fn a_limit_is_put_back_by_what_its_file_said_of_the_same_device() {
     let back =
         |file: &str, value: &str, content: &str| Setting::new("", "", file, value).back_to(content);
-    assert_eq!(back("memory.max", "5", "4096\n"), "4096");
-    assert_eq!(back("cpu.max", "1 2", "max 100000\n"), "max 100000");
+    assert_eq!(back("memory.max", "5", "4096\n"), "4096\n");
+    assert_eq!(back("cpu.max", "1 2", "max 100000\n"), "max 100000\n");
+    assert_eq!(back("cpuset.cpus", "0", "\n"), "\n");
     let limited = "8:0 rbps=5 wbps=max riops=max wiops=max\n8:16 rbps=7 wbps=max riops=1 wiops=2\n";
     assert_eq!(
         back("io.max", "8:16 rbps=1", limited),
