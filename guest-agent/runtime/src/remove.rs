@@ -69,25 +69,25 @@ impl Hoisted {
 fn empty(top: &OwnedFd, hoisted: &mut Hoisted) -> Result<bool, Errno> {
     let mut more = false;
     for name in names(top)? {
-        if !is_full(top, &name)? {
+        if !remove_unless_full(top, &name)? {
             continue;
         }
         more = true;
         let directory = open(top, &name, ResolveFlags::BENEATH | ResolveFlags::NO_XDEV)?;
         for below in names(&directory)? {
-            if is_full(&directory, &below)? {
+            if remove_unless_full(&directory, &below)? {
                 hoisted.take(&directory, &below, top)?;
             }
         }
         // What came in meanwhile is for the next turn.
-        is_full(top, &name)?;
+        remove_unless_full(top, &name)?;
     }
     Ok(more)
 }
 
-/// Removes `name`, and gives whether it is a directory with something in it,
-/// which stays.
-fn is_full(parent: &OwnedFd, name: &CStr) -> Result<bool, Errno> {
+/// Removes `name`, unless it is a directory with something in it: that stays, and
+/// is told as true.
+fn remove_unless_full(parent: &OwnedFd, name: &CStr) -> Result<bool, Errno> {
     let removed = match unlinkat(parent, name, AtFlags::empty()) {
         // The second is POSIX's, unlink(2).
         Err(Errno::ISDIR | Errno::PERM) => unlinkat(parent, name, AtFlags::REMOVEDIR),

@@ -95,15 +95,21 @@ pub enum SharedFileError {
 #[derive(Debug)]
 pub struct SharedFiles {
     directory: PathBuf,
-    unfinished: Mutex<HashMap<PathBuf, Arc<Mutex<Unfinished>>>>,
+    unfinished: Mutex<HashMap<PathBuf, Arc<Unfinished>>>,
 }
 
 /// A file of which pieces are missing. It has no name: when it is given up,
 /// nothing is left of it.
 #[derive(Debug)]
 struct Unfinished {
-    file: OwnedFd,
     size: u64,
+    pieces: Mutex<Pieces>,
+}
+
+/// What of it has come.
+#[derive(Debug)]
+struct Pieces {
+    file: OwnedFd,
     received: Ranges,
     touched: Instant,
 }
@@ -216,25 +222,25 @@ impl SharedFiles {
         data: &[u8],
     ) -> Result<(), Failure> {
         let own = self.unfinished(tree, parent, size, offset)?;
-        let mut unfinished = own.lock().unwrap_or_else(PoisonError::into_inner);
-        write_all(&unfinished.file, data, offset).map_err(at("write"))?;
+        let mut pieces = own.pieces.lock().unwrap_or_else(PoisonError::into_inner);
+        write_all(&pieces.file, data, offset).map_err(at("write"))?;
         let end = offset.saturating_add(data.len() as u64);
-        unfinished.received.insert(offset, end);
-        unfinished.touched = Instant::now();
-        if !unfinished.received.are_all_of(size) {
+        pieces.received.insert(offset, end);
+        pieces.touched = Instant::now();
+        if !pieces.received.are_all_of(size) {
             return Ok(());
         }
         // Whole, or broken for good: either way a next piece is a new file's.
         self.forget(&tree.file.path, &own);
-        tree.set_owner_and_mode(&unfinished.file)?;
+        tree.set_owner_and_mode(&pieces.file)?;
         let aside = tree.aside();
-        let nameless = format!("/proc/self/fd/{}", unfinished.file.as_raw_fd());
+        let nameless = format!("/proc/self/fd/{}", pieces.file.as_raw_fd());
         linkat(CWD, nameless, parent, &aside, AtFlags::SYMLINK_FOLLOW).map_err(at("link"))?;
         tree.move_into_place(parent, &aside)
     }
 
     /// Another that has begun meanwhile stays.
-    fn forget(&self, path: &Path, one: &Arc<Mutex<Unfinished>>) {
+    fn forget(&self, path: &Path, one: &Arc<Unfinished>) {
         let mut all = self.lock();
         if all.get(path).is_some_and(|found| Arc::ptr_eq(found, one)) {
             all.remove(path);
@@ -249,23 +255,22 @@ impl SharedFiles {
         parent: &OwnedFd,
         size: u64,
         offset: u64,
-    ) -> Result<Arc<Mutex<Unfinished>>, Failure> {
+    ) -> Result<Arc<Unfinished>, Failure> {
         let mut all = self.lock();
         if let Some(found) = all.get(&tree.file.path) {
             // One whose piece is being written goes on.
-            let goes_on = match found.try_lock() {
-                Ok(found) => {
-                    found.size == size && !(offset == 0 && found.received.hold_the_first())
-                }
+            let goes_on = match found.pieces.try_lock() {
+                Ok(pieces) => !(offset == 0 && pieces.received.hold_the_first()),
                 Err(TryLockError::WouldBlock) => true,
                 Err(TryLockError::Poisoned(_)) => false,
             };
-            if goes_on {
+            if goes_on && found.size == size {
                 return Ok(Arc::clone(found));
             }
         }
         if all.len() >= UNFINISHED_MAX {
-            let touched = |one: &Arc<Mutex<Unfinished>>| one.try_lock().ok().map(|one| one.touched);
+            let touched =
+                |one: &Unfinished| one.pieces.try_lock().ok().map(|pieces| pieces.touched);
             let idle = all
                 .iter()
                 .filter_map(|(path, one)| Some((touched(one)?, path.clone())));
@@ -275,17 +280,17 @@ impl SharedFiles {
         }
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = openat(parent, ".", flags, Mode::RUSR | Mode::WUSR).map_err(at("open"))?;
-        let new = Arc::new(Mutex::new(Unfinished {
+        let pieces = Mutex::new(Pieces {
             file,
-            size,
             received: Ranges::default(),
             touched: Instant::now(),
-        }));
+        });
+        let new = Arc::new(Unfinished { size, pieces });
         all.insert(tree.file.path.clone(), Arc::clone(&new));
         Ok(new)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, Arc<Mutex<Unfinished>>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, Arc<Unfinished>>> {
         self.unfinished
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -450,160 +455,4 @@ impl Tree<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const DIRECTORY: &str = "/run/kata-containers/shared/containers";
-
-    #[test]
-    fn only_a_path_below_the_directory_is_one() {
-        let below = |path: &str| relative(DIRECTORY, path);
-        assert_eq!(below(&format!("{DIRECTORY}/a/b.c")), Some("a/b.c".into()));
-        for path in [
-            DIRECTORY,
-            "/run/kata-containers/shared/containersx/a",
-            "/run/kata-containers/shared/containers/",
-            "/run/kata-containers/shared/containers/../a",
-            "/run/kata-containers/shared/containers/a/..",
-            "/run/kata-containers/shared/containers/a//b",
-            "/run/kata-containers/shared/containers/./a",
-            "/run/kata-containers/shared/containers/a\0b",
-            "run/kata-containers/shared/containers/a",
-            "",
-        ] {
-            assert_eq!(below(path), None, "{path}");
-        }
-    }
-
-    fn piece(path: &str, size: u64, offset: u64, data: &[u8]) -> SharedFile {
-        SharedFile {
-            path: path.into(),
-            content: Content::Regular {
-                size,
-                offset,
-                data: data.into(),
-            },
-            mode: 0o640,
-            directory_mode: 0o750,
-            uid: None,
-            gid: None,
-        }
-    }
-
-    #[test]
-    fn a_file_whose_pieces_stop_coming_leaves_nothing_and_gives_way() {
-        let directory = tempfile::tempdir().unwrap();
-        let files = SharedFiles::below(directory.path());
-        for number in 0..UNFINISHED_MAX + 10 {
-            files
-                .place(&piece(&number.to_string(), 2, 0, b"a"))
-                .unwrap();
-        }
-        assert_eq!(files.lock().len(), UNFINISHED_MAX);
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
-        // The youngest is still known.
-        let last = (UNFINISHED_MAX + 9).to_string();
-        files.place(&piece(&last, 2, 1, b"b")).unwrap();
-        let whole = std::fs::read(directory.path().join(last)).unwrap();
-        assert_eq!(whole, b"ab");
-    }
-
-    #[test]
-    fn a_container_that_swaps_a_directory_for_a_link_meanwhile_leads_nothing_astray() {
-        use rustix::fs::{RenameFlags, renameat_with};
-        use std::sync::atomic::{AtomicBool, Ordering};
-        const ROUNDS: usize = 500;
-        let inside = tempfile::tempdir().unwrap();
-        let outside = tempfile::tempdir().unwrap();
-        let files = SharedFiles::below(inside.path());
-        std::fs::create_dir(inside.path().join("a")).unwrap();
-        std::os::unix::fs::symlink(outside.path(), inside.path().join("b")).unwrap();
-        let done = AtomicBool::new(false);
-        let mut placed = 0;
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let (a, b) = (inside.path().join("a"), inside.path().join("b"));
-                while !done.load(Ordering::Relaxed) {
-                    renameat_with(CWD, &a, CWD, &b, RenameFlags::EXCHANGE).unwrap();
-                }
-            });
-            for round in 0..ROUNDS {
-                let path = format!("a/made{round}/file");
-                let mut file = piece(&path, 1, 0, b"x");
-                placed += usize::from(files.place(&file).is_ok());
-                file.content = Content::Directory;
-                file.path = format!("a/directory{round}").into();
-                placed += usize::from(files.place(&file).is_ok());
-                file.content = Content::Symlink { target: "x".into() };
-                file.path = format!("a/link{round}").into();
-                placed += usize::from(files.place(&file).is_ok());
-            }
-            done.store(true, Ordering::Relaxed);
-        });
-        // Refused or inside: never outside.
-        assert!(placed > 0);
-        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn pieces_that_come_at_once_make_the_file() {
-        const PIECE: usize = 64 * 1024;
-        let directory = tempfile::tempdir().unwrap();
-        let files = SharedFiles::below(directory.path());
-        for round in 0..20 {
-            let path = format!("file-{round}");
-            std::thread::scope(|scope| {
-                for number in 0..8_u8 {
-                    let (files, path) = (&files, &path);
-                    let offset = u64::from(number) * PIECE as u64;
-                    let data = vec![number; PIECE];
-                    scope.spawn(move || {
-                        let piece = piece(path, 8 * PIECE as u64, offset, &data);
-                        files.place(&piece).unwrap();
-                    });
-                }
-            });
-            let whole = std::fs::read(directory.path().join(&path)).unwrap();
-            assert_eq!(whole.len(), 8 * PIECE);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn pieces_in_any_order_make_the_file(
-            content in prop::collection::vec(any::<u8>(), 1..60),
-            width in 1_usize..20,
-            order in any::<prop::sample::Index>(),
-        ) {
-            let directory = tempfile::tempdir().unwrap();
-            let files = SharedFiles::below(directory.path());
-            let mut pieces: Vec<_> = content.chunks(width).enumerate().collect();
-            let first = order.index(pieces.len());
-            pieces.rotate_left(first);
-            let path = directory.path().join("a/file");
-            for (number, data) in pieces {
-                prop_assert!(!path.exists());
-                let offset = (number * width) as u64;
-                files.place(&piece("a/file", content.len() as u64, offset, data)).unwrap();
-            }
-            prop_assert_eq!(std::fs::read(path).unwrap(), content);
-            prop_assert!(files.lock().is_empty());
-        }
-
-        #[test]
-        fn ranges_are_all_of_a_size_once_every_byte_is_in(
-            ranges in prop::collection::vec((0_u64..40, 0_u64..40), 0..12),
-        ) {
-            let mut known = Ranges::default();
-            let mut bytes = [false; 40];
-            for (start, end) in ranges {
-                let (start, end) = (start.min(end), start.max(end));
-                known.insert(start, end);
-                bytes[start as usize..end as usize].fill(true);
-            }
-            prop_assert_eq!(known.are_all_of(40), bytes.iter().all(|byte| *byte));
-            prop_assert!(known.0.windows(2).all(|pair| pair[0].1 < pair[1].0));
-        }
-    }
-}
+mod tests;

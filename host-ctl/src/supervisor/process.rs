@@ -147,6 +147,10 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
             .write_record(&record)
             .map_err(|error| failed(&error))?;
     }
+    // A record from before it was kept there: a save must know it.
+    if let Some(vm) = record.vm.as_mut().filter(|vm| vm.memory_mib == 0) {
+        vm.memory_mib = record.spec.memory_mib;
+    }
     let recorded = match (&record.vm, record.state) {
         (Some(vm), State::Running | State::Paused) => vm,
         (_, state) => {

@@ -235,8 +235,13 @@ impl Supervised {
             (Request::Stop { grace_millis }, Some(current)) => {
                 let grace = current.grace(Duration::from_millis(grace_millis));
                 let grace_millis = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-                // The VM is gone before its save is given up.
+                // The VM is gone before its save is given up; a VM that could not
+                // be stopped is still being saved.
                 let reply = self.answer(Request::Stop { grace_millis }).await;
+                if self.record.state != State::Stopped {
+                    *save = Some(current);
+                    return vec![client.tell(reply)];
+                }
                 vec![client.tell(reply), current.give_up()]
             }
             (request, current) => {

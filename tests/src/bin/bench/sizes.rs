@@ -14,8 +14,7 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 /// The agent as an ordinary process, idle, under the built-in allow-all.
 pub(super) fn agent(program: &Path) -> Result<(), Failure> {
     let size = std::fs::metadata(program)?.len() as f64;
-    // With the policy engine, system call filters and hooks in it.
-    report("agent_size", size / MEGABYTE, "MB", Goal::AtMost(6.0));
+    report("agent_size", size / MEGABYTE, "MB", Goal::AtMost(5.0));
 
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("agent.sock");
