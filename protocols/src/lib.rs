@@ -38,3 +38,5 @@ pub use vsock::VsockPeers;
 pub mod wire {
     include!(concat!(env!("OUT_DIR"), "/wire/mod.rs"));
 }
+
+include!(concat!(env!("OUT_DIR"), "/wire/messages.rs"));

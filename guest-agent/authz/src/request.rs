@@ -3,7 +3,7 @@
 //! and so cannot be handled; a test holds the table against the descriptors.
 
 use policy::Question;
-use protobuf::{Message, MessageFull};
+use protobuf::Message;
 use protocols::wire::{agent, lifecycle};
 use serde_json::Value;
 
@@ -25,11 +25,11 @@ pub trait Request: sealed::Judged {
 }
 
 mod sealed {
-    use super::{InputError, MessageFull, Question, Value, input};
+    use super::{InputError, Message, Question, Value, input};
 
     /// How a message is shown to a policy. A line of the table may override
     /// each of the three.
-    pub trait Judged: MessageFull {
+    pub trait Judged: Message + input::Shown {
         /// See [`super::Request::WHILE_QUIESCED`].
         const ANSWERED_WHILE_QUIESCED: bool = false;
 

@@ -1,5 +1,5 @@
 //! A request as a policy sees it: the JSON that the existing agent's policies
-//! are written against, made by reflection.
+//! are written against.
 //!
 //! - the names of the .proto file verbatim (`container_id`, `OCI`), but
 //!   `type` is `type_`, as the generated Rust field is called;
@@ -7,21 +7,21 @@
 //!   scalar, is null;
 //! - an enum is its number, repeated is an array, a map an object, bytes an
 //!   array of numbers; 64-bit integers are plain numbers.
+//!
+//! The fields of each message come from the list the wire is generated with,
+//! not from reflection, whose tables are a sixteenth of the agent; the tests
+//! hold the one against the other.
 
-use protobuf::reflect::{
-    FieldDescriptor, ReflectFieldRef, ReflectValueRef, RuntimeFieldType, RuntimeType,
-};
-use protobuf::{MessageDyn, MessageFull};
-use serde_json::{Map, Value};
+use std::collections::HashMap;
+
+use protobuf::{Enum, EnumOrUnknown, MessageField};
+use serde_json::Value;
 
 /// The most values an input may consist of, each byte of a bytes field being
 /// one. As JSON in the engine a value costs some tens of bytes, so that 4 MiB
 /// of bytes, which is the largest ttrpc message, would cost a small guest its
 /// memory. No client sends a tenth of this in a message that is shown whole.
 const MAX_VALUES: usize = 1 << 20;
-
-/// How deep messages may be nested. The deepest of the API is a sixth of it.
-const MAX_DEPTH: usize = 32;
 
 /// A request that cannot be shown to a policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,121 +32,131 @@ pub enum InputError {
         /// The most values it may consist of.
         limit: usize,
     },
-    /// Its messages are nested too deeply.
-    #[error("the request is too large to be judged: nested deeper than {limit} messages")]
-    TooDeep {
-        /// How deep they may be nested.
-        limit: usize,
-    },
     /// The target of a symlink to be made is not UTF-8.
     #[error("CopyFileRequest: the symlink's target is not UTF-8")]
     SymlinkTarget,
 }
 
 /// `message` as a policy sees it.
-pub(crate) fn of(message: &impl MessageFull) -> Result<Value, InputError> {
-    let mut converter = Converter {
-        values_left: MAX_VALUES,
-    };
-    converter.message(message, 0)
+pub(crate) fn of(message: &impl Shown) -> Result<Value, InputError> {
+    message.show(&mut Budget::new())
 }
 
-struct Converter {
-    values_left: usize,
-}
+/// How many values an input may still have.
+pub struct Budget(usize);
 
-impl Converter {
-    fn message(&mut self, message: &dyn MessageDyn, depth: usize) -> Result<Value, InputError> {
-        if depth > MAX_DEPTH {
-            return Err(InputError::TooDeep { limit: MAX_DEPTH });
-        }
-        let descriptor = message.descriptor_dyn();
-        let mut object = Map::new();
-        for field in descriptor.fields() {
-            let value = self.field(&field, message, depth)?;
-            object.insert(key(field.name()).to_string(), value);
-        }
-        Ok(Value::Object(object))
+impl Budget {
+    fn new() -> Self {
+        Self(MAX_VALUES)
     }
 
-    fn field(
-        &mut self,
-        field: &FieldDescriptor,
-        message: &dyn MessageDyn,
-        depth: usize,
-    ) -> Result<Value, InputError> {
-        match field.get_reflect(message) {
-            ReflectFieldRef::Optional(value) => match value.value() {
-                Some(value) => self.value(value, depth),
-                None if is_nullable(field) => self.scalar(Value::Null),
-                None => self.value(field.singular_default_value(), depth),
-            },
-            ReflectFieldRef::Repeated(values) => {
-                self.take(1)?;
-                let values = (&values).into_iter();
-                let array: Result<_, _> = values.map(|value| self.value(value, depth)).collect();
-                Ok(Value::Array(array?))
-            }
-            ReflectFieldRef::Map(entries) => {
-                self.take(1)?;
-                let entries = (&entries).into_iter();
-                let object: Result<_, _> = entries
-                    .map(|(key, value)| Ok((key.to_string(), self.value(value, depth)?)))
-                    .collect();
-                Ok(Value::Object(object?))
-            }
-        }
-    }
-
-    fn value(&mut self, value: ReflectValueRef<'_>, depth: usize) -> Result<Value, InputError> {
-        match value {
-            ReflectValueRef::U32(number) => self.scalar(number),
-            ReflectValueRef::U64(number) => self.scalar(number),
-            ReflectValueRef::I32(number) => self.scalar(number),
-            ReflectValueRef::I64(number) => self.scalar(number),
-            ReflectValueRef::F32(number) => self.scalar(number),
-            ReflectValueRef::F64(number) => self.scalar(number),
-            ReflectValueRef::Bool(truth) => self.scalar(truth),
-            ReflectValueRef::Enum(_, number) => self.scalar(number),
-            ReflectValueRef::String(text) => self.scalar(text),
-            ReflectValueRef::Bytes(bytes) => {
-                self.take(bytes.len().saturating_add(1))?;
-                Ok(bytes.iter().copied().map(Value::from).collect())
-            }
-            ReflectValueRef::Message(message) => {
-                self.take(1)?;
-                self.message(&*message, depth + 1)
-            }
-        }
-    }
-
-    fn scalar(&mut self, value: impl Into<Value>) -> Result<Value, InputError> {
-        self.take(1)?;
-        Ok(value.into())
-    }
-
-    fn take(&mut self, values: usize) -> Result<(), InputError> {
-        self.values_left = self
-            .values_left
-            .checked_sub(values)
-            .ok_or(InputError::TooLarge { limit: MAX_VALUES })?;
+    fn take(&mut self) -> Result<(), InputError> {
+        self.0 = self.checked_after(1)?;
         Ok(())
     }
+
+    /// What is left after so many values: looked at before they are made.
+    fn checked_after(&self, values: usize) -> Result<usize, InputError> {
+        let limit = MAX_VALUES;
+        self.0
+            .checked_sub(values)
+            .ok_or(InputError::TooLarge { limit })
+    }
+
+    /// A message. No type of the wire has itself among its parts, so that
+    /// nothing is nested deeper than the types are; a test holds that.
+    fn object(&mut self, fields: &[(&str, &dyn Shown)]) -> Result<Value, InputError> {
+        self.take()?;
+        let shown = fields
+            .iter()
+            .map(|(name, field)| Ok(((*name).to_string(), field.show(self)?)));
+        shown.collect::<Result<_, _>>().map(Value::Object)
+    }
 }
 
-/// The generated Rust field's name. `type` is the only keyword of Rust among
-/// the API's field names; a test holds that.
-fn key(name: &str) -> &str {
-    if name == "type" { "type_" } else { name }
+/// A message, or what one consists of.
+pub trait Shown {
+    /// It as a policy sees it.
+    ///
+    /// # Errors
+    /// [`InputError::TooLarge`].
+    fn show(&self, left: &mut Budget) -> Result<Value, InputError>;
 }
 
-/// Whether an absent field is null, and not its default value.
-fn is_nullable(field: &FieldDescriptor) -> bool {
-    field.proto().proto3_optional()
-        || matches!(
-            field.runtime_field_type(),
-            RuntimeFieldType::Singular(RuntimeType::Message(_))
-        )
+macro_rules! messages {
+    ($($message:ty { $($field:ident,)* })*) => {$(
+        impl Shown for $message {
+            fn show(&self, left: &mut Budget) -> Result<Value, InputError> {
+                left.object(&[$((stringify!($field), &self.$field)),*])
+            }
+        }
+    )*};
+}
+
+protocols::for_each_message!(messages);
+
+macro_rules! scalars {
+    ($($scalar:ty)*) => {$(
+        impl Shown for $scalar {
+            fn show(&self, left: &mut Budget) -> Result<Value, InputError> {
+                left.take()?;
+                Ok(Value::from(self.clone()))
+            }
+        }
+    )*};
+}
+
+// A byte is an element of a bytes field.
+scalars! { u8 u32 u64 i32 i64 f64 bool String }
+
+impl<E: Enum> Shown for EnumOrUnknown<E> {
+    fn show(&self, left: &mut Budget) -> Result<Value, InputError> {
+        self.value().show(left)
+    }
+}
+
+impl<T: Shown> Shown for Option<T> {
+    fn show(&self, left: &mut Budget) -> Result<Value, InputError> {
+        match self {
+            Some(value) => value.show(left),
+            None => {
+                left.take()?;
+                Ok(Value::Null)
+            }
+        }
+    }
+}
+
+impl<T: Shown> Shown for MessageField<T> {
+    fn show(&self, left: &mut Budget) -> Result<Value, InputError> {
+        self.0.show(left)
+    }
+}
+
+impl<T: Shown> Shown for Box<T> {
+    fn show(&self, left: &mut Budget) -> Result<Value, InputError> {
+        (**self).show(left)
+    }
+}
+
+impl<T: Shown> Shown for Vec<T> {
+    fn show(&self, left: &mut Budget) -> Result<Value, InputError> {
+        left.take()?;
+        left.checked_after(self.len())?;
+        let values = self.iter().map(|value| value.show(left));
+        values.collect::<Result<_, _>>().map(Value::Array)
+    }
+}
+
+impl<T: Shown> Shown for HashMap<String, T> {
+    fn show(&self, left: &mut Budget) -> Result<Value, InputError> {
+        left.take()?;
+        left.checked_after(self.len())?;
+        let entries = self
+            .iter()
+            .map(|(key, value)| Ok((key.clone(), value.show(left)?)));
+        entries.collect::<Result<_, _>>().map(Value::Object)
+    }
 }
 
 #[cfg(test)]
