@@ -3,6 +3,7 @@
 use crate::{Home, built, images, lab, processes};
 use serde_json::Value;
 use std::fs;
+use std::path::Path;
 
 /// What is drawn from the kernel's generator, and what a sandbox is called.
 const WHO: &str = "hostname; cat /proc/sys/kernel/random/boot_id /etc/machine-id; \
@@ -38,16 +39,25 @@ impl Place {
     /// When something that is needed was not built.
     #[must_use]
     pub fn words(&self, command: &[&str], options: &[&str], seconds: u32) -> Vec<String> {
-        let text = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
+        let mut words = self.machine(command);
+        words.extend(["--rootfs".into(), text(&images::busybox())]);
+        words.extend(options.iter().map(ToString::to_string));
+        words.extend(["--".into(), "sleep".into(), seconds.to_string()]);
+        words
+    }
+
+    /// The words of `run` or `template build` that say what machine.
+    ///
+    /// # Panics
+    /// When something that is needed was not built.
+    #[must_use]
+    pub fn machine(&self, command: &[&str]) -> Vec<String> {
         let mut words: Vec<String> = command.iter().map(ToString::to_string).collect();
         // It takes no compressed kernel.
         if self.vmm == "firecracker" {
-            words.extend(["--kernel".into(), text(built("guest/vmlinux"))]);
+            words.extend(["--kernel".into(), text(&built("guest/vmlinux"))]);
         }
-        words.extend(["--vmm", self.vmm, "--memory", "128", "--rootfs"].map(Into::into));
-        words.push(text(images::busybox()));
-        words.extend(options.iter().map(ToString::to_string));
-        words.extend(["--".into(), "sleep".into(), seconds.to_string()]);
+        words.extend(["--vmm", self.vmm, "--memory", "128"].map(Into::into));
         words
     }
 
@@ -95,4 +105,8 @@ impl Place {
             assert_eq!(entries.count(), 0, "{directory} is not empty");
         }
     }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }

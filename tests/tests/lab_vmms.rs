@@ -83,6 +83,22 @@ fn run_freeze_and_clone(vmm: &'static str) {
     place.end();
 }
 
+/// Sandboxes of one size are woken from one machine that was frozen with nothing
+/// in it.
+fn fill(vmm: &'static str) {
+    let place = Place::new(vmm);
+    let words = place.machine(&["template", "build", "small"]);
+    let _ = place.home.json(words);
+    let mut said = HashSet::new();
+    for _ in 0..2 {
+        let made = place.make(&["run"], &[]);
+        assert_eq!(made["booted"], false, "{made}");
+        said.extend(place.who(sandbox(&made)));
+    }
+    assert_eq!(said.len(), 8, "they share something: {said:?}");
+    place.end();
+}
+
 fn adopt(vmm: &'static str) {
     let place = Place::new(vmm);
     let booted = place.make(&["run"], &[]);
@@ -312,6 +328,11 @@ macro_rules! on_each_vmm {
             #[test]
             fn a_sandbox_is_run_frozen_cloned_and_stopped_and_leaves_nothing() {
                 super::run_freeze_and_clone($vmm);
+            }
+
+            #[test]
+            fn runs_of_one_size_are_woken_from_one_machine_and_share_nothing() {
+                super::fill($vmm);
             }
 
             #[test]

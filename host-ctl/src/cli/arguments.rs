@@ -130,7 +130,7 @@ pub struct GuestImage {
     pub initrd: Option<PathBuf>,
 }
 
-/// The machine and the one container that `run` and `template build` make.
+/// The machine that `run` and `template build` make.
 #[derive(Debug, Clone, Args)]
 pub struct MachineArguments {
     /// The guest's kernel and initrd.
@@ -153,18 +153,24 @@ pub struct MachineArguments {
     /// could be had.
     #[arg(long)]
     pub insecure: bool,
-    /// The container's root file system, an EROFS image; never written.
-    #[arg(long, value_name = "FILE")]
-    pub rootfs: PathBuf,
     /// The guest's memory in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(64..=1 << 20))]
     pub memory: u32,
     /// The guest's CPUs.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub cpus: u8,
+}
+
+/// The one container that `run` makes, and `template build` if it is asked to.
+#[derive(Debug, Clone, Args)]
+#[group(id = "one-container")]
+pub struct ContainerArguments {
+    /// The container's root file system, an EROFS image; never written.
+    #[arg(long, value_name = "FILE")]
+    pub rootfs: PathBuf,
     /// The container's id.
-    #[arg(long, value_name = "ID", default_value = "main", value_parser = parse_container_id)]
-    pub container: String,
+    #[arg(long = "container", id = "container", value_name = "ID", default_value = "main", value_parser = parse_container_id)]
+    pub id: String,
     /// A variable of the container's environment.
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
     pub env: Vec<String>,
@@ -178,19 +184,31 @@ pub struct MachineArguments {
 
 /// `template build`.
 #[derive(Debug, Args)]
+// A container is whole, or there is none.
+#[command(
+    mut_arg("rootfs", |rootfs| rootfs.required(false).requires("command")),
+    mut_arg("command", |command| command.required(false).requires("rootfs")),
+    mut_arg("env", |env| env.requires("rootfs")),
+    mut_arg("cwd", |cwd| cwd.requires("rootfs")),
+    mut_arg("container", |container| container.requires("rootfs"))
+)]
 pub struct TemplateBuildArguments {
     /// The template's name.
     pub name: TemplateName,
     /// A command run in the container until it succeeds: the workload is ready.
-    #[arg(long, value_name = "COMMAND", value_parser = parse_words)]
+    #[arg(long, value_name = "COMMAND", value_parser = parse_words, requires = "rootfs")]
     pub ready: Option<Words>,
     /// A command run in the container once it is ready, before the freeze; in
     /// order when given more than once.
-    #[arg(long, value_name = "COMMAND", value_parser = parse_words)]
+    #[arg(long, value_name = "COMMAND", value_parser = parse_words, requires = "rootfs")]
     pub warm: Vec<Words>,
     /// The machine.
     #[command(flatten)]
     pub machine: MachineArguments,
+    /// The container that is frozen in it. Without one the template is a machine
+    /// that `run` wakes copies of, for sandboxes of its size.
+    #[command(flatten)]
+    pub container: Option<ContainerArguments>,
 }
 
 /// `template save`.
@@ -255,6 +273,9 @@ pub struct RunArguments {
     /// The machine.
     #[command(flatten)]
     pub machine: MachineArguments,
+    /// The container.
+    #[command(flatten)]
+    pub container: ContainerArguments,
 }
 
 /// `exec`.
@@ -408,6 +429,30 @@ mod tests {
     }
 
     #[test]
+    fn a_template_is_built_with_nothing_in_it_or_with_a_whole_container() {
+        let parsed = parse("template build small --memory 128").unwrap();
+        let Command::Template(TemplateCommand::Build(build)) = parsed.command else {
+            panic!("another command");
+        };
+        assert!(build.container.is_none());
+        for half in [
+            "template build x --rootfs i",
+            "template build x -- true",
+            "template build x --env A=b",
+            "template build x --cwd /srv",
+            "template build x --container other",
+            "template build x --ready true",
+            "template build x --warm true",
+            "run --rootfs i",
+            "run -- true",
+            "run",
+        ] {
+            let error = parse(half).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::MissingRequiredArgument, "{half}");
+        }
+    }
+
+    #[test]
     fn a_template_is_built_with_ready_and_warm_commands() {
         let arguments = Arguments::try_parse_from([
             "host-ctl",
@@ -437,12 +482,13 @@ mod tests {
         };
         assert_eq!(build.machine.memory, 512);
         assert_eq!(build.machine.cpus, 1);
-        assert_eq!(build.machine.container, "main");
-        assert_eq!(build.machine.command, ["redis-server", "--save", ""]);
+        let container = build.container.as_ref().unwrap();
+        assert_eq!(container.id, "main");
+        assert_eq!(container.command, ["redis-server", "--save", ""]);
         assert_eq!(build.ready.unwrap().0, ["redis-cli", "ping"]);
         assert_eq!(build.warm[0].0, ["redis-cli", "set", "a", "b c"]);
         assert_eq!(build.warm.len(), 2);
-        assert_eq!(build.machine.env, ["A=b=c"]);
+        assert_eq!(container.env, ["A=b=c"]);
     }
 
     #[test]

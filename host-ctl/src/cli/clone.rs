@@ -115,18 +115,21 @@ fn readiness(store: &Store, digest: &TemplateDigest) -> Result<Readiness, CliErr
 pub(super) fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCode, CliError> {
     let timeline = Timeline::new();
     timeline.record("start of host-ctl", context.begun, now());
-    let mut spec = arguments.machine.spec()?;
+    let mut spec = arguments.machine.spec(Some(&arguments.container))?;
     let store = Store::open(context.paths())?;
     let span = timeline.step("run: import the images");
     // The VM gets files nobody changes under it. Held until it has them open.
     let kernel = store.import(&spec.kernel)?;
     let initrd = store.import(&spec.initrd)?;
-    let disks = spec.disks.iter().map(|disk| store.import(disk));
+    let disks = spec.disks.iter().flatten().map(|disk| store.import(disk));
     let disks = disks.collect::<Result<Vec<_>, _>>()?;
     drop(span);
     spec.kernel = kernel.path().to_owned();
     spec.initrd = initrd.path().to_owned();
-    spec.disks = disks.iter().map(|disk| disk.path().to_owned()).collect();
+    spec.disks = disks
+        .iter()
+        .map(|disk| Some(disk.path().to_owned()))
+        .collect();
     let wish = Wish {
         making: Making::Boot {
             spec,
@@ -134,7 +137,7 @@ pub(super) fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCod
         },
         insecure: arguments.machine.insecure,
         readiness: arguments.ready.as_ref().map(|words| Readiness {
-            container: arguments.machine.container.clone(),
+            container: arguments.container.id.clone(),
             args: words.0.clone(),
         }),
     };

@@ -2,7 +2,7 @@
 //! are there.
 
 use super::CliError;
-use super::arguments::{AgentLink, GuestImage, MachineArguments, Network};
+use super::arguments::{AgentLink, ContainerArguments, GuestImage, MachineArguments, Network};
 use super::text::escape;
 use crate::sandbox::network::NetworkKind;
 use crate::sandbox::spec::{ContainerPlan, SandboxSpec};
@@ -71,8 +71,12 @@ impl GuestImage {
 }
 
 impl MachineArguments {
-    /// The sandbox; every file of it exists.
-    pub(super) fn spec(&self) -> Result<SandboxSpec, CliError> {
+    /// The sandbox, with a slot for the image where there is no container yet;
+    /// every file of it exists.
+    pub(super) fn spec(
+        &self,
+        container: Option<&ContainerArguments>,
+    ) -> Result<SandboxSpec, CliError> {
         let missing = |what: &str, hint| CliError::Missing {
             what: format!("no {what}"),
             hint,
@@ -84,6 +88,7 @@ impl MachineArguments {
         let initrd =
             initrd.ok_or_else(|| missing("initrd", "give --initrd or set TARDIGRADE_INITRD"))?;
         let vmm = self.vmm.map_or_else(default_vmm, Ok)?;
+        let image = container.map(|container| existing("root file system", &container.rootfs));
         Ok(SandboxSpec {
             vmm,
             carrier: carrier(vmm, self.agent_link)?,
@@ -92,15 +97,25 @@ impl MachineArguments {
             memory_mib: self.memory,
             kernel: existing("kernel", &kernel)?,
             initrd: existing("initrd", &initrd)?,
-            disks: vec![existing("root file system", &self.rootfs)?],
-            containers: vec![ContainerPlan {
-                id: self.container.clone(),
-                disk: 0,
-                args: self.command.clone(),
-                env: self.env.clone(),
-                cwd: self.cwd.clone(),
-            }],
+            disks: vec![image.transpose()?],
+            containers: container
+                .map(ContainerArguments::plan)
+                .into_iter()
+                .collect(),
         })
+    }
+}
+
+impl ContainerArguments {
+    /// It, on the first disk.
+    fn plan(&self) -> ContainerPlan {
+        ContainerPlan {
+            id: self.id.clone(),
+            disk: 0,
+            args: self.command.clone(),
+            env: self.env.clone(),
+            cwd: self.cwd.clone(),
+        }
     }
 }
 

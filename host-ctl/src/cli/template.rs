@@ -52,7 +52,7 @@ fn build_template(
     let insecure = arguments.machine.insecure;
     let recipe = Recipe {
         name: arguments.name,
-        spec: arguments.machine.spec()?,
+        spec: arguments.machine.spec(arguments.container.as_ref())?,
         warm_up: SavedWarmUp {
             ready: arguments.ready.map(|words| words.0),
             warm: arguments.warm.into_iter().map(|words| words.0).collect(),

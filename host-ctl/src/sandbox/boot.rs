@@ -3,9 +3,10 @@
 
 use super::agent::{CID_ATTEMPTS, Unreached, address, begin, draw_cid, is_cid_taken, reach};
 use super::console::Console;
+use super::containers::{ContainerError, Steps, start_containers};
 use super::made::{Made, Making, Moments, Site};
 use super::network::Attached;
-use super::spec::{ContainerPlan, Own, SandboxSpec, VmFiles};
+use super::spec::{Own, SandboxSpec, VmFiles};
 use crate::host::explain;
 use crate::host::network::NetworkError;
 use crate::timeline::now;
@@ -22,6 +23,12 @@ use std::time::Duration;
 const AGENT_DEADLINE: Duration = Duration::from_secs(120);
 /// How long one call of the recipe may take.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a boot calls the steps of its containers.
+const STEPS: Steps = Steps {
+    create: "boot: agent call CreateContainer",
+    start: "boot: agent call StartContainer",
+};
 
 /// Why there is no sandbox. No VM is left, unless the last variant says so.
 #[derive(Debug, thiserror::Error)]
@@ -62,25 +69,9 @@ pub enum BootError {
         #[source]
         source: ClientError,
     },
-    /// A container is to start from a disk that no guest has.
-    #[error("container {container}: there is no disk {disk}")]
-    Disk {
-        /// The container.
-        container: String,
-        /// The index of its disk.
-        disk: usize,
-    },
-    /// A container could not be created or started.
-    #[error("{step} {container}")]
-    Container {
-        /// The step.
-        step: &'static str,
-        /// The container.
-        container: String,
-        /// What the client said.
-        #[source]
-        source: ClientError,
-    },
+    /// A container could not be started.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
     /// The VM ended, or its agent was not heard of. What the guest said last is
     /// the best there is to know why.
     #[error("{}; the guest's console ends with: {console}", explain(&**first))]
@@ -175,12 +166,12 @@ impl BootError {
     fn is_silence(&self) -> bool {
         match self {
             Self::Vm { .. } | Self::Connect { .. } | Self::Reach(_) => true,
-            Self::Agent { source, .. } | Self::Container { source, .. } => {
+            Self::Agent { source, .. } => {
                 source.is_dead() || matches!(source, ClientError::Deadline { .. })
             }
+            Self::Container(error) => error.is_silence(),
             Self::Random(_)
             | Self::Network(_)
-            | Self::Disk { .. }
             | Self::Silent { .. }
             | Self::Interrupted
             | Self::Lingers { .. } => false,
@@ -289,9 +280,7 @@ async fn bring_up(
     if let Some(network) = site.network {
         connect(making, &client, network).await?;
     }
-    for container in &spec.containers {
-        start(making, &client, container).await?;
-    }
+    start_containers(&spec.containers, &client, STEPS, &making.timeline).await?;
     making.moments.released = now();
     Ok(link)
 }
@@ -323,38 +312,6 @@ async fn connect(
     }
     let _span = making.timeline.span("boot: lift the fence");
     Ok(network.lift_fence().await?)
-}
-
-async fn start(
-    making: &Making,
-    client: &AgentClient,
-    container: &ContainerPlan,
-) -> Result<(), BootError> {
-    let failed = |step| {
-        move |source| BootError::Container {
-            step,
-            container: container.id.clone(),
-            source,
-        }
-    };
-    let config = container.config().ok_or_else(|| BootError::Disk {
-        container: container.id.clone(),
-        disk: container.disk,
-    })?;
-    making
-        .step(
-            "boot: agent call CreateContainer",
-            client.create_container(&config, CALL_DEADLINE),
-        )
-        .await
-        .map_err(failed("create container"))?;
-    making
-        .step(
-            "boot: agent call StartContainer",
-            client.start_container(&container.id, CALL_DEADLINE),
-        )
-        .await
-        .map_err(failed("start container"))
 }
 
 #[cfg(test)]

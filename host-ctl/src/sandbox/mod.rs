@@ -24,6 +24,7 @@
 pub mod agent;
 pub mod boot;
 pub mod console;
+pub mod containers;
 pub mod driver;
 pub mod identity;
 pub mod link;

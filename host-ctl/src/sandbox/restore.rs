@@ -1,7 +1,7 @@
 //! A clone, from a template to a sandbox of its own. Reads as one list:
 //!
 //! `Verified -> Prepared -> Restored (paused) -> Resumed -> Thawed -> Connected ->
-//! Released`
+//! Released`, and containers, where it was frozen without
 //!
 //! Each is a type. What has a VM has one way down, which kills it: a clone that
 //! fails leaves nothing, and nothing half made is handed over. The workload is
@@ -10,11 +10,12 @@
 use super::agent::{
     CID_ATTEMPTS, Reached, Unreached, address, begin, draw_cid, is_cid_taken, reach, rebound,
 };
+use super::containers::{ContainerError, Steps, start_containers};
 use super::identity::draw_identity;
 use super::made::{Made, Making, Moments, Site, note_call};
 use super::network::{Attached, NIC};
 use super::silence::listening;
-use super::spec::VmFiles;
+use super::spec::{ContainerPlan, VmFiles};
 use crate::host::explain;
 use crate::host::network::NetworkError;
 use crate::timeline::{Timeline, now, step};
@@ -24,6 +25,7 @@ use agent_client::{
 use hypervisor::{Backing, Hypervisor, MemoryMode, Rebind, Vm, VmSpec};
 use protocols::{AgentAddress, Link};
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,6 +41,12 @@ const WAKE_DEADLINE: Duration = Duration::from_secs(30);
 const THAW_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a release may take, its hooks included.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What a clone calls the steps of containers that come after the freeze.
+const FILL_STEPS: Steps = Steps {
+    create: "clone: agent call CreateContainer",
+    start: "clone: agent call StartContainer",
+};
 
 /// Why there is no clone. No VM of it is left, unless the last variant says so.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +90,9 @@ pub enum RestoreError {
     /// The host's end of its network could not be opened.
     #[error("lift the fence")]
     Network(#[from] NetworkError),
+    /// A container could not be started in a clone that was frozen without.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
     /// The guest answers to another identity than it was given.
     #[error("the receipt of the thaw names another identity")]
     Identity,
@@ -116,6 +127,11 @@ pub struct Verified {
     pub memory: PathBuf,
     /// How the RAM gets into the clone; none is the driver's own way.
     pub memory_mode: Option<MemoryMode>,
+    /// What comes into its slots, each image by the id of its disk.
+    pub images: BTreeMap<String, PathBuf>,
+    /// What is started in it when it runs: nothing in one that was frozen with
+    /// its containers.
+    pub containers: Vec<ContainerPlan>,
     /// The name of the freeze that this clone's thaw ends.
     pub quiesce_id: QuiesceId,
 }
@@ -165,18 +181,26 @@ struct Thawed {
 /// frozen.
 struct Connected(Thawed);
 
+/// A VM whose workload runs, if it was frozen with one.
+struct Released {
+    client: AgentClient,
+    made: Made,
+}
+
 /// Makes a clone of a verified template.
 ///
 /// # Errors
 /// The first step that failed; no VM is left then.
-pub async fn restore(verified: Verified, site: Site<'_>) -> Result<Made, RestoreError> {
+pub async fn restore(mut verified: Verified, site: Site<'_>) -> Result<Made, RestoreError> {
+    let containers = std::mem::take(&mut verified.containers);
     let prepared = verified.prepare(site)?;
     let restored = prepared.restore(site.hypervisor).await?;
     listening(site.directory, async {
         let resumed = restored.resume().await?;
         let thawed = resumed.thaw().await?;
         let connected = thawed.connect(site.network).await?;
-        connected.release().await
+        let released = connected.release().await?;
+        released.fill(&containers, site.timeline).await
     })
     .await
 }
@@ -201,6 +225,7 @@ impl Verified {
                     shared: false,
                 }),
                 memory_mode: self.memory_mode,
+                disks: self.images.clone(),
                 nics: nics.into_iter().collect(),
                 ..Rebind::default()
             },
@@ -441,7 +466,7 @@ impl Thawed {
 impl Connected {
     /// Lets the workload run, by a clock that is right: what the receipt told
     /// of it is corrected in the same step.
-    async fn release(self) -> Result<Made, RestoreError> {
+    async fn release(self) -> Result<Released, RestoreError> {
         let Thawed {
             mut making,
             link,
@@ -466,7 +491,7 @@ impl Connected {
             return Err(down(making, agent_failed("release")(error)).await);
         }
         let round_trip = receipt.exchange.round_trip();
-        Ok(Made {
+        let made = Made {
             vm: making.vm,
             link,
             // Read from the hand-over on: a clone waits for nothing it can do
@@ -478,7 +503,28 @@ impl Connected {
             round_trip_nanos: Some(u64::try_from(round_trip.as_nanos()).unwrap_or(u64::MAX)),
             not_unique: receipt.not_unique,
             moments: making.moments,
-        })
+        };
+        Ok(Released { client, made })
+    }
+}
+
+impl Released {
+    /// Starts the containers that come after the freeze.
+    async fn fill(
+        self,
+        containers: &[ContainerPlan],
+        timeline: &Timeline,
+    ) -> Result<Made, RestoreError> {
+        let Self { client, mut made } = self;
+        if containers.is_empty() {
+            return Ok(made);
+        }
+        let started = start_containers(containers, &client, FILL_STEPS, timeline).await;
+        made.moments.released = now();
+        match started {
+            Ok(()) => Ok(made),
+            Err(error) => Err(killed(made.vm.kill().await, error.into())),
+        }
     }
 }
 
@@ -497,7 +543,12 @@ async fn thaw(client: AgentClient, own: ThawOrder) -> Result<Receipt, RestoreErr
 
 /// The way down: the VM is killed, and the first failure is what is told.
 async fn down(making: Making, first: RestoreError) -> RestoreError {
-    match making.down().await {
+    killed(making.down().await, first)
+}
+
+/// What is told of a clone that failed, by how its end went.
+fn killed(end: Result<(), hypervisor::Error>, first: RestoreError) -> RestoreError {
+    match end {
         Ok(()) => first,
         Err(kill) => RestoreError::Lingers {
             first: Box::new(first),

@@ -10,6 +10,7 @@ use agent_client::{ContainerConfig, Rootfs};
 use hypervisor::{Backing, Disk, Memory, Nic, NicBackend, VmSpec};
 use protocols::VsockPeers;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The words that every guest kernel's command line begins with: the console,
@@ -22,6 +23,11 @@ const COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 init_on_free=1";
 const NO_POWER_SWITCH: &str = "reboot=k agent.end=reset";
 /// The file system of root images.
 const ROOT_FILE_SYSTEM: &str = "erofs";
+
+/// How much a guest takes a slot for, in bytes: what no image is longer than.
+/// A guest asks for a disk's size when it finds it, and reads nothing of a
+/// shorter image but what its file system says is there.
+pub const SLOT_BYTES: u64 = 256 << 30;
 
 /// A sandbox to boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +48,9 @@ pub struct SandboxSpec {
     /// The guest's initrd, with the agent in it.
     pub initrd: PathBuf,
     /// Read-only images, in the order the guest sees them: the first is
-    /// /dev/vda.
-    pub disks: Vec<PathBuf>,
+    /// /dev/vda. None is a slot: plugged like any other, for an image that comes
+    /// later.
+    pub disks: Vec<Option<PathBuf>>,
     /// Containers, in the order they are started.
     pub containers: Vec<ContainerPlan>,
 }
@@ -75,6 +82,9 @@ pub struct VmFiles {
     pub monitor: PathBuf,
     /// What the VMM says on its standard error.
     pub log: PathBuf,
+    /// What is plugged into a slot without an image: [`SLOT_BYTES`] long, and a
+    /// hole.
+    pub slot: PathBuf,
 }
 
 impl VmFiles {
@@ -87,6 +97,7 @@ impl VmFiles {
             console: directory.join("console.sock"),
             monitor: directory.join("monitor.sock"),
             log: directory.join("vmm.log"),
+            slot: directory.join("slot"),
         }
     }
 }
@@ -114,9 +125,9 @@ impl SandboxSpec {
     #[must_use]
     pub fn vm(&self, own: Own<'_>) -> VmSpec {
         let Own { files, .. } = own;
-        let disk = |(index, path): (usize, &PathBuf)| Disk {
-            id: format!("disk{index}"),
-            path: path.clone(),
+        let disk = |(index, image): (usize, &Option<PathBuf>)| Disk {
+            id: disk_id(index),
+            path: image.as_ref().unwrap_or(&files.slot).clone(),
             readonly: true,
         };
         VmSpec {
@@ -138,6 +149,32 @@ impl SandboxSpec {
             cpu_model: None,
             log: files.log.clone(),
         }
+    }
+
+    /// The same machine with nothing in it: no container, and a slot for each
+    /// disk. What is frozen of it serves all sandboxes of its size.
+    #[must_use]
+    pub fn emptied(&self) -> Self {
+        Self {
+            disks: vec![None; self.disks.len()],
+            containers: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// Whether an image is still to come.
+    #[must_use]
+    pub fn has_slots(&self) -> bool {
+        self.disks.iter().any(Option::is_none)
+    }
+
+    /// The images, each by the id of its disk.
+    #[must_use]
+    pub fn images(&self) -> BTreeMap<String, PathBuf> {
+        let disks = self.disks.iter().enumerate();
+        disks
+            .filter_map(|(index, image)| Some((disk_id(index), image.clone()?)))
+            .collect()
     }
 
     /// The interface, plugged before the guest boots, so that no clone has to.
@@ -184,6 +221,11 @@ impl SandboxSpec {
     }
 }
 
+/// The id of the disk with this index, the same in every VM of a spec.
+fn disk_id(index: usize) -> String {
+    format!("disk{index}")
+}
+
 impl ContainerPlan {
     /// What the agent is asked for; none when no guest has such a disk.
     #[must_use]
@@ -218,7 +260,7 @@ mod tests {
             memory_mib: 128,
             kernel: "/k".into(),
             initrd: "/i".into(),
-            disks: vec!["/a".into(), "/b".into()],
+            disks: vec![Some("/a".into()), Some("/b".into())],
             containers: vec![ContainerPlan {
                 id: "main".into(),
                 disk: 1,
@@ -303,6 +345,30 @@ mod tests {
             ..two
         };
         assert_eq!(like_one, one);
+    }
+
+    #[test]
+    fn an_emptied_sandbox_has_the_same_devices_and_takes_the_images_later() {
+        let (full, empty) = (spec(), spec().emptied());
+        assert!(empty.has_slots() && empty.containers.is_empty() && empty.images().is_empty());
+        assert!(!full.has_slots());
+        let files = VmFiles::below(Path::new("/r"));
+        let vm = |spec: &SandboxSpec| {
+            spec.vm(Own {
+                name: "n",
+                uuid: Uuid::NIL,
+                files: &files,
+                backing: Backing::Anonymous,
+                cid: 3,
+                tap: None,
+            })
+        };
+        assert!(vm(&empty).disks.iter().all(|disk| disk.path == files.slot));
+        let rebind = hypervisor::Rebind {
+            disks: full.images(),
+            ..Default::default()
+        };
+        assert_eq!(vm(&empty).rebound(&rebind).unwrap(), vm(&full));
     }
 
     #[test]

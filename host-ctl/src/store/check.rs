@@ -90,7 +90,10 @@ fn role(machine: &SavedMachine, sha256: &Sha256) -> String {
         ("machine.initrd", &machine.initrd),
     ];
     let disks = machine.disks.iter().enumerate();
-    let disks = disks.map(|(index, disk)| (format!("machine.disks[{index}].image"), &disk.image));
+    let disks = disks.filter_map(|(index, disk)| {
+        let image = disk.image.as_ref()?;
+        Some((format!("machine.disks[{index}].image"), image))
+    });
     let mut all = fixed
         .into_iter()
         .map(|(name, image)| (name.to_owned(), image))

@@ -103,8 +103,8 @@ pub struct SavedMachine {
 pub struct SavedDisk {
     /// Device id.
     pub id: String,
-    /// The image.
-    pub image: Sha256,
+    /// The image; none for a slot, in which each clone has one of its own.
+    pub image: Option<Sha256>,
     /// Whether the guest may not write it.
     pub readonly: bool,
 }

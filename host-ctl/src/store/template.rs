@@ -85,6 +85,12 @@ impl Store {
         self.load(&digest)
     }
 
+    /// Whether something lies under this digest; it may still be unusable.
+    #[must_use]
+    pub fn has(&self, digest: &TemplateDigest) -> bool {
+        self.templates().join(digest.as_str()).exists()
+    }
+
     /// The digest a reference stands for; the template may still be unusable.
     ///
     /// # Errors

@@ -55,7 +55,7 @@ fn requirements(vcpus: u8) -> Requirements {
             cmdline: "quiet".into(),
             disks: vec![SavedDisk {
                 id: "disk0".into(),
-                image,
+                image: Some(image),
                 readonly: true,
             }],
             agent: SavedAgentDevice::Serial {
@@ -524,7 +524,7 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
 fn compare_names_the_field_and_both_values() {
     let mut wanted = requirements(1);
     assert_eq!(compare(&wanted, &requirements(1)).unwrap(), None);
-    wanted.machine.disks[0].image = Sha256::of(b"other");
+    wanted.machine.disks[0].image = Some(Sha256::of(b"other"));
     let difference = compare(&wanted, &requirements(1)).unwrap().unwrap();
     assert_eq!(difference.field, "machine.disks[0].image");
     assert!(difference.wanted.contains(Sha256::of(b"other").as_str()));

@@ -22,7 +22,7 @@ use crate::sandbox::state::{Event, Refused};
 use crate::sandbox::vmm::{Vmm, memory_mode_name};
 use crate::sandbox::{Made, Site};
 use crate::store::{CloneRefusal, SavedWarmUp, Sha256, Store, StoreError};
-use crate::template::{ClonePlan, WarmUpError, cold_spec, plan_clone, warm_up};
+use crate::template::{ClonePlan, WarmUpError, cold_spec, emptied_template, plan_clone, warm_up};
 use crate::timeline::{Timeline, now};
 use agent_client::{AgentClient, ClientError};
 use hypervisor::{Accelerator, Backing, MemoryMode};
@@ -63,6 +63,8 @@ enum MakeError {
         #[source]
         source: CloneRefusal,
     },
+    #[error("the template has nothing in it: `run` starts containers in copies of it")]
+    Empty,
     #[error(transparent)]
     Driver(#[from] DriverError),
     #[error(transparent)]
@@ -172,15 +174,25 @@ async fn plan_of_boot(
     insecure: bool,
     timeline: &Timeline,
 ) -> Result<Plan, MakeError> {
-    let _span = timeline.span("boot: probe the vmm");
+    let driver = {
+        let _span = timeline.span("boot: probe the vmm");
+        driver_for(paths, &spec, kernel, insecure).await?
+    };
+    let _span = timeline.span("boot: look for a template of this size");
+    let store = Store::open(paths)?;
+    let template = emptied_template(&store, &spec, &driver)?;
+    let clone = template.as_ref().map(|digest| {
+        let plan = plan_clone(&store, digest, &driver);
+        plan.map_err(|refusal| refusal.reason())
+    });
     Ok(Plan {
-        driver: driver_for(paths, &spec, kernel, insecure).await?,
+        driver,
         memory: None,
         spec,
-        template: None,
+        template,
         warm_up: SavedWarmUp::default(),
         saved: None,
-        clone: Err(None),
+        clone: clone.map_or(Err(None), |clone| clone.map_err(Some)),
     })
 }
 
@@ -195,6 +207,9 @@ async fn plan_of_clone(
         let _span = timeline.step("clone: read the manifest");
         let store = Store::open(paths)?;
         let spec = cold_spec(&store, &digest).map_err(MakeError::NoSpec)?;
+        if spec.has_slots() {
+            return Err(MakeError::Empty);
+        }
         let template = store.load(&digest).map_err(MakeError::NoSpec)?;
         let requirements = &template.manifest().requirements;
         let kernel = requirements.machine.kernel.clone();
@@ -337,8 +352,12 @@ async fn bring_to_life(
     let timeline = site.timeline;
     let reason = match &plan.clone {
         Err(reason) => reason.clone(),
-        Ok(clone) => match restore(verified(clone, plan.memory), site).await {
+        Ok(clone) => match restore(verified(clone, plan), site).await {
             Ok(made) => return Ok((made, None)),
+            // A boot would only hear the same again.
+            Err(RestoreError::Container(error)) if !error.is_silence() => {
+                return Err(MakeError::Clone(error.into()));
+            }
             // What was asked for by name is not replaced by something else.
             Err(RestoreError::Vm {
                 source: source @ hypervisor::Error::Unsupported(_),
@@ -404,13 +423,21 @@ async fn end(made: Made, first: MakeError) -> MakeError {
     }
 }
 
-fn verified(plan: &ClonePlan, memory_mode: Option<MemoryMode>) -> Verified {
+/// What a clone is made of: the template, and what was not in it at the freeze.
+fn verified(clone: &ClonePlan, plan: &Plan) -> Verified {
+    let (images, containers) = if clone.spec.has_slots() {
+        (plan.spec.images(), plan.spec.containers.clone())
+    } else {
+        Default::default()
+    };
     Verified {
-        state: plan.template.directory().to_owned(),
-        memory: plan.template.memory(),
-        saved: plan.vm.clone(),
-        memory_mode,
-        quiesce_id: plan.quiesce_id.into(),
+        state: clone.template.directory().to_owned(),
+        memory: clone.template.memory(),
+        saved: clone.vm.clone(),
+        memory_mode: plan.memory,
+        images,
+        containers,
+        quiesce_id: clone.quiesce_id.into(),
     }
 }
 

@@ -6,7 +6,7 @@ use super::requirements::{Images, Platform, any_vm, requirements, sandbox_spec};
 use crate::config::{TemplateDigest, hexadecimal_bytes};
 use crate::sandbox::driver::Driver;
 use crate::sandbox::spec::SandboxSpec;
-use crate::store::{CloneRefusal, Store, Template, compare};
+use crate::store::{CloneRefusal, SavedWarmUp, Store, StoreError, Template, compare};
 
 /// All that a restore needs. The files were found as published a moment ago.
 #[derive(Debug, Clone)]
@@ -62,6 +62,35 @@ pub fn plan_clone(
         quiesce_id,
         template,
     })
+}
+
+/// The template that holds the machine of a sandbox with nothing in it, if one
+/// was built: of the same size, devices, files and VMM. `spec` is made of kept
+/// files.
+///
+/// # Errors
+/// When files or CPU cannot be told.
+pub fn emptied_template(
+    store: &Store,
+    spec: &SandboxSpec,
+    driver: &Driver,
+) -> Result<Option<TemplateDigest>, StoreError> {
+    let images = Images {
+        kernel: store.digest_of(&spec.kernel)?,
+        initrd: store.digest_of(&spec.initrd)?,
+        disks: vec![None; spec.disks.len()],
+    };
+    let platform = Platform::of(store, driver)?;
+    let wanted = requirements(
+        &spec.emptied(),
+        &images,
+        &SavedWarmUp::default(),
+        None,
+        driver.capabilities(),
+        &platform,
+    );
+    let digest = wanted.digest()?;
+    Ok(store.has(&digest).then_some(digest))
 }
 
 /// What to boot when a template cannot be cloned: only its manifest is read. A

@@ -18,6 +18,6 @@ mod warm;
 mod workshop;
 
 pub use build::{Built, Cost, Recipe, STEPS, Workplace, build};
-pub use clone::{ClonePlan, cold_spec, plan_clone};
+pub use clone::{ClonePlan, cold_spec, emptied_template, plan_clone};
 pub use error::BuildError;
 pub use warm::{WarmUpError, warm_up};

@@ -23,8 +23,8 @@ use crate::store::{
 pub(super) struct Images {
     pub(super) kernel: Sha256,
     pub(super) initrd: Sha256,
-    /// In the order of the disks.
-    pub(super) disks: Vec<Sha256>,
+    /// In the order of the disks; none for a slot.
+    pub(super) disks: Vec<Option<Sha256>>,
 }
 
 impl Images {
@@ -134,7 +134,11 @@ pub(super) fn sandbox_spec(
         memory_mib: machine.memory_mib,
         kernel: kept(&machine.kernel),
         initrd: kept(&machine.initrd),
-        disks: machine.disks.iter().map(|disk| kept(&disk.image)).collect(),
+        disks: machine
+            .disks
+            .iter()
+            .map(|disk| disk.image.as_ref().map(kept))
+            .collect(),
         containers: requirements.containers.iter().map(container).collect(),
     })
 }
@@ -229,7 +233,7 @@ mod tests {
             memory_mib: 128,
             kernel: "/k".into(),
             initrd: "/i".into(),
-            disks: vec!["/a".into()],
+            disks: vec![Some("/a".into())],
             containers: vec![ContainerPlan {
                 id: "main".into(),
                 disk: 0,
@@ -260,7 +264,7 @@ mod tests {
         let images = Images {
             kernel: image.clone(),
             initrd: image.clone(),
-            disks: vec![image],
+            disks: vec![Some(image)],
         };
         let warm_up = SavedWarmUp::default();
         requirements(spec, &images, &warm_up, None, capabilities, &platform())
@@ -274,7 +278,7 @@ mod tests {
         let have = saved(&spec(), &capabilities());
         let back = sandbox_spec(&have, &store).unwrap();
         assert_eq!(back.containers, spec().containers);
-        assert_eq!(back.disks, [store.blob_path(&Sha256::of(b"image"))]);
+        assert_eq!(back.disks, [Some(store.blob_path(&Sha256::of(b"image")))]);
         // The way to the files is not part of what must match.
         let images = Images::of(&have);
         let again = requirements(
@@ -388,7 +392,7 @@ mod tests {
                 images.initrd = Sha256::of(b"other");
             }),
             ("machine.disks[0].image", |images, _, _| {
-                images.disks[0] = Sha256::of(b"other");
+                images.disks[0] = Some(Sha256::of(b"other"));
             }),
             ("vmm.cpu", |_, _, platform| {
                 platform.cpu = Some(Sha256::of(b"flags"));
@@ -424,7 +428,7 @@ mod tests {
             let images = Images {
                 kernel: Sha256::of(b"kernel"),
                 initrd: Sha256::of(b"initrd"),
-                disks: vec![Sha256::of(b"disk")],
+                disks: vec![Some(Sha256::of(b"disk"))],
             };
             let warm_up = SavedWarmUp::default();
             let made = |images: &Images, capabilities: &Capabilities, platform: &Platform| {

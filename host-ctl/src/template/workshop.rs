@@ -1,15 +1,19 @@
 //! The place where one template is built: a run directory, so that a sweep
 //! finds what a kill leaves, and a staging directory.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
 use hypervisor::{Backing, Capabilities, Vm};
 
 use super::BuildError;
 use crate::config::{Paths, SandboxId};
-use crate::host::{ProcessIdentity, RunDirectory, Stage};
+use crate::host::{CallFailed, ProcessIdentity, RunDirectory, Stage, failed};
 use crate::sandbox::identity::Uuid;
 use crate::sandbox::network::{Attached, NetworkKind, Role, attach, detach};
 use crate::sandbox::record::SandboxRecord;
-use crate::sandbox::spec::SandboxSpec;
+use crate::sandbox::spec::{SLOT_BYTES, SandboxSpec, VmFiles};
 use crate::store::{Staging, Store};
 use crate::timeline::Timeline;
 
@@ -59,10 +63,18 @@ impl Workshop {
             network: None,
             record,
         };
-        match workshop.attach(paths, timeline).await {
+        match workshop.furnish(paths, timeline).await {
             Ok(()) => Ok(workshop),
             Err(error) => Err(workshop.close(error).await),
         }
+    }
+
+    /// What the VM is plugged into beside its images.
+    async fn furnish(&mut self, paths: &Paths, timeline: &Timeline) -> Result<(), BuildError> {
+        if self.record.spec.has_slots() {
+            make_slot(&VmFiles::below(self.directory.paths().directory()).slot)?;
+        }
+        self.attach(paths, timeline).await
     }
 
     async fn attach(&mut self, paths: &Paths, timeline: &Timeline) -> Result<(), BuildError> {
@@ -123,4 +135,14 @@ impl Workshop {
         };
         (staging, removed)
     }
+}
+
+/// Makes what is plugged into slots: one hole, which takes no room. For all to
+/// read: its directory lets only its owner through, and VMMs are given
+/// descriptors.
+fn make_slot(path: &Path) -> Result<(), CallFailed> {
+    let mut how = OpenOptions::new();
+    how.write(true).create_new(true).mode(0o444);
+    let slot = how.open(path).map_err(failed("create", path))?;
+    slot.set_len(SLOT_BYTES).map_err(failed("ftruncate", path))
 }

@@ -173,7 +173,9 @@ pub struct Rebind {
     /// How its RAM gets there. `None` is what fits where it lies: a private
     /// mapping of a memory file, or a copy of what was saved with the state.
     pub memory_mode: Option<MemoryMode>,
-    /// New images of disks, by the disk's id; sizes must be equal.
+    /// New images of disks, by the disk's id. The guest goes on taking a disk for
+    /// as long as it was when the guest found it: of a shorter image nothing can
+    /// be read beyond its end, of a longer one nothing beyond what was there.
     pub disks: BTreeMap<String, PathBuf>,
     /// What network interfaces are connected to, by the interface's id.
     pub nics: BTreeMap<String, NicBackend>,
