@@ -7,6 +7,7 @@ use rootfs_builder::digest::Digest;
 use rootfs_builder::disk::{DEFAULT_ALIGNMENT, Layout};
 use rootfs_builder::erofs::{Packing, Request};
 use rootfs_builder::image::{self, FileSystem};
+use rootfs_builder::verify::Trusted;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -36,17 +37,25 @@ pub(crate) enum Command {
         #[arg(long, value_enum, default_value = "text")]
         output_format: Format,
     },
-    /// Hold an image against its manifest, its data against its hash tree; exit
-    /// 1 and a line for each thing that is not right.
+    /// Hold an image against what is trusted: its manifest, or the words that
+    /// the kernel is told; exit 1 and a line for each thing that is not right.
     Verify {
         /// The file.
         image: PathBuf,
-        /// Its manifest, IMAGE.json unless given.
+        /// Its manifest, which is trusted; IMAGE.json unless given.
         #[arg(long, value_name = "FILE")]
         manifest: Option<PathBuf>,
-        /// The root hash that counts, where the manifest is not trusted.
-        #[arg(long, value_name = "HEX")]
+        /// Trust these words, and no manifest that is not given: a dm-verity
+        /// table, or a kernel command line with one.
+        #[arg(long, value_name = "WORDS", conflicts_with = "root_hash")]
+        table: Option<Trusted>,
+        /// Trust this root hash, and no manifest that is not given.
+        #[arg(long, value_name = "HEX", requires = "data_blocks")]
         root_hash: Option<Digest>,
+        /// How many blocks of 4096 bytes it stands for: a root hash alone does
+        /// not bind that.
+        #[arg(long, value_name = "COUNT", requires = "root_hash")]
+        data_blocks: Option<u64>,
     },
     /// Say what two images differ in, by their manifests; exit 1 if they do.
     Diff {

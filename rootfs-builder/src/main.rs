@@ -14,13 +14,13 @@ use rootfs_builder::image::{self, ImageError};
 use rootfs_builder::inspect::{self, InspectError};
 use rootfs_builder::manifest::{Kind, Manifest};
 use rootfs_builder::output::{self, OutputError};
-use rootfs_builder::verify::{self, VerifyError};
+use rootfs_builder::verify::{self, Trusted, VerifyError};
 use rootfs_builder::{diff, initrd};
 use serde::Serialize;
 use std::error::Error;
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(Debug, thiserror::Error)]
@@ -71,11 +71,13 @@ fn run(arguments: Arguments) -> Result<ExitCode, CommandError> {
         Command::Verify {
             image,
             manifest,
+            table,
             root_hash,
+            data_blocks,
         } => {
-            let manifest = manifest.unwrap_or_else(|| verify::manifest_beside(&image));
-            let findings = verify::verify(&image, &manifest, root_hash)?;
-            return report(&findings, &format!("{}: ", image.display()));
+            let known = root_hash.zip(data_blocks);
+            let trusted = table.or(known.map(|(hash, blocks)| Trusted::of(hash, blocks)));
+            return verify_image(&image, manifest, trusted);
         }
         Command::Diff { first, second } => {
             let (first, second) = (manifest_of(&first)?, manifest_of(&second)?);
@@ -139,6 +141,26 @@ fn build_image(arguments: &ImageArguments) -> Result<(), CommandError> {
         }
     }
     Ok(())
+}
+
+/// By the manifest, unless something else is trusted; by both if both are given.
+fn verify_image(
+    image: &Path,
+    manifest: Option<PathBuf>,
+    trusted: Option<Trusted>,
+) -> Result<ExitCode, CommandError> {
+    let mut findings = Vec::new();
+    if let Some(trusted) = &trusted {
+        findings.extend(verify::verify_by(image, trusted)?);
+        if findings.is_empty() && manifest.is_none() {
+            eprintln!("rootfs-builder: {}: {}", image.display(), verify::NOT_BOUND);
+        }
+    }
+    if manifest.is_some() || trusted.is_none() {
+        let manifest = manifest.unwrap_or_else(|| verify::manifest_beside(image));
+        findings.extend(verify::verify(image, &manifest)?);
+    }
+    report(&findings, &format!("{}: ", image.display()))
 }
 
 /// A manifest is told from an image by its name.

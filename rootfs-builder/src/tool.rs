@@ -3,7 +3,7 @@
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -70,12 +70,9 @@ impl Tool {
             let copy = complaints.try_clone();
             copy.map_err(|source| ToolError::Call("duplicate a descriptor", source))
         };
-        let mut command = Command::new(self.name);
+        let mut command = command(self.name);
         command
             .args(&self.arguments)
-            // What it sorts by, and says.
-            .env("LC_ALL", "C")
-            .env("PATH", search_path())
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(to_complaints()?)
@@ -104,10 +101,20 @@ impl Tool {
 }
 
 /// PATH, and where distributions keep such tools out of users' way.
-fn search_path() -> OsString {
+#[must_use]
+pub fn search_path() -> OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/sbin:/sbin");
     path
+}
+
+/// A program that is looked for on [`search_path`].
+#[must_use]
+pub fn command(name: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(name);
+    // LC_ALL: what it sorts by, and says.
+    command.env("PATH", search_path()).env("LC_ALL", "C");
+    command
 }
 
 /// Waits for the child's end; kills it at the deadline.

@@ -166,7 +166,8 @@ impl Table {
         }
         let sectors = long(header, 32)
             .checked_add(1)
-            .filter(|sectors| *sectors <= u64::MAX / SECTOR)
+            // Both tables fit.
+            .filter(|sectors| (2 * RESERVED_SECTORS..=u64::MAX / SECTOR).contains(sectors))
             .ok_or(TableError::Odd("size"))?;
         let partitions = entries
             .chunks_exact(ENTRY)
@@ -248,7 +249,7 @@ mod tests {
         bytes.resize((20_000 * SECTOR) as usize - table().end().len(), 0);
         bytes.extend(table().end());
         std::fs::write(&disk, bytes).unwrap();
-        let Ok(output) = std::process::Command::new("sfdisk")
+        let Ok(output) = crate::tool::command("sfdisk")
             .arg("--verify")
             .arg(&disk)
             .output()
@@ -259,7 +260,7 @@ mod tests {
         assert!(output.status.success(), "{output:?}");
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(said.contains("No errors detected"), "{output:?}");
-        let listed = std::process::Command::new("sfdisk")
+        let listed = crate::tool::command("sfdisk")
             .arg("--dump")
             .arg(&disk)
             .output();

@@ -1,12 +1,12 @@
 //! mkfs.erofs as we call it.
 
 use super::*;
+use crate::tool::command;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::process::Command;
 
 fn tools_are_missing() -> bool {
-    let missing = Command::new("mkfs.erofs").arg("--help").output().is_err();
+    let missing = command("mkfs.erofs").arg("--help").output().is_err();
     if missing {
         eprintln!("skipped: mkfs.erofs is not installed (package erofs-utils)");
     }
@@ -63,7 +63,7 @@ fn the_image_holds_the_tree_exactly() {
     plant(&directory.path().join("tree"), (0..40).collect());
     let image = build(&request(directory.path(), Packing::None)).unwrap();
     let output = directory.path().join("out");
-    let extracted = Command::new("fsck.erofs")
+    let extracted = command("fsck.erofs")
         .arg(format!("--extract={}", output.display()))
         .arg(directory.path().join("image"))
         .output()

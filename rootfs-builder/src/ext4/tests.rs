@@ -1,12 +1,12 @@
 //! mke2fs as we call it, and what is left of it afterwards.
 
 use super::*;
+use crate::tool::command;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::process::Command;
 
 fn tools_are_missing() -> bool {
-    let missing = Command::new("mke2fs").arg("-V").output().is_err();
+    let missing = command("mke2fs").arg("-V").output().is_err();
     if missing {
         eprintln!("skipped: mke2fs is not installed (package e2fsprogs)");
     }
@@ -39,9 +39,9 @@ fn request(directory: &Path) -> Request {
     }
 }
 
-fn debugfs(image: &Path, command: &str) -> String {
-    let output = Command::new("debugfs")
-        .args(["-R", command])
+fn debugfs(image: &Path, request: &str) -> String {
+    let output = command("debugfs")
+        .args(["-R", request])
         .arg(image)
         .output()
         .unwrap();
@@ -76,7 +76,7 @@ fn the_file_system_is_sound_and_everything_belongs_to_root_at_one_time() {
         let mut request = request(directory.path());
         request.source_date_epoch = time;
         build(&request).unwrap();
-        let check = Command::new("e2fsck")
+        let check = command("e2fsck")
             .arg("-fn")
             .arg(&request.output)
             .output()
@@ -123,7 +123,7 @@ fn a_tree_of_any_shape_fits_in() {
     }
     fs::write(deep.join("large"), vec![7; 150 << 20]).unwrap();
     build(&request(directory.path())).unwrap();
-    let check = Command::new("e2fsck")
+    let check = command("e2fsck")
         .arg("-fn")
         .arg(directory.path().join("fs"))
         .output();

@@ -1,9 +1,9 @@
 //! The tree against a recomputation of another kind, and against veritysetup.
 
 use super::*;
+use crate::tool::command;
 use crate::uuid::Uuid;
 use proptest::prelude::*;
-use std::process::Command;
 
 fn noise(blocks: u64) -> Vec<u8> {
     (0..blocks * BLOCK as u64 / 8)
@@ -63,11 +63,7 @@ fn a_tree_has_three_levels_from_where_two_are_too_few() {
 
 #[test]
 fn veritysetup_reads_our_superblock_and_agrees_on_the_tree() {
-    if Command::new("veritysetup")
-        .arg("--version")
-        .output()
-        .is_err()
-    {
+    if command("veritysetup").arg("--version").output().is_err() {
         eprintln!("skipped: veritysetup is not installed (package cryptsetup-bin)");
         return;
     }
@@ -79,7 +75,7 @@ fn veritysetup_reads_our_superblock_and_agrees_on_the_tree() {
         std::fs::write(&file, &data).unwrap();
         std::fs::write(&hashes, &tree.area).unwrap();
         let run = |words: &[&str]| {
-            let mut command = Command::new("veritysetup");
+            let mut command = command("veritysetup");
             command.args(words).arg(&file).arg(&hashes);
             command
         };
@@ -92,7 +88,7 @@ fn veritysetup_reads_our_superblock_and_agrees_on_the_tree() {
         let made = directory.path().join("made");
         let salt = format!("--salt={}", Digest::of(b"salt"));
         let uuid = format!("--uuid={}", superblock(1).uuid);
-        let mut format = Command::new("veritysetup");
+        let mut format = command("veritysetup");
         format.args(["format", &salt, &uuid]).arg(&file).arg(&made);
         let formatted = format.output().unwrap();
         assert!(formatted.status.success(), "{formatted:?}");

@@ -1,19 +1,23 @@
 //! Holds an image against its manifest, and its data against the hash tree.
+//!
+//! Something has to be trusted: the manifest, or the words that the kernel is
+//! told ([`Trusted`]). Where the disk itself says something else than they do,
+//! the disk is wrong.
+
+mod disk;
+mod trusted;
 
 use crate::digest::Digest;
-use crate::disk::Verity;
-use crate::disk::gpt::{RESERVED_SECTORS, SECTOR, Table};
 use crate::input::{self, InputError};
 use crate::manifest::{self, Manifest};
-use crate::verity;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+
+pub use trusted::{Trusted, WordsError};
 
 /// The longest manifest that is read, in bytes.
 const MAX_MANIFEST_BYTES: usize = 64 << 20;
-/// The largest hash partition, in bytes: of a disk of 128 GiB.
-const MAX_TREE_BYTES: u64 = 1 << 30;
 
 /// Why an image cannot be held against its manifest.
 #[derive(Debug, thiserror::Error)]
@@ -82,16 +86,12 @@ pub fn read_manifest(path: &Path) -> Result<Manifest, VerifyError> {
     }
 }
 
-/// What is wrong with the image, a line each; nothing if all is right. If a
-/// root hash is given, it counts, and not the manifest's.
+/// What is wrong with the image, a line each; nothing if all is right. The
+/// manifest is trusted: it says what each byte is, and where the partitions lie.
 ///
 /// # Errors
 /// See [`VerifyError`]: when it cannot be told.
-pub fn verify(
-    image: &Path,
-    manifest_path: &Path,
-    root_hash: Option<Digest>,
-) -> Result<Vec<String>, VerifyError> {
+pub fn verify(image: &Path, manifest_path: &Path) -> Result<Vec<String>, VerifyError> {
     let manifest = read_manifest(manifest_path)?;
     let Some(expected) = &manifest.image else {
         return Err(VerifyError::Inside(manifest_path.into()));
@@ -109,69 +109,51 @@ pub fn verify(
     if sha256 != expected.sha256 {
         findings.push(format!("its sha256 is {sha256}, not {}", expected.sha256));
     }
-    let Some(disk) = &manifest.disk else {
+    let Some(described) = &manifest.disk else {
         return Ok(findings);
     };
-    if disk.offset != 0 {
-        findings.extend(table_findings(&mut file, size).map_err(read_error)?);
+    if described.offset == 0 {
+        return Ok(findings);
     }
-    match (&disk.verity, root_hash) {
-        (Some(verity), _) => {
-            let root_hash = root_hash.unwrap_or(verity.root_hash);
-            let found = tree_finding(&mut file, disk.offset, verity, &root_hash);
-            findings.extend(found.map_err(read_error)?);
+    let found = disk::table(&mut file, size).map_err(read_error)?;
+    findings.extend(found.findings);
+    if let Some(table) = &found.table {
+        findings.extend(disk::places(table, described));
+        if let Some(tree) = &described.verity {
+            let trusted = Trusted {
+                salt: Some(tree.salt),
+                ..Trusted::of(tree.root_hash, tree.data_blocks)
+            };
+            let damage = disk::tree(&mut file, table, &trusted);
+            findings.extend(damage.map_err(read_error)?);
         }
-        (None, Some(_)) => findings.push("it has no hash tree".into()),
-        (None, None) => {}
     }
     Ok(findings)
 }
 
-/// Table and copy, both.
-fn table_findings(file: &mut File, size: u64) -> io::Result<Vec<String>> {
-    let mut start = Vec::new();
-    file.rewind()?;
-    let length = RESERVED_SECTORS * SECTOR;
-    file.by_ref().take(length).read_to_end(&mut start)?;
-    let table = match Table::read(&start) {
-        Ok(table) => table,
-        Err(error) => return Ok(vec![error.to_string()]),
+/// What is wrong with a disk of which no manifest is trusted, but what the
+/// kernel will be told. Nothing on the disk is believed: where data and tree lie
+/// is what the kernel will find, too, and how much there is and what it must be
+/// comes from `trusted`. Beyond the data nothing is bound: see [`NOT_BOUND`].
+///
+/// # Errors
+/// See [`VerifyError`]: when it cannot be told.
+pub fn verify_by(image: &Path, trusted: &Trusted) -> Result<Vec<String>, VerifyError> {
+    let read_error = |source| VerifyError::Read {
+        path: image.into(),
+        source,
     };
-    let mut findings = Vec::new();
-    if table.sectors.checked_mul(SECTOR) != Some(size) {
-        findings.push("the partition table is of a disk of another size".into());
-    }
-    let mut end = Vec::new();
-    file.seek(SeekFrom::Start(size.saturating_sub(length - SECTOR)))?;
-    file.read_to_end(&mut end)?;
-    if end != table.end() {
-        findings.push("the copy of the partition table at the disk's end is another".into());
+    let mut file = File::open(image).map_err(read_error)?;
+    let size = file.seek(SeekFrom::End(0)).map_err(read_error)?;
+    let found = disk::table(&mut file, size).map_err(read_error)?;
+    let mut findings = found.findings;
+    if let Some(table) = &found.table {
+        let damage = disk::tree(&mut file, table, trusted);
+        findings.extend(damage.map_err(read_error)?);
     }
     Ok(findings)
 }
 
-fn tree_finding(
-    file: &mut File,
-    data_offset: u64,
-    verity: &Verity,
-    root_hash: &Digest,
-) -> io::Result<Option<String>> {
-    let mut area = Vec::new();
-    file.seek(SeekFrom::Start(verity.offset))?;
-    let length = verity.size.min(MAX_TREE_BYTES);
-    file.by_ref().take(length).read_to_end(&mut area)?;
-    file.seek(SeekFrom::Start(data_offset))?;
-    let data = io::BufReader::with_capacity(1 << 20, file);
-    match verity::check(data, &area, root_hash) {
-        Ok(superblock) if superblock.data_blocks != verity.data_blocks => {
-            Ok(Some("the hash tree covers another count of blocks".into()))
-        }
-        Ok(superblock) if superblock.salt != verity.salt => {
-            Ok(Some("the hash tree has another salt".into()))
-        }
-        Ok(_) => Ok(None),
-        Err(verity::CheckError::Read(error)) => Err(error),
-        Err(verity::CheckError::Superblock(error)) => Ok(Some(error.to_string())),
-        Err(error) => Ok(Some(error.to_string())),
-    }
-}
+/// What [`verify_by`] says nothing of.
+pub const NOT_BOUND: &str = "the data is what the root hash stands for; names and UUIDs of disk and partitions, and \
+     what lies outside the partitions, are bound by a manifest only";
