@@ -62,42 +62,98 @@ impl Tool {
     /// # Errors
     /// See [`ToolError`].
     pub fn run(&self, deadline: Duration) -> Result<(), ToolError> {
-        // A file, not a pipe: nothing has to drain it while we wait.
-        let mut complaints = rustix::fs::memfd_create(self.name, rustix::fs::MemfdFlags::CLOEXEC)
-            .map(File::from)
-            .map_err(|source| ToolError::Call("memfd_create", source.into()))?;
-        let to_complaints = || {
-            let copy = complaints.try_clone();
-            copy.map_err(|source| ToolError::Call("duplicate a descriptor", source))
-        };
         let mut command = command(self.name);
         command
             .args(&self.arguments)
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(to_complaints()?)
-            .stderr(to_complaints()?);
-        let mut child = command.spawn().map_err(|source| ToolError::Start {
-            name: self.name,
-            package: self.package,
-            source,
-        })?;
-        let status = wait(self.name, &mut child, deadline)?;
-        if status.success() {
-            return Ok(());
-        }
-        let mut text = Vec::new();
-        complaints
-            .rewind()
-            .and_then(|()| complaints.read_to_end(&mut text))
-            .map_err(|source| ToolError::Call("read what it said", source))?;
-        let tail = &text[text.len().saturating_sub(MAX_COMPLAINT)..];
-        Err(ToolError::Failed {
-            name: self.name,
-            status,
-            complaint: tail.trim_ascii().escape_ascii().to_string(),
-        })
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        let complaints = buffer(self.name)?;
+        let output = copy(&complaints)?;
+        finish(
+            (self.name, self.package),
+            command,
+            output,
+            complaints,
+            deadline,
+        )
     }
+}
+
+/// Which of a program's streams are listened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streams {
+    /// Its output.
+    Output,
+    /// Its output and its complaints.
+    Both,
+}
+
+/// Runs a program to its end, and returns at most `limit` bytes of what it said.
+///
+/// # Errors
+/// See [`ToolError`].
+pub fn listen(
+    (name, package): (&'static str, &'static str),
+    command: Command,
+    streams: Streams,
+    deadline: Duration,
+    limit: usize,
+) -> Result<Vec<u8>, ToolError> {
+    let mut said = buffer(name)?;
+    let complaints = match streams {
+        Streams::Output => buffer(name)?,
+        Streams::Both => copy(&said)?,
+    };
+    finish((name, package), command, copy(&said)?, complaints, deadline)?;
+    let mut bytes = Vec::new();
+    said.rewind()
+        .and_then(|()| said.take(limit as u64).read_to_end(&mut bytes))
+        .map_err(|source| ToolError::Call("read what it said", source))?;
+    Ok(bytes)
+}
+
+/// Memory to write to, not a pipe: nothing has to drain it while we wait.
+fn buffer(name: &'static str) -> Result<File, ToolError> {
+    rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)
+        .map(File::from)
+        .map_err(|source| ToolError::Call("memfd_create", source.into()))
+}
+
+fn copy(file: &File) -> Result<File, ToolError> {
+    let copy = file.try_clone();
+    copy.map_err(|source| ToolError::Call("duplicate a descriptor", source))
+}
+
+fn finish(
+    (name, package): (&'static str, &'static str),
+    mut command: Command,
+    output: File,
+    mut complaints: File,
+    deadline: Duration,
+) -> Result<(), ToolError> {
+    command
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(copy(&complaints)?);
+    let mut child = command.spawn().map_err(|source| ToolError::Start {
+        name,
+        package,
+        source,
+    })?;
+    let status = wait(name, &mut child, deadline)?;
+    if status.success() {
+        return Ok(());
+    }
+    let mut text = Vec::new();
+    complaints
+        .rewind()
+        .and_then(|()| complaints.read_to_end(&mut text))
+        .map_err(|source| ToolError::Call("read what it said", source))?;
+    let tail = &text[text.len().saturating_sub(MAX_COMPLAINT)..];
+    Err(ToolError::Failed {
+        name,
+        status,
+        complaint: tail.trim_ascii().escape_ascii().to_string(),
+    })
 }
 
 /// PATH, and where distributions keep such tools out of users' way.
@@ -176,6 +232,19 @@ mod tests {
         let text = error.unwrap_err().to_string();
         assert!(text.ends_with(": 3: hello\\x1b[2J"), "{text}");
         shell("exit 0").run(Duration::from_secs(60)).unwrap();
+    }
+
+    #[test]
+    fn what_a_tool_said_is_heard_up_to_a_limit() {
+        let say = |streams, limit| {
+            let mut command = command("sh");
+            command.args(["-c", "echo output; echo complaint >&2"]);
+            let said = listen(("sh", "dash"), command, streams, Duration::MAX, limit);
+            String::from_utf8(said.unwrap()).unwrap()
+        };
+        assert_eq!(say(Streams::Output, 100), "output\n");
+        assert_eq!(say(Streams::Both, 100), "output\ncomplaint\n");
+        assert_eq!(say(Streams::Output, 3), "out");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::output::{OutputError, Partial};
-use crate::tool::{Tool, ToolError};
+use crate::tool::{self, Streams, Tool, ToolError};
 use crate::tree::{self, TreeError};
 use crate::uuid::Uuid;
 use serde::Serialize;
@@ -15,6 +15,9 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// The longest help that is read, in bytes.
+const MAX_HELP_BYTES: usize = 64 << 10;
 
 /// How file data is stored.
 ///
@@ -29,6 +32,22 @@ pub enum Packing {
     /// LZ4, packed as well as it goes (`lz4hc`); needs a kernel with
     /// EROFS_FS_ZIP.
     Lz4,
+    /// Zstandard; needs erofs-utils 1.8 built with it, and a kernel of 6.10 or
+    /// newer with EROFS_FS_ZIP_ZSTD.
+    Zstd,
+}
+
+impl Packing {
+    /// The compressor's name, and what mkfs.erofs is told.
+    fn compressor(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::None => None,
+            Self::Lz4 => Some(("lz4hc", "-zlz4hc,12")),
+            // Beyond level 19 unpacking takes more memory than a small guest
+            // has to spare.
+            Self::Zstd => Some(("zstd", "-zzstd,level=19")),
+        }
+    }
 }
 
 impl From<Packing> for Compression {
@@ -36,6 +55,7 @@ impl From<Packing> for Compression {
         match packing {
             Packing::None => Self::None,
             Packing::Lz4 => Self::Lz4,
+            Packing::Zstd => Self::Zstd,
         }
     }
 }
@@ -95,6 +115,12 @@ pub enum ErofsError {
     /// mkfs.erofs failed.
     #[error(transparent)]
     Tool(#[from] ToolError),
+    /// The compressor is not built into it.
+    #[error(
+        "this mkfs.erofs cannot compress with {0}: it has {1} (for zstd, erofs-utils 1.8 or newer \
+         built with libzstd)"
+    )]
+    Compressor(&'static str, String),
     /// The image was not of use: mkfs.erofs 1.5 does not always notice a full
     /// disk.
     #[error("mkfs.erofs wrote no file system: is the disk full?")]
@@ -147,12 +173,53 @@ fn run_mkfs(request: &Request, tree: &Path, uuid: &Uuid, image: &Path) -> Result
         ],
         environment: Vec::new(),
     };
-    if request.packing == Packing::Lz4 {
-        tool.arguments.push("-zlz4hc,12".into());
+    if let Some((name, option)) = request.packing.compressor() {
+        let known = compressors(request.deadline)?;
+        if !known.iter().any(|known| known == name) {
+            return Err(ErofsError::Compressor(name, known.join(", ")));
+        }
+        tool.arguments.push(option.into());
     }
     tool.arguments.push(absolute(image)?.into());
     tool.arguments.push(tree.into());
     Ok(tool.run(request.deadline)?)
+}
+
+/// The compressors of this machine's mkfs.erofs, as its help lists them.
+fn compressors(deadline: Duration) -> Result<Vec<String>, ErofsError> {
+    let mut help = tool::command("mkfs.erofs");
+    help.arg("--help");
+    // Older versions have it among their complaints.
+    let help = tool::listen(
+        ("mkfs.erofs", "erofs-utils"),
+        help,
+        Streams::Both,
+        deadline,
+        MAX_HELP_BYTES,
+    )?;
+    Ok(listed(&String::from_utf8_lossy(&help)))
+}
+
+/// Up to version 1.7 a line "Available compressors are: lz4hc, lz4". Since then a
+/// line for each, such as "    zstd[,level=<0-22>]  ...", after one that ends in
+/// "compressor" and "supported".
+fn listed(help: &str) -> Vec<String> {
+    let names = |text: &str| {
+        let words = text.split([',', ' ', '[', '(', ';']);
+        let words = words.map(str::trim).filter(|word| !word.is_empty());
+        words.map(str::to_owned).collect::<Vec<_>>()
+    };
+    if let Some((_, list)) = help.split_once("Available compressors are:") {
+        return names(list.lines().next().unwrap_or_default());
+    }
+    let known = ["lz4", "lz4hc", "lzma", "deflate", "libdeflate", "zstd"];
+    let mut found: Vec<String> = help
+        .lines()
+        .filter_map(|line| names(line).into_iter().next())
+        .filter(|name| known.contains(&name.as_str()))
+        .collect();
+    found.dedup();
+    found
 }
 
 /// The magic number at 1024 of fs/erofs/erofs_fs.h, little-endian.

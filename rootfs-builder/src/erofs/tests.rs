@@ -98,3 +98,36 @@ fn an_image_inside_its_own_tree_is_refused() {
     let error = build(&request).unwrap_err();
     assert!(matches!(error, ErofsError::Inside(_)), "{error}");
 }
+
+#[test]
+fn compressors_are_read_from_the_help_of_old_and_new_versions() {
+    let old = "options are:\n -zX[,Y]  X=compressor\n\nAvailable compressors are: lz4hc, lz4\n";
+    assert_eq!(listed(old), ["lz4hc", "lz4"]);
+    let new = "options:\n -zX[,level=Y]  X=compressor\n    lz4\n    lz4hc[,level=<0-12>] (9)\n    \
+               zstd[,level=<0-22>]\n --workers=#  lzma\n";
+    assert_eq!(listed(new), ["lz4", "lz4hc", "zstd"]);
+}
+
+#[test]
+fn zstd_packs_where_mkfs_erofs_has_it_and_is_refused_by_name_where_not() {
+    if tools_are_missing() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    plant(&directory.path().join("tree"), (0..9).collect());
+    let request = request(directory.path(), Packing::Zstd);
+    let known = compressors(request.deadline).unwrap();
+    assert!(known.iter().any(|name| name == "lz4hc"), "{known:?}");
+    match build(&request) {
+        Ok(image) => {
+            assert!(known.iter().any(|name| name == "zstd"), "{known:?}");
+            assert!(image.size < image.bytes);
+        }
+        Err(error) => {
+            assert!(!known.iter().any(|name| name == "zstd"), "{error}");
+            let text = error.to_string();
+            assert!(text.contains("cannot compress with zstd"), "{text}");
+            assert!(!request.output.exists());
+        }
+    }
+}
