@@ -1,6 +1,7 @@
 //! The command line, parsed; nothing is done here.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use rootfs_builder::base::Base;
 use rootfs_builder::compression::Compression;
 use rootfs_builder::contents::{AddedFile, Recipe};
 use rootfs_builder::digest::Digest;
@@ -76,13 +77,20 @@ pub(crate) enum Format {
 
 /// What lies in an image, whatever its format.
 #[derive(Args)]
-struct ContentsArguments {
+pub(crate) struct ContentsArguments {
     /// The static program that becomes PID 1.
     #[arg(long, value_name = "PROGRAM")]
     agent: PathBuf,
     /// Its version, for the manifest.
     #[arg(long, value_name = "TEXT")]
     agent_version: Option<String>,
+    /// What it lies on: none, busybox, a DIRECTORY, oci:LAYOUT[:REF], or
+    /// debian:SUITE (by mmdebstrap).
+    #[arg(long, value_name = "BASE", default_value = "none")]
+    base: Base,
+    /// A further package, of a base that can install some; may be repeated.
+    #[arg(long = "package", value_name = "NAME")]
+    packages: Vec<String>,
     /// The kernel's modules: a directory laid out as /lib/modules/RELEASE.
     #[arg(long, value_name = "DIRECTORY")]
     modules: Option<PathBuf>,
@@ -101,13 +109,18 @@ struct ContentsArguments {
     /// A further file; MODE is octal, 644 unless given; may be repeated.
     #[arg(long = "file", value_name = "SOURCE:DESTINATION[:MODE]", value_parser = parse_file)]
     files: Vec<AddedFile>,
+    /// Where a list of what is inside (SPDX 2.3, JSON) goes.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) spdx: Option<PathBuf>,
 }
 
 impl ContentsArguments {
-    fn to_recipe(&self, source_date_epoch: u32) -> Recipe {
+    pub(crate) fn to_recipe(&self, source_date_epoch: u32) -> Recipe {
         Recipe {
             agent: self.agent.clone(),
             agent_version: self.agent_version.clone(),
+            base: self.base.clone(),
+            packages: self.packages.clone(),
             modules: self.modules.clone(),
             extra_modules: self.extra_modules.clone(),
             kernel: self.kernel.clone(),
@@ -122,7 +135,7 @@ impl ContentsArguments {
 #[derive(Args)]
 pub(crate) struct InitrdArguments {
     #[command(flatten)]
-    contents: ContentsArguments,
+    pub(crate) contents: ContentsArguments,
     /// How the archive is packed; plain boots quickest.
     #[arg(long, value_enum, default_value = "none")]
     pub(crate) compression: Compression,
@@ -137,12 +150,6 @@ pub(crate) struct InitrdArguments {
     pub(crate) output_format: Format,
 }
 
-impl InitrdArguments {
-    pub(crate) fn to_recipe(&self, source_date_epoch: u32) -> Recipe {
-        self.contents.to_recipe(source_date_epoch)
-    }
-}
-
 /// The file system of a root disk.
 #[derive(Clone, Copy, ValueEnum)]
 enum DiskFormat {
@@ -153,7 +160,7 @@ enum DiskFormat {
 #[derive(Args)]
 pub(crate) struct ImageArguments {
     #[command(flatten)]
-    contents: ContentsArguments,
+    pub(crate) contents: ContentsArguments,
     /// The file system.
     #[arg(long, value_enum, default_value = "erofs")]
     format: DiskFormat,
@@ -182,9 +189,8 @@ pub(crate) struct ImageArguments {
 }
 
 impl ImageArguments {
-    pub(crate) fn to_request(&self, source_date_epoch: u32) -> image::Request {
+    pub(crate) fn to_request(&self) -> image::Request {
         image::Request {
-            recipe: self.contents.to_recipe(source_date_epoch),
             file_system: match self.format {
                 DiskFormat::Erofs => FileSystem::Erofs(self.compression),
                 DiskFormat::Ext4 => FileSystem::Ext4,

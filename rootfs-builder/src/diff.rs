@@ -1,6 +1,7 @@
 //! What two images differ in, by their manifests.
 
 use crate::manifest::{Input, Listed, ListedContent, Manifest};
+use crate::packages::Package;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -19,8 +20,11 @@ pub fn diff(first: &Manifest, second: &Manifest) -> Vec<String> {
     lines.extend(value("source date epoch", &times.0, &times.1));
     lines.extend(value("load order", &first.modules, &second.modules));
     lines.extend(compare("input", &inputs(first), &inputs(second)));
+    lines.extend(compare("package", &packages(first), &packages(second)));
+    lines.extend(value("changes", &first.changes, &second.changes));
     lines.extend(compare("file", &files(first), &files(second)));
     lines.extend(value("image", &first.image, &second.image));
+    lines.extend(value("SPDX list", &first.spdx, &second.spdx));
     lines.extend(value("disk", &first.disk, &second.disk));
     lines
 }
@@ -35,6 +39,15 @@ fn inputs(manifest: &Manifest) -> BTreeMap<&str, String> {
         .inputs
         .iter()
         .map(|input| (input.name.as_str(), line(input)))
+        .collect()
+}
+
+fn packages(manifest: &Manifest) -> BTreeMap<&str, String> {
+    let line = |package: &Package| format!("{} for {}", package.version, package.architecture);
+    manifest
+        .packages
+        .iter()
+        .map(|package| (package.name.as_str(), line(package)))
         .collect()
 }
 

@@ -60,6 +60,46 @@ impl Digest {
     }
 }
 
+/// Passes bytes on, and takes their digest on the way.
+#[derive(Debug)]
+pub struct Measured<R> {
+    from: R,
+    hasher: Sha256,
+    length: u64,
+}
+
+impl<R> Measured<R> {
+    /// Of what is read from now on.
+    pub fn new(from: R) -> Self {
+        Self {
+            from,
+            hasher: Sha256::new(),
+            length: 0,
+        }
+    }
+
+    /// How many bytes were read.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The digest of all that was read.
+    #[must_use]
+    pub fn digest(self) -> Digest {
+        Digest(self.hasher.finalize().into())
+    }
+}
+
+impl<R: Read> Read for Measured<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        self.length += count as u64;
+        Ok(count)
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(to, "{byte:02x}"))

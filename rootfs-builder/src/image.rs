@@ -1,7 +1,7 @@
 //! A root disk: the contents as a file system, on a disk as asked for.
 
 use crate::compression::Compression;
-use crate::contents::{self, ContentsError, Recipe};
+use crate::contents::Contents;
 use crate::digest::Digest;
 use crate::disk::{self, Architecture, Layout};
 use crate::erofs::{self, ErofsError, Packing};
@@ -23,12 +23,10 @@ pub enum FileSystem {
     Erofs(Packing),
 }
 
-/// What becomes a root disk.
+/// What becomes a root disk, but for its contents.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// What lies on it.
-    pub recipe: Recipe,
-    /// As what.
+    /// As what they are laid out.
     pub file_system: FileSystem,
     /// How the disk is laid out.
     pub layout: Layout,
@@ -44,9 +42,6 @@ pub struct Request {
 /// Why no disk was written. What had been written is gone again.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// The recipe is of no use.
-    #[error(transparent)]
-    Contents(#[from] ContentsError),
     /// An alignment no disk can have.
     #[error("align to {0} bytes: not a power of two from 4096 to 1 GiB")]
     Alignment(u64),
@@ -70,25 +65,32 @@ pub enum ImageError {
     Write(#[from] io::Error),
 }
 
-/// Makes a root disk.
+impl FileSystem {
+    /// What an image with it is.
+    #[must_use]
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Ext4 => Kind::Ext4,
+            Self::Erofs(_) => Kind::Erofs,
+        }
+    }
+}
+
+/// Makes a root disk of contents that were assembled for it.
 ///
 /// # Errors
 /// See [`ImageError`].
-pub fn build(request: &Request) -> Result<Manifest, ImageError> {
+pub fn build(contents: Contents, request: &Request) -> Result<Manifest, ImageError> {
     if !disk::is_alignment(request.alignment) {
         return Err(ImageError::Alignment(request.alignment));
     }
-    let kind = match request.file_system {
-        FileSystem::Ext4 => Kind::Ext4,
-        FileSystem::Erofs(_) => Kind::Erofs,
-    };
-    let contents = contents::assemble(&request.recipe, kind)?;
     let machine = contents.machine.0;
     let architecture = Architecture::of(machine).ok_or(ImageError::Machine(machine))?;
     let staging = Staging::beside(&request.output)?;
     let tree = staging.lay_out(&contents.archive)?;
     let file_system = staging.file_system();
-    let (uuid, compression) = make(request, tree, &file_system)?;
+    let time = contents.manifest.source_date_epoch;
+    let (uuid, compression) = make(request, time, tree, &file_system)?;
     let mut partial = Partial::create(&request.output)?;
     let disk = disk::write(
         &mut File::open(&file_system)?,
@@ -114,10 +116,10 @@ pub fn build(request: &Request) -> Result<Manifest, ImageError> {
 /// The file system, its UUID and its packing.
 fn make(
     request: &Request,
+    source_date_epoch: u32,
     tree: PathBuf,
     output: &Path,
 ) -> Result<(crate::uuid::Uuid, Compression), ImageError> {
-    let source_date_epoch = request.recipe.source_date_epoch;
     Ok(match request.file_system {
         FileSystem::Ext4 => {
             let uuid = ext4::build(&ext4::Request {

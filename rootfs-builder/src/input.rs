@@ -47,7 +47,22 @@ pub fn read_regular(path: &Path, limit: usize) -> Result<Vec<u8>, InputError> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::open(path, flags, Mode::empty())
         .map_err(|source| error("open")(source.into()))?;
-    let file = File::from(file);
+    read_open(File::from(file), path, limit)
+}
+
+/// Reads a file that is open, if it is a regular one of at most `limit` bytes;
+/// `path` is for errors.
+///
+/// # Errors
+/// See [`InputError`].
+pub fn read_open(file: File, path: &Path, limit: usize) -> Result<Vec<u8>, InputError> {
+    let error = |call| {
+        move |source| InputError::Path {
+            call,
+            path: path.into(),
+            source,
+        }
+    };
     let metadata = file.metadata().map_err(error("stat"))?;
     if !metadata.is_file() {
         return Err(InputError::NotRegular(path.into()));

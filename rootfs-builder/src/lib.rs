@@ -1,10 +1,11 @@
 //! Guest images from files, without root, the same bytes from the same input.
 //!
-//! - [`contents`] is the recipe: agent, kernel modules, policy and files as
-//!   entries of an [`archive`];
+//! - [`contents`] is the recipe: a [`base`], agent, kernel modules, policy and
+//!   files as entries of an [`archive`];
 //! - [`initrd`] packs them; [`image`] makes a disk of them: a file system by
 //!   [`ext4`] or [`erofs`], and by [`disk`] a partition table and the hash tree
 //!   of [`verity`];
+//! - [`spdx`] lists what lies in an image, for tools of others;
 //! - [`inspect`] says what is in an image, which may come from anywhere;
 //!   [`verify`](mod@verify) holds one against its [`manifest`], [`diff`](mod@diff)
 //!   one against another.
@@ -16,6 +17,7 @@ pub mod image;
 pub mod initrd;
 
 pub mod archive;
+pub mod base;
 pub mod compression;
 pub mod diff;
 pub mod digest;
@@ -28,6 +30,8 @@ pub mod inspect;
 pub mod manifest;
 pub mod modules;
 pub mod output;
+pub mod packages;
+pub mod spdx;
 pub mod staging;
 pub mod tool;
 pub mod tree;

@@ -6,16 +6,17 @@
 mod arguments;
 
 use arguments::{Arguments, Command, Format};
-use arguments::{ImageArguments, InitrdArguments};
+use arguments::{ContentsArguments, ImageArguments, InitrdArguments};
 use clap::Parser;
-use rootfs_builder::contents::{self, ContentsError};
+use rootfs_builder::contents::{self, Contents, ContentsError};
+use rootfs_builder::digest::Digest;
 use rootfs_builder::erofs::{self, ErofsError};
 use rootfs_builder::image::{self, ImageError};
 use rootfs_builder::inspect::{self, InspectError};
 use rootfs_builder::manifest::{Kind, Manifest};
 use rootfs_builder::output::{self, OutputError};
 use rootfs_builder::verify::{self, Trusted, VerifyError};
-use rootfs_builder::{diff, initrd};
+use rootfs_builder::{diff, initrd, spdx};
 use serde::Serialize;
 use std::error::Error;
 use std::ffi::OsString;
@@ -25,8 +26,8 @@ use std::process::ExitCode;
 
 #[derive(Debug, thiserror::Error)]
 enum CommandError {
-    #[error("build initrd")]
-    Initrd(#[from] ContentsError),
+    #[error("put the image's contents together")]
+    Contents(#[from] ContentsError),
     #[error("compress the archive")]
     Compress(#[source] io::Error),
     #[error("build root disk")]
@@ -112,10 +113,11 @@ fn run(arguments: Arguments) -> Result<ExitCode, CommandError> {
 }
 
 fn build_initrd(arguments: &InitrdArguments) -> Result<(), CommandError> {
-    let recipe = arguments.to_recipe(source_date_epoch()?);
-    let contents = contents::assemble(&recipe, Kind::Initrd)?;
-    let built = initrd::pack(contents, arguments.compression).map_err(CommandError::Compress)?;
+    let (contents, list) = assemble(&arguments.contents, Kind::Initrd)?;
+    let mut built =
+        initrd::pack(contents, arguments.compression).map_err(CommandError::Compress)?;
     output::write_whole(&arguments.output, &built.bytes)?;
+    built.manifest.spdx = write_list(&arguments.contents, list)?;
     if let Some(path) = &arguments.manifest {
         output::write_whole(path, &json(&built.manifest)?)?;
     }
@@ -127,9 +129,11 @@ fn build_initrd(arguments: &InitrdArguments) -> Result<(), CommandError> {
 }
 
 fn build_image(arguments: &ImageArguments) -> Result<(), CommandError> {
-    let request = arguments.to_request(source_date_epoch()?);
+    let request = arguments.to_request();
     let beside = verify::manifest_beside(&arguments.output);
-    let manifest = image::build(&request)?;
+    let (contents, list) = assemble(&arguments.contents, request.file_system.kind())?;
+    let mut manifest = image::build(contents, &request)?;
+    manifest.spdx = write_list(&arguments.contents, list)?;
     output::write_whole(&beside, &json(&manifest)?)?;
     match arguments.output_format {
         Format::Json => io::stdout().write_all(&json(&manifest)?)?,
@@ -141,6 +145,32 @@ fn build_image(arguments: &ImageArguments) -> Result<(), CommandError> {
         }
     }
     Ok(())
+}
+
+/// The contents, and the list of what is inside if one is wanted.
+fn assemble(
+    arguments: &ContentsArguments,
+    kind: Kind,
+) -> Result<(Contents, Option<Vec<u8>>), CommandError> {
+    let recipe = arguments.to_recipe(source_date_epoch()?);
+    let contents = contents::assemble(&recipe, kind)?;
+    let list = match arguments.spdx {
+        Some(_) => Some(json(&spdx::document(&contents))?),
+        None => None,
+    };
+    Ok((contents, list))
+}
+
+/// Once there is an image; returns the list's digest.
+fn write_list(
+    arguments: &ContentsArguments,
+    list: Option<Vec<u8>>,
+) -> Result<Option<Digest>, CommandError> {
+    let Some((path, list)) = arguments.spdx.as_ref().zip(list) else {
+        return Ok(None);
+    };
+    output::write_whole(path, &list)?;
+    Ok(Some(Digest::of(&list)))
 }
 
 /// By the manifest, unless something else is trusted; by both if both are given.

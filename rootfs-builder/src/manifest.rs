@@ -7,10 +7,11 @@ use crate::archive::{Archive, Content};
 use crate::compression::Compression;
 use crate::digest::Digest;
 use crate::disk::Disk;
+use crate::packages::Package;
 use serde::{Deserialize, Serialize};
 
 /// The number of this layout of the manifest.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// What an image is to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,8 +25,8 @@ pub enum Kind {
     Erofs,
 }
 
-/// The manifest of an image. The one inside the image lacks `image` and `disk`:
-/// no file holds its own digest.
+/// The manifest of an image. The one inside the image lacks `image`, `disk` and
+/// `spdx`: no file holds its own digest, and the list has this one's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`FORMAT`].
@@ -38,6 +39,9 @@ pub struct Manifest {
     /// What lies where on a disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Disk>,
+    /// Of the list of what is inside, if one was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spdx: Option<Digest>,
     /// The release of the kernel its modules are for, if it has modules.
     pub kernel_release: Option<String>,
     /// The agent's version, if the caller said which it is.
@@ -46,6 +50,12 @@ pub struct Manifest {
     pub source_date_epoch: u32,
     /// Every file that was read, in the order in which it was.
     pub inputs: Vec<Input>,
+    /// The packages of its base, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<Package>,
+    /// What of the base could not be kept as it was, a line each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
     /// The modules PID 1 loads, in load order.
     pub modules: Vec<String>,
     /// Every entry of the image, sorted by path.
@@ -79,6 +89,8 @@ pub enum Role {
     Policy,
     /// A file put in by request.
     File,
+    /// What the image starts from.
+    Base,
 }
 
 /// One file that was read.

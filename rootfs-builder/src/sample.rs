@@ -132,3 +132,61 @@ pub(crate) fn lay_out_guest_modules(directory: &Path) {
         lay_out(directory, &[(pair[1], &[pair[0]])]);
     }
 }
+
+/// A member of a tar archive, by POSIX's ustar.
+pub(crate) struct TarMember<'a> {
+    pub(crate) path: &'a str,
+    pub(crate) kind: u8,
+    pub(crate) mode: u32,
+    pub(crate) owner: (u32, u32),
+    pub(crate) link: &'a str,
+    pub(crate) data: &'a [u8],
+}
+
+/// A file or, of kind 5, a directory.
+pub(crate) fn member<'a>(path: &'a str, kind: u8, data: &'a [u8]) -> TarMember<'a> {
+    TarMember {
+        path,
+        kind,
+        mode: 0o755,
+        owner: (0, 0),
+        link: "",
+        data,
+    }
+}
+
+/// A link of that kind.
+pub(crate) fn link<'a>(path: &'a str, kind: u8, link: &'a str) -> TarMember<'a> {
+    TarMember {
+        link,
+        ..member(path, kind, b"")
+    }
+}
+
+/// An archive of these members.
+pub(crate) fn tar(members: &[TarMember<'_>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for member in members {
+        let mut header = [0; 512];
+        let mut put = |at: usize, text: &str| {
+            header[at..at + text.len()].copy_from_slice(text.as_bytes());
+        };
+        put(0, member.path);
+        put(100, &format!("{:07o}", member.mode));
+        put(108, &format!("{:07o}", member.owner.0));
+        put(116, &format!("{:07o}", member.owner.1));
+        put(124, &format!("{:011o}", member.data.len()));
+        put(136, "00000000000");
+        put(148, "        ");
+        put(156, &char::from(member.kind).to_string());
+        put(157, member.link);
+        put(257, "ustar\u{0}00");
+        let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        bytes.extend(header);
+        bytes.extend(member.data);
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+    }
+    bytes.resize(bytes.len() + 1024, 0);
+    bytes
+}

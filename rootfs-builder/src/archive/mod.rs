@@ -6,6 +6,7 @@
 //! root, inodes counted from 1, one time for all. [`members`] reads archives of
 //! any origin.
 
+mod edit;
 mod path;
 mod read;
 mod write;

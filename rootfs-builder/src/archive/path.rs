@@ -1,6 +1,7 @@
 //! Names of archive entries.
 
 use super::{MAX_NAME, TRAILER};
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -29,6 +30,34 @@ impl EntryPath {
     }
 }
 
+impl EntryPath {
+    /// Its last component.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+
+    /// What lies beside it under another name.
+    ///
+    /// # Errors
+    /// When that is no single component.
+    pub fn with_name(&self, name: &str) -> Result<Self, PathError> {
+        if name.contains('/') {
+            return Err(PathError::of(name));
+        }
+        let above = &self.0[..self.0.len() - self.name().len()];
+        format!("{above}{name}").parse()
+    }
+}
+
+impl PathError {
+    /// Of that text, or its start.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        Self(text.chars().take(128).collect())
+    }
+}
+
 impl FromStr for EntryPath {
     type Err = PathError;
 
@@ -44,8 +73,15 @@ impl FromStr for EntryPath {
         if normal {
             Ok(Self(path.to_owned()))
         } else {
-            Err(PathError(text.chars().take(128).collect()))
+            Err(PathError::of(text))
         }
+    }
+}
+
+/// Sorted as its text is.
+impl Borrow<str> for EntryPath {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

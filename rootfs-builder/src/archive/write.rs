@@ -56,11 +56,16 @@ pub enum ArchiveError {
     /// The kernel ignores empty link targets, and those it cannot terminate.
     #[error("add {0}: the link's target is empty, too long, or has a NUL in it")]
     LinkTarget(EntryPath),
+    /// Links that lead in a circle, or to a path that is too long.
+    #[error("find {0}: too many links lead there")]
+    Links(EntryPath),
 }
 
 /// The entries of an archive to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Archive(BTreeMap<EntryPath, Entry>);
+pub struct Archive {
+    pub(super) entries: BTreeMap<EntryPath, Entry>,
+}
 
 impl Archive {
     /// Adds an entry, and the directories above it (0755) where they are not
@@ -85,30 +90,30 @@ impl Archive {
             }
             _ => {}
         }
-        if self.0.contains_key(&path) {
+        if self.entries.contains_key(&path) {
             return Err(ArchiveError::Duplicate(path));
         }
         let above: Vec<_> = std::iter::successors(path.parent(), EntryPath::parent).collect();
         for parent in &above {
-            if let Some(present) = self.0.get(parent)
+            if let Some(present) = self.entries.get(parent)
                 && present.content != Content::Directory
             {
                 return Err(ArchiveError::NotADirectory(path, parent.clone()));
             }
         }
         for parent in above {
-            self.0.entry(parent).or_insert(Entry {
+            self.entries.entry(parent).or_insert(Entry {
                 permissions: 0o755,
                 content: Content::Directory,
             });
         }
-        self.0.insert(path, entry);
+        self.entries.insert(path, entry);
         Ok(())
     }
 
     /// The entries in the order in which they are written.
     pub fn entries(&self) -> impl Iterator<Item = (&EntryPath, &Entry)> {
-        self.0.iter()
+        self.entries.iter()
     }
 
     /// The archive's bytes, with `modified` (seconds since 1970) as the time
@@ -117,7 +122,7 @@ impl Archive {
     pub fn to_bytes(&self, modified: u32) -> Vec<u8> {
         let mut bytes = Vec::new();
         // A directory sorts before what lies in it, as the kernel needs it.
-        for (inode, (path, entry)) in (1..).zip(&self.0) {
+        for (inode, (path, entry)) in (1..).zip(&self.entries) {
             let (kind, data, device): (u32, &[u8], (u32, u32)) = match &entry.content {
                 Content::Directory => (TYPE_DIRECTORY, &[], (0, 0)),
                 Content::File(bytes) => (TYPE_REGULAR, bytes, (0, 0)),

@@ -5,13 +5,16 @@
 //! entries or an error, and writes nothing itself.
 
 use crate::archive::{Archive, ArchiveError, Content, Entry, EntryPath, PathError};
+use crate::base::{Base, BaseError, Loaded};
 use crate::elf::{self, ElfError};
 use crate::input::{self, InputError};
 use crate::manifest::{self, Input, Kind, Manifest, Role};
 use crate::modules::{Module, ModuleDirectory, ModuleError};
+use crate::packages::{self, Package};
 use kernel_config::config::MAX_CONFIG_BYTES;
 use kernel_config::{ConfigError, KernelConfig, Report};
 use policy::{PolicyError, RegoPolicy};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The agent, as the kernel starts it from an initrd, and from a disk.
@@ -26,6 +29,8 @@ pub const POLICY: &str = "etc/kata-opa/default-policy.rego";
 /// What the image says about itself: the manifest, without what can be known
 /// only from outside.
 pub const MANIFEST: &str = "etc/tardigrade/image.json";
+/// What a base must not have: the agent would take it for the builder's.
+const RESERVED: [&str; 3] = [MODULE_LIST, POLICY, MANIFEST];
 /// Mount points, and a place for temporary files. What a guest writes lies
 /// below /run; on a read-only root PID 1 puts a tmpfs on /etc, /root and /tmp.
 const DIRECTORIES: [(&str, u32); 7] = [
@@ -48,6 +53,10 @@ pub struct Recipe {
     pub agent: PathBuf,
     /// Its version, for the manifest.
     pub agent_version: Option<String>,
+    /// What lies under all else.
+    pub base: Base,
+    /// Packages beyond those of the base itself.
+    pub packages: Vec<String>,
     /// A directory laid out as /lib/modules/RELEASE; none for a kernel with
     /// all it needs built in.
     pub modules: Option<PathBuf>,
@@ -127,6 +136,12 @@ pub enum ContentsError {
     /// The policy or the configuration is not text.
     #[error("read {0}: it is not UTF-8 text")]
     NotText(PathBuf),
+    /// The base cannot be used.
+    #[error(transparent)]
+    Base(#[from] BaseError),
+    /// The base has what only the builder puts there, having checked it.
+    #[error("use the base: it has a /{0} of its own")]
+    Reserved(EntryPath),
     /// An entry cannot be in the archive.
     #[error("put the archive together")]
     Archive(#[from] ArchiveError),
@@ -150,12 +165,22 @@ pub fn assemble(recipe: &Recipe, kind: Kind) -> Result<Contents, ContentsError> 
         assembly.inputs.push(input);
     }
     let config = assembly.check_kernel(recipe.kernel_config.as_deref())?;
+    let program = input::read_regular(&recipe.agent, MAX_FILE_BYTES)?;
+    let agent = elf::static_program(&program).map_err(|source| ContentsError::Agent {
+        path: recipe.agent.clone(),
+        source,
+    })?;
+    let loaded = recipe
+        .base
+        .load(&recipe.packages, agent.0, recipe.source_date_epoch)?;
+    assembly.start_from(loaded)?;
+    let packages = packages::installed(&assembly.archive);
     assembly.add_directories()?;
     // On a disk the kernel has its own until /dev is mounted.
     if kind == Kind::Initrd {
         assembly.add_console()?;
     }
-    let agent = assembly.add_agent(&recipe.agent, kind)?;
+    assembly.add_agent(program, kind)?;
     let modules = match &recipe.modules {
         Some(directory) => {
             let mut wanted: Vec<&str> =
@@ -178,7 +203,7 @@ pub fn assemble(recipe: &Recipe, kind: Kind) -> Result<Contents, ContentsError> 
     for file in &recipe.files {
         assembly.add_file(file)?;
     }
-    assembly.finish(recipe, kind, agent, &modules)
+    assembly.finish(recipe, kind, agent, &modules, packages)
 }
 
 /// The archive and the list of inputs as they grow.
@@ -186,6 +211,10 @@ pub fn assemble(recipe: &Recipe, kind: Kind) -> Result<Contents, ContentsError> 
 struct Assembly {
     archive: Archive,
     inputs: Vec<Input>,
+    /// What of the base could not be kept as it was.
+    changes: Vec<String>,
+    /// Paths of the base: what is put there takes their place.
+    base: BTreeSet<EntryPath>,
 }
 
 impl Assembly {
@@ -203,12 +232,41 @@ impl Assembly {
         }
     }
 
-    fn add_agent(&mut self, path: &Path, kind: Kind) -> Result<elf::Machine, ContentsError> {
-        let bytes = input::read_regular(path, MAX_FILE_BYTES)?;
-        let machine = elf::static_program(&bytes).map_err(|source| ContentsError::Agent {
-            path: path.into(),
-            source,
-        })?;
+    /// The base may come from anywhere: it holds no module that no guest may
+    /// have, and nothing that the agent would take for ours.
+    fn start_from(&mut self, loaded: Loaded) -> Result<(), ContentsError> {
+        for path in RESERVED {
+            let path = loaded.archive.real(&path.parse()?)?;
+            if loaded.archive.get(&path).is_some() {
+                return Err(ContentsError::Reserved(path));
+            }
+        }
+        for (path, entry) in loaded.archive.entries() {
+            if let Content::File(bytes) = &entry.content {
+                refuse_forbidden(Some(path.name()), bytes)?;
+            }
+            self.base.insert(path.clone());
+        }
+        self.archive = loaded.archive;
+        self.inputs.extend(loaded.inputs);
+        self.changes = loaded.changes;
+        Ok(())
+    }
+
+    /// Where the guest will find an entry of that path; what the base has there
+    /// is taken away.
+    fn make_room(&mut self, path: &EntryPath) -> Result<EntryPath, ContentsError> {
+        let path = self.archive.real(path)?;
+        let is_directory = |entry: &Entry| entry.content == Content::Directory;
+        if !self.archive.get(&path).is_some_and(is_directory) && self.base.remove(&path) {
+            self.archive.remove(&path);
+            self.changes
+                .push(format!("/{path}: what the base has there was replaced"));
+        }
+        Ok(path)
+    }
+
+    fn add_agent(&mut self, program: Vec<u8>, kind: Kind) -> Result<(), ContentsError> {
         let home = match kind {
             Kind::Initrd => INITRD_AGENT,
             Kind::Ext4 | Kind::Erofs => {
@@ -218,12 +276,12 @@ impl Assembly {
                     permissions,
                     content,
                 };
-                self.archive.add(DISK_INIT.parse()?, init)?;
+                let path = self.make_room(&DISK_INIT.parse()?)?;
+                self.archive.add(path, init)?;
                 DISK_AGENT
             }
         };
-        self.add(Role::Agent, home.parse()?, 0o755, bytes)?;
-        Ok(machine)
+        self.add(Role::Agent, home.parse()?, 0o755, program)
     }
 
     fn add_modules(&mut self, modules: &[Module]) -> Result<(), ContentsError> {
@@ -237,9 +295,8 @@ impl Assembly {
             list.push('\n');
             self.add(Role::Module, path.parse()?, 0o644, module.bytes.clone())?;
         }
-        self.archive
-            .add(MODULE_LIST.parse()?, file(0o644, list.into_bytes()))?;
-        Ok(())
+        let path = self.make_room(&MODULE_LIST.parse()?)?;
+        Ok(self.archive.add(path, file(0o644, list.into_bytes()))?)
     }
 
     fn add_policy(&mut self, path: &Path) -> Result<(), ContentsError> {
@@ -252,11 +309,7 @@ impl Assembly {
     /// have is told by what the file says of itself.
     fn add_file(&mut self, added: &AddedFile) -> Result<(), ContentsError> {
         let bytes = input::read_regular(&added.source, MAX_FILE_BYTES)?;
-        if let Ok(info) = elf::module_info(&bytes)
-            && let Some(forbidden) = kernel_config::requirement::forbidden_module(&info.name)
-        {
-            return Err(ModuleError::Forbidden(*forbidden).into());
-        }
+        refuse_forbidden(None, &bytes)?;
         self.add(
             Role::File,
             added.destination.clone(),
@@ -274,20 +327,21 @@ impl Assembly {
     ) -> Result<(), ContentsError> {
         self.inputs
             .push(Input::new(role, format!("/{path}"), &bytes));
-        self.archive.add(path, file(permissions, bytes))?;
-        Ok(())
+        let path = self.make_room(&path)?;
+        Ok(self.archive.add(path, file(permissions, bytes))?)
     }
 
     fn add_directories(&mut self) -> Result<(), ContentsError> {
         for (path, permissions) in DIRECTORIES {
             let content = Content::Directory;
-            self.archive.add(
-                path.parse()?,
-                Entry {
-                    permissions,
-                    content,
-                },
-            )?;
+            let entry = Entry {
+                permissions,
+                content,
+            };
+            // A base's own takes our mode; what is no directory is in the way.
+            let path = self.make_room(&path.parse()?)?;
+            self.base.remove(&path);
+            self.archive.put(path, entry)?;
         }
         Ok(())
     }
@@ -299,8 +353,8 @@ impl Assembly {
             permissions: 0o600,
             content: Content::CharacterDevice { major: 5, minor: 1 },
         };
-        self.archive.add("dev/console".parse()?, console)?;
-        Ok(())
+        let path = self.make_room(&"dev/console".parse()?)?;
+        Ok(self.archive.add(path, console)?)
     }
 
     /// The manifest inside lists everything but itself.
@@ -310,27 +364,47 @@ impl Assembly {
         kind: Kind,
         machine: elf::Machine,
         modules: &[Module],
+        packages: Vec<Package>,
     ) -> Result<Contents, ContentsError> {
         let mut manifest = Manifest {
             format: manifest::FORMAT,
             kind,
             image: None,
             disk: None,
+            spdx: None,
             kernel_release: modules.first().map(|module| module.release.clone()),
             agent_version: recipe.agent_version.clone(),
             source_date_epoch: recipe.source_date_epoch,
             inputs: self.inputs,
+            packages,
+            changes: self.changes,
             modules: modules.iter().map(|module| module.name.clone()).collect(),
             files: manifest::list(&self.archive),
         };
         let inside = serde_json::to_vec(&manifest)?;
-        self.archive.add(MANIFEST.parse()?, file(0o444, inside))?;
+        self.archive
+            .add(self.archive.real(&MANIFEST.parse()?)?, file(0o444, inside))?;
         manifest.files = manifest::list(&self.archive);
         Ok(Contents {
             archive: self.archive,
             machine,
             manifest,
         })
+    }
+}
+
+/// Told by what a file says of itself; and of a packed module, which says
+/// nothing, by its name.
+fn refuse_forbidden(name: Option<&str>, bytes: &[u8]) -> Result<(), ContentsError> {
+    let called = name.and_then(|name| name.split_once(".ko."));
+    let called = called.map(|(stem, _)| stem.replace('-', "_"));
+    let module = match elf::module_info(bytes) {
+        Ok(info) => Some(info.name),
+        Err(_) => called,
+    };
+    match module.and_then(|name| kernel_config::requirement::forbidden_module(&name)) {
+        Some(forbidden) => Err(ModuleError::Forbidden(*forbidden).into()),
+        None => Ok(()),
     }
 }
 

@@ -25,6 +25,8 @@ fn kitchen() -> (tempfile::TempDir, Recipe) {
     let recipe = Recipe {
         agent: at("agent"),
         agent_version: None,
+        base: Base::None,
+        packages: Vec::new(),
         modules: Some(at("modules")),
         extra_modules: Vec::new(),
         kernel: None,
@@ -263,4 +265,166 @@ fn an_input_that_is_no_regular_file_is_refused_at_once() {
         error,
         ContentsError::Input(InputError::NotRegular(_))
     ));
+}
+
+/// A base that is laid out as distributions do, with packages.
+fn base(kitchen: &tempfile::TempDir) -> std::path::PathBuf {
+    let root = kitchen.path().join("base");
+    let write = |path: &str, text: &[u8]| {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    write("usr/sbin/init", b"another");
+    write("usr/lib/os-release", b"ID=debian\n");
+    write(
+        "var/lib/dpkg/status",
+        b"Package: libc6\nStatus: install ok installed\nVersion: 2.36-9+deb12u9\nArchitecture: amd64\n",
+    );
+    write("etc/hosts", b"127.0.0.1 localhost\n");
+    std::os::unix::fs::symlink("usr/sbin", root.join("sbin")).unwrap();
+    std::os::unix::fs::symlink("usr/lib", root.join("lib")).unwrap();
+    root
+}
+
+#[test]
+fn the_agent_lies_on_its_base_where_links_lead() {
+    let (kitchen, mut recipe) = kitchen();
+    recipe.base = Base::Directory(base(&kitchen));
+    recipe.files[0].destination = "/etc/hosts".parse().unwrap();
+    let contents = assemble(&recipe, Kind::Erofs).unwrap();
+    let get = |path: &str| {
+        let entry = contents.archive.get(&path.parse().unwrap());
+        entry.map(|entry| entry.content.clone())
+    };
+    let link = |target: &str| Some(Content::Symlink(target.into()));
+    assert_eq!(get("sbin"), link("usr/sbin"));
+    assert_eq!(get("usr/sbin/init"), link("guest-agent"));
+    assert!(matches!(
+        get("usr/sbin/guest-agent"),
+        Some(Content::File(_))
+    ));
+    assert_eq!(get("etc/hosts"), Some(Content::File(b"extra".to_vec())));
+    let modules = contents
+        .archive
+        .entries()
+        .filter(|(path, _)| path.as_str().starts_with("usr/lib/modules/6.1.0-test/"));
+    assert!(modules.count() > 0);
+    let manifest = &contents.manifest;
+    assert_eq!(manifest.packages[0].name, "libc6");
+    assert_eq!(
+        manifest.changes,
+        [
+            "/usr/sbin/init: what the base has there was replaced",
+            "/etc/hosts: what the base has there was replaced",
+        ]
+    );
+    let bases = manifest
+        .inputs
+        .iter()
+        .filter(|input| input.role == Role::Base);
+    assert_eq!(bases.count(), 1);
+    // What was put there once is not replaced.
+    let again = recipe.files[0].clone();
+    recipe.files.push(again);
+    let error = assemble(&recipe, Kind::Erofs).unwrap_err();
+    assert!(matches!(error, ContentsError::Archive(_)), "{error}");
+}
+
+#[test]
+fn a_base_cannot_pass_anything_off_as_the_builders() {
+    for path in ["etc/kata-opa/default-policy.rego", "etc/tardigrade/modules"] {
+        let (kitchen, mut recipe) = kitchen();
+        let root = base(&kitchen);
+        let file = root
+            .join("var/hidden")
+            .join(path.strip_prefix("etc/").unwrap());
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, "package agent_policy\n").unwrap();
+        fs::remove_dir_all(root.join("etc")).unwrap();
+        std::os::unix::fs::symlink("/var/hidden", root.join("etc")).unwrap();
+        recipe.base = Base::Directory(root);
+        let error = assemble(&recipe, Kind::Initrd).unwrap_err();
+        assert!(matches!(error, ContentsError::Reserved(_)), "{error}");
+    }
+}
+
+#[test]
+fn a_base_holds_no_forbidden_module_under_whatever_name_packed_or_not() {
+    let forbidden = kernel_config::requirement::FORBIDDEN[0].module;
+    let plain = sample::module(forbidden, &[]);
+    let packed = format!("{}.ko.xz", forbidden.replace('_', "-"));
+    for (name, bytes) in [("notes.txt", plain.as_slice()), (&packed, b"\xfd7zXZ")] {
+        let (kitchen, mut recipe) = kitchen();
+        let root = base(&kitchen);
+        fs::write(root.join("usr/lib").join(name), bytes).unwrap();
+        recipe.base = Base::Directory(root);
+        let error = assemble(&recipe, Kind::Erofs).unwrap_err();
+        let refused = matches!(error, ContentsError::Modules(ModuleError::Forbidden(_)));
+        assert!(refused, "{name}: {error}");
+    }
+}
+
+#[test]
+fn the_list_of_what_is_inside_has_every_file_and_only_ids_that_are_there() {
+    let (kitchen, mut recipe) = kitchen();
+    recipe.base = Base::Directory(base(&kitchen));
+    let kernel = kitchen.path().join("vmlinuz");
+    fs::write(&kernel, "kernel").unwrap();
+    recipe.kernel = Some(kernel);
+    recipe.source_date_epoch = 1_700_000_000;
+    let contents = assemble(&recipe, Kind::Erofs).unwrap();
+    let text = serde_json::to_string(&crate::spdx::document(&contents)).unwrap();
+    let again = crate::spdx::document(&assemble(&recipe, Kind::Erofs).unwrap());
+    assert_eq!(text, serde_json::to_string(&again).unwrap());
+    let list: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(list["spdxVersion"], "SPDX-2.3");
+    assert_eq!(list["creationInfo"]["created"], "2023-11-14T22:13:20Z");
+    let files = list["files"].as_array().unwrap();
+    let listed: BTreeMap<_, _> = files
+        .iter()
+        .map(|file| {
+            let sha256 = &file["checksums"][1];
+            assert_eq!(sha256["algorithm"], "SHA256");
+            let name = file["fileName"].as_str().unwrap();
+            (name[1..].to_owned(), sha256["checksumValue"].clone())
+        })
+        .collect();
+    let expected: BTreeMap<_, _> = contents
+        .manifest
+        .files
+        .iter()
+        .filter_map(|file| match &file.content {
+            manifest::ListedContent::File { sha256, .. } => {
+                Some((file.path.clone(), serde_json::json!(sha256)))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(listed, expected);
+    let packages = list["packages"].as_array().unwrap();
+    let names: Vec<_> = packages
+        .iter()
+        .map(|package| package["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["guest-image", "guest-agent", "linux", "libc6"]);
+    let url = &packages[3]["externalRefs"][0]["referenceLocator"];
+    assert_eq!(url, "pkg:deb/debian/libc6@2.36-9%2Bdeb12u9?arch=amd64");
+    let ids: std::collections::BTreeSet<_> = files
+        .iter()
+        .chain(packages)
+        .chain([&list])
+        .map(|element| element["SPDXID"].as_str().unwrap())
+        .collect();
+    assert_eq!(ids.len(), files.len() + packages.len() + 1);
+    for relationship in list["relationships"].as_array().unwrap() {
+        for end in ["spdxElementId", "relatedSpdxElement"] {
+            assert!(ids.contains(relationship[end].as_str().unwrap()));
+        }
+    }
+    let modules = files
+        .iter()
+        .filter(|file| file.get("comment").is_some())
+        .count();
+    assert_eq!(modules, contents.manifest.modules.len());
 }
