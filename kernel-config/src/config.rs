@@ -1,12 +1,17 @@
 //! A kernel's configuration file, as the kernel's build leaves it in
 //! `.config` or `/boot/config-RELEASE`.
 
+use flate2::read::GzDecoder;
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::str::FromStr;
 
 /// The longest configuration that is read, in bytes. Those of distributions
 /// are about 0.3 MB.
 pub const MAX_CONFIG_BYTES: usize = 4 << 20;
+
+/// The first bytes of a gzip file (RFC 1952, section 2.3.1).
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// What an option is set to. An option that is not set has no setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +47,9 @@ pub enum ConfigError {
     /// No option at all is set.
     #[error("parse kernel configuration: it sets no option")]
     Empty,
+    /// A damaged gzip file, or other bytes.
+    #[error("parse kernel configuration: it is no text, nor packed text")]
+    NotText,
 }
 
 /// The options that are set.
@@ -49,6 +57,27 @@ pub enum ConfigError {
 pub struct KernelConfig(BTreeMap<String, Setting>);
 
 impl KernelConfig {
+    /// Reads a configuration from a file's bytes: text, or text that is packed
+    /// with gzip, as a kernel with IKCONFIG_PROC hands it out.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]. Beyond [`MAX_CONFIG_BYTES`] nothing is unpacked.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ConfigError> {
+        let mut unpacked = Vec::new();
+        let text = if bytes.starts_with(&GZIP_MAGIC) {
+            GzDecoder::new(bytes)
+                .take(MAX_CONFIG_BYTES as u64 + 1)
+                .read_to_end(&mut unpacked)
+                .map_err(|_| ConfigError::NotText)?;
+            unpacked.as_slice()
+        } else {
+            bytes
+        };
+        std::str::from_utf8(text)
+            .map_err(|_| ConfigError::NotText)?
+            .parse()
+    }
+
     /// The setting of an option, named without `CONFIG_`.
     #[must_use]
     pub fn get(&self, option: &str) -> Option<&Setting> {
@@ -106,6 +135,26 @@ fn parse_line(line: &str) -> Option<(&str, Option<Setting>)> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_configuration_is_read_packed_or_not_and_a_bomb_is_not() {
+        use flate2::{Compression, write::GzEncoder};
+        use std::io::Write;
+        let pack = |bytes: &[u8]| {
+            let mut packer = GzEncoder::new(Vec::new(), Compression::fast());
+            packer.write_all(bytes).unwrap();
+            packer.finish().unwrap()
+        };
+        let text = b"CONFIG_X=y\n";
+        let plain = KernelConfig::from_bytes(text).unwrap();
+        assert_eq!(plain.get("X"), Some(&Setting::BuiltIn));
+        assert_eq!(KernelConfig::from_bytes(&pack(text)), Ok(plain));
+        let bomb = pack(&vec![b'#'; MAX_CONFIG_BYTES + 1]);
+        assert_eq!(KernelConfig::from_bytes(&bomb), Err(ConfigError::TooLarge));
+        let cut = &pack(text)[..15];
+        assert_eq!(KernelConfig::from_bytes(cut), Err(ConfigError::NotText));
+        assert_eq!(KernelConfig::from_bytes(&[0xff]), Err(ConfigError::NotText));
+    }
 
     #[test]
     fn settings_are_told_from_comments() {

@@ -35,7 +35,14 @@ const PACKAGE_ARROWS: [(&str, &str, &[&str]); 13] = [
     (
         "host-ctl",
         "host-ctl",
-        &["agent-client", "hypervisor", "policy", "protocols"],
+        // kernel-config: for `doctor --guest`.
+        &[
+            "agent-client",
+            "hypervisor",
+            "kernel-config",
+            "policy",
+            "protocols",
+        ],
     ),
     ("hypervisor", "host-ctl/hypervisor", &[]),
     ("agent-client", "host-ctl/agent-client", &["protocols"]),

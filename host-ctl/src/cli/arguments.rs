@@ -95,7 +95,7 @@ pub enum Command {
     /// Stopped sandboxes belong to whoever made them, until `rm`.
     Gc,
     /// Says what this machine has and what it lacks.
-    Doctor(GuestImage),
+    Doctor(DoctorArguments),
     /// Owns one sandbox; started by the other commands.
     #[command(hide = true)]
     Supervise(SuperviseArguments),
@@ -128,6 +128,21 @@ pub struct GuestImage {
     /// The guest's initrd, with the agent in it; default $TARDIGRADE_INITRD.
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
+}
+
+/// What is looked at.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArguments {
+    /// The guest's kernel and initrd.
+    #[command(flatten)]
+    pub image: GuestImage,
+    /// Boots them, and says what the guest's kernel lacks for what.
+    #[arg(long)]
+    pub guest: bool,
+    /// The kernel's configuration, where the guest does not tell it; `config`
+    /// beside the kernel unless given.
+    #[arg(long, value_name = "FILE", requires = "guest")]
+    pub kernel_config: Option<PathBuf>,
 }
 
 /// The machine that `run` and `template build` make.

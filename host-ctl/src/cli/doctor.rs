@@ -1,7 +1,9 @@
 //! `doctor`: what this machine has and lacks, a line each, with what to do.
 
+mod guest;
+
 use super::CliError;
-use super::arguments::{GuestImage, Output};
+use super::arguments::{DoctorArguments, GuestImage, Output};
 use super::machine::{INITRD_VARIABLE, KERNEL_VARIABLE, default_vmm};
 use super::text::{Table, since};
 use super::{print, runtime};
@@ -24,18 +26,37 @@ const AGENT: &str = "../x86_64-unknown-linux-musl/release/guest-agent";
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
-struct Finding {
-    what: String,
-    ok: bool,
+pub(super) struct Finding {
+    pub(super) what: String,
+    pub(super) ok: bool,
     /// Whether nothing works without it.
-    needed: bool,
+    pub(super) needed: bool,
     /// What was found.
-    found: String,
+    pub(super) found: String,
     /// What to do, if it is not ok.
-    advice: &'static str,
+    pub(super) advice: &'static str,
 }
 
-pub(super) fn doctor(guest: &GuestImage, output: Output) -> Result<ExitCode, CliError> {
+pub(super) fn doctor(asked: &DoctorArguments, output: Output) -> Result<ExitCode, CliError> {
+    let findings = if asked.guest {
+        guest::findings(asked)?
+    } else {
+        machine_findings(&asked.image)?
+    };
+    print(output, &serde_json::json!({ "findings": findings }), |_| {
+        describe(&findings)
+    })?;
+    Ok(
+        if findings.iter().all(|finding| finding.ok || !finding.needed) {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        },
+    )
+}
+
+/// What this machine has for sandboxes, and what they are made of.
+fn machine_findings(guest: &GuestImage) -> Result<Vec<Finding>, CliError> {
     let kernel = guest.kernel();
     let mut findings = vmm_findings(kernel.as_deref())?;
     findings.push(file(
@@ -56,16 +77,7 @@ pub(super) fn doctor(guest: &GuestImage, output: Output) -> Result<ExitCode, Cli
     findings.push(taps()?);
     findings.extend(open_sandboxes());
     findings.extend(unused_templates());
-    print(output, &serde_json::json!({ "findings": findings }), |_| {
-        describe(&findings)
-    })?;
-    Ok(
-        if findings.iter().all(|finding| finding.ok || !finding.needed) {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        },
-    )
+    Ok(findings)
 }
 
 /// Each VMM and what it can do, and whether KVM runs this kernel: tried anew,

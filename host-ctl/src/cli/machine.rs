@@ -126,7 +126,7 @@ fn named(option: Option<&Path>, variable: &str) -> Option<PathBuf> {
 }
 
 /// The absolute path of a regular file.
-fn existing(what: &'static str, path: &Path) -> Result<PathBuf, CliError> {
+pub(super) fn existing(what: &'static str, path: &Path) -> Result<PathBuf, CliError> {
     let failed = |reason: String| CliError::File {
         what,
         path: path.to_owned(),

@@ -59,8 +59,8 @@ fn act(
         crate::supervisor::process::supervise(supervise.adopt)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if let Command::Doctor(guest) = &arguments.command {
-        return Ok(doctor::doctor(guest, arguments.output)?);
+    if let Command::Doctor(asked) = &arguments.command {
+        return Ok(doctor::doctor(asked, arguments.output)?);
     }
     let context = Context {
         supervisors: Supervisors::of_this_program(Paths::from_environment()?),

@@ -1,0 +1,79 @@
+//! `doctor --guest`: a guest that is booted to be looked at, and is gone after.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test ends where something is not as expected"
+)]
+
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+use tardigrade_tests::{Home, built};
+
+/// The findings, and whether nothing that is needed is missing.
+fn doctor(home: &Home, further: &[&str]) -> (Vec<Value>, bool) {
+    let words = [&["--output", "json", "doctor", "--guest"], further].concat();
+    let output = home.run(words);
+    let told = serde_json::from_slice::<Value>(&output.stdout);
+    assert!(told.is_ok(), "{told:?}: {output:?}");
+    let told = told.unwrap();
+    // Whatever was found, no sandbox is left.
+    assert_eq!(home.json(["list"])["sandboxes"], json!([]));
+    let findings = told["findings"].as_array().unwrap().clone();
+    (findings, output.status.success())
+}
+
+fn of<'a>(findings: &'a [Value], what: &str) -> &'a Value {
+    let found = findings.iter().find(|finding| finding["what"] == what);
+    assert!(found.is_some(), "{what} is not in {findings:?}");
+    found.unwrap()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_guest_is_booted_and_what_its_kernel_lacks_is_named_with_what_it_is_for() {
+    let home = Home::new();
+    let (findings, healthy) = doctor(&home, &[]);
+    assert!(healthy, "{findings:?}");
+    let boot = of(&findings, "boot");
+    assert!(
+        boot["found"].as_str().unwrap().starts_with("agent "),
+        "{boot}"
+    );
+    assert_eq!(of(&findings, "agent")["ok"], true);
+    assert_eq!(of(&findings, "kernel configuration")["ok"], true);
+    // By a configuration that lacks one thing, the same guest lacks it.
+    let config = fs::read_to_string(built("guest/config")).unwrap();
+    let without = config.replace("CONFIG_OVERLAY_FS=", "CONFIG_NONE=");
+    assert_ne!(config, without);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("without");
+    fs::write(&path, without).unwrap();
+    let (findings, healthy) = doctor(&home, &["--kernel-config", text(&path)]);
+    assert!(!healthy);
+    let missing = of(&findings, "CONFIG_OVERLAY_FS");
+    assert_eq!(
+        (&missing["ok"], &missing["needed"]),
+        (&json!(false), &json!(true))
+    );
+}
+
+#[test]
+fn a_guest_that_does_not_boot_and_a_kernel_nobody_knows_are_not_called_right() {
+    let home = Home::new();
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = directory.path().join("kernel");
+    fs::write(&kernel, "no kernel").unwrap();
+    let (findings, healthy) = doctor(&home, &["--kernel", text(&kernel)]);
+    assert!(!healthy);
+    assert_eq!(of(&findings, "boot")["ok"], false);
+    let unknown = of(&findings, "kernel configuration");
+    assert_eq!(unknown["ok"], false);
+    assert!(
+        unknown["found"].as_str().unwrap().contains("No such file"),
+        "{unknown}"
+    );
+}
