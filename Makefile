@@ -93,6 +93,11 @@ bench: host image demo-image probe floor ## figures, a line each, against floors
 	cargo build -q --release -p tardigrade-tests --bin bench
 	@HOST_CTL=$(HOST) RESTORE_FLOOR=$(FLOOR) GUEST_AGENT=$(AGENT) DEMO_IMAGE=$(DEMO_IMAGE) $(TARGET)/release/bench
 
+.PHONY: bench-image
+bench-image: host image probe ## figures of guest images; those of our own kernel need `make kernel`
+	cargo build -q --release -p tardigrade-tests --bin bench
+	@HOST_CTL=$(HOST) GUEST_AGENT=$(AGENT) $(TARGET)/release/bench image
+
 # The guests of 32 clones, their VMMs and the template fit.
 .PHONY: bench-vmm
 bench-vmm: LAB_OPTIONS ?= --memory 6144

@@ -4,11 +4,12 @@
 //! turns with it: absolute times of a shared or emulated machine say little.
 //! Nothing here passes or fails; `short` says that a goal was not met.
 //!
-//! `bench` measures this machine, `bench vmms` every VMM there is in the nested
-//! host, `bench VMM` one of them.
+//! `bench` measures this machine, `bench image` guest images, `bench vmms` every
+//! VMM there is in the nested host, `bench VMM` one of them.
 
 mod clones;
 mod floor;
+mod guests;
 mod saves;
 mod sizes;
 mod spawned;
@@ -46,6 +47,16 @@ fn report(name: &str, value: f64, unit: &str, goal: Goal) {
     }
 }
 
+/// Says of a figure that it could not be measured, and why: its goal is not met.
+fn absent(name: &str, unit: &str, goal: Goal, why: &str) {
+    eprintln!("bench: {name}: {why}");
+    match goal {
+        Goal::AtMost(limit) => println!("bench {name} - {unit} goal <= {limit} short"),
+        Goal::AtLeast(limit) => println!("bench {name} - {unit} goal >= {limit} short"),
+        Goal::None => println!("bench {name} - {unit} goal - - -"),
+    }
+}
+
 /// The middle one of the values; of an even number, the mean of the middle two.
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
@@ -69,6 +80,9 @@ fn measure() -> Result<(), Failure> {
     let wish = std::env::args().nth(1);
     if wish.as_deref() == Some("vmms") {
         return vmms::all();
+    }
+    if wish.as_deref() == Some("image") {
+        return guests::measure(&Home::with_program(program("HOST_CTL")?));
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -115,7 +115,8 @@ impl Add for Parts {
     }
 }
 
-fn kibibytes(text: &str, field: &str) -> Result<f64, Failure> {
+/// A field of such a list of the kernel's, in bytes.
+pub(super) fn kibibytes(text: &str, field: &str) -> Result<f64, Failure> {
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix(field))
