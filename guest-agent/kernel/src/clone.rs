@@ -97,7 +97,7 @@ pub fn sibling(namespaces: Namespaces, cgroup: BorrowedFd<'_>) -> io::Result<Clo
 
 /// unshare(2) of CLONE_THREAD does nothing but to say `EINVAL` to a process
 /// with more than one thread.
-fn require_one_thread() -> io::Result<()> {
+pub(crate) fn require_one_thread() -> io::Result<()> {
     // SAFETY: as said, there is no effect.
     match unsafe { libc::unshare(libc::CLONE_THREAD) } {
         0 => Ok(()),

@@ -26,3 +26,4 @@ pub mod scheduling;
 pub mod seccomp;
 pub mod signal;
 pub mod swap;
+pub mod user_namespace;

@@ -45,12 +45,38 @@ pub fn set_attributes(
     attributes: Attributes,
     recursive: bool,
 ) -> io::Result<()> {
-    let mut argument = libc::mount_attr {
+    let argument = libc::mount_attr {
         attr_set: attributes.set,
         attr_clr: attributes.clear,
         propagation: attributes.propagation,
         userns_fd: 0,
     };
+    call(mount, argument, recursive)
+}
+
+/// Has a detached mount show other owners than its file system knows: who has
+/// an id in `namespace` there is shown as the id that stands for it outside
+/// (mount_setattr(2), "ID-mapped mounts"). If `recursive`, also all mounts
+/// below it.
+///
+/// # Errors
+/// Those of mount_setattr(2): `EINVAL` for a file system or a kernel that does
+/// not do it, `EPERM` for a mount that is mapped already.
+pub fn map_ids(
+    mount: BorrowedFd<'_>,
+    namespace: BorrowedFd<'_>,
+    recursive: bool,
+) -> io::Result<()> {
+    let argument = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(namespace.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?,
+    };
+    call(mount, argument, recursive)
+}
+
+fn call(mount: BorrowedFd<'_>, mut argument: libc::mount_attr, recursive: bool) -> io::Result<()> {
     let mut flags = libc::AT_EMPTY_PATH;
     if recursive {
         flags |= libc::AT_RECURSIVE;

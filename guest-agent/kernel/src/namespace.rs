@@ -31,3 +31,13 @@ pub fn unshare_network() -> Result<()> {
     // SAFETY: as above.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
 }
+
+/// Gives the children of the calling thread, not itself, a new time namespace:
+/// its clocks can be set until the first of them enters, time_namespaces(7).
+///
+/// # Errors
+/// Those of unshare(2): `EINVAL` where the kernel has none.
+pub fn unshare_time_of_children() -> Result<()> {
+    // SAFETY: as above.
+    unsafe { unshare_unsafe(UnshareFlags::NEWTIME) }
+}

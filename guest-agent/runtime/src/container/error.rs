@@ -19,6 +19,10 @@ pub enum Step {
     Orders,
     /// setns(2).
     JoinNamespace,
+    /// A new user namespace and its mappings.
+    UserNamespace,
+    /// A new time namespace and its clocks.
+    TimeNamespace,
     /// clone3(2).
     Clone,
     /// A session keyring of its own.
@@ -74,6 +78,8 @@ impl fmt::Display for Step {
         out.write_str(match self {
             Self::Orders => "receive orders",
             Self::JoinNamespace => "setns",
+            Self::UserNamespace => "make the user namespace",
+            Self::TimeNamespace => "make the time namespace",
             Self::Clone => "clone3",
             Self::Keyring => "join a new session keyring",
             Self::CgroupNamespace => "unshare the cgroup namespace",

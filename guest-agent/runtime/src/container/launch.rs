@@ -7,10 +7,12 @@
 use super::STAGE_WORD;
 use super::channel::Channel;
 use super::error::{LaunchError, StartError};
+use super::id_mapping;
 use super::message::{Go, InitOrder, Report, StageOrder};
 use super::program::Program;
 use crate::process::{ChildStdio, Process, reap_now};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Uid, fchown, fstat};
 use rustix::process::WaitIdOptions;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -30,6 +32,8 @@ pub(super) struct Launch {
     pub(super) descriptors: Vec<OwnedFd>,
     pub(super) init_order: InitOrder,
     pub(super) stdio: Option<ChildStdio>,
+    /// The process's user, if its user namespace is not the agent's.
+    pub(super) mapped_user: Option<u32>,
 }
 
 /// A clone that is ready. Dropping it kills and reaps it.
@@ -66,6 +70,10 @@ impl Launch {
             Some(stdio) => stdio.as_fds().to_vec(),
             None => Vec::new(),
         };
+        if let Some(user) = self.mapped_user {
+            give_streams(&stdio, user, clone.pid)
+                .map_err(LaunchError::system("give the streams to the process"))?;
+        }
         channel.send(&self.init_order, &stdio)?;
         let newborn = Newborn {
             clone,
@@ -75,6 +83,23 @@ impl Launch {
         };
         newborn.advance()
     }
+}
+
+/// Makes the streams of a process in a user namespace its user's, as it could
+/// not itself: there they are nobody's.
+fn give_streams(streams: &[BorrowedFd<'_>], user: u32, pid: i32) -> io::Result<()> {
+    let mappings = std::fs::read_to_string(format!("/proc/{pid}/uid_map"))?;
+    let mappings = id_mapping::parse(&mappings).unwrap_or_default();
+    // One who stands for nobody is refused when the process is to become him.
+    let Some(owner) = id_mapping::outside(&mappings, user) else {
+        return Ok(());
+    };
+    for stream in streams {
+        if FileType::from_raw_mode(fstat(stream)?.st_mode) == FileType::Fifo {
+            fchown(stream, Some(Uid::from_raw(owner)), None)?;
+        }
+    }
+    Ok(())
 }
 
 fn cloned(channel: &mut Channel) -> Result<Unwatched, LaunchError> {

@@ -3,16 +3,16 @@
 use super::channel::Channel;
 use super::error::{CreateError, ExecError, LaunchError, StartError};
 use super::hooks::HookKind;
-use super::init::ALWAYS_OWN;
 use super::launch::{Launch, Newborn, executed};
 use super::message::{Go, InitOrder, Place, StageOrder};
 use super::program::Program;
-use super::spec::{ContainerSpec, ProcessSpec};
+use super::spec::{ContainerSpec, NamespaceKind, ProcessSpec};
 use crate::cgroup::{CgroupPath, WorkloadCgroup};
 use crate::process::{Process, Stdio, pipes};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -156,18 +156,12 @@ impl Launcher {
         spec: &ContainerSpec,
         stdin: bool,
     ) -> Result<(Process, Stdio, StartHandle), CreateError> {
-        let order = InitOrder::Create(Box::new(spec.clone()));
+        let place = Place::Create(Box::new(spec.clone()));
         let descriptors = vec![cgroup.open()?];
         let hooks = spec.hooks.time(HookKind::CreateContainer);
+        let order = InitOrder::Create;
         let (mut newborn, ours) = self
-            .launch(
-                place_of(spec),
-                descriptors,
-                order,
-                &spec.process,
-                stdin,
-                hooks,
-            )
+            .launch(place, descriptors, order, &spec.process, stdin, hooks)
             .await?;
         if newborn.is_waiting {
             let pid = Some(newborn.pid());
@@ -200,11 +194,22 @@ impl Launcher {
         process: &ProcessSpec,
         stdin: bool,
     ) -> Result<ExecProcess, ExecError> {
+        // Whoever has its number, the stage finds the process itself by its
+        // pidfd, or none.
+        let differs = |kind| {
+            has_other_namespace(init.pid(), kind).map_err(LaunchError::system(
+                "look at the namespaces of the init process",
+            ))
+        };
+        let place = Place::Enter {
+            users: differs("user")?,
+            time: differs("time")?,
+        };
         let init = init
             .pidfd()
             .try_clone_to_owned()
             .map_err(LaunchError::system("dup the pidfd"))?;
-        self.add(Place::Enter, vec![cgroup.open()?, init], process, stdin)
+        self.add(place, vec![cgroup.open()?, init], process, stdin)
             .await
     }
 
@@ -261,9 +266,16 @@ impl Launcher {
             let (theirs, ours) = pipes(stdin).map_err(LaunchError::system("pipe2"))?;
             (Some(theirs), Some(ours))
         };
+        let has_own_users = match &place {
+            Place::Create(spec) => spec.has_own(NamespaceKind::User),
+            Place::Enter { users, .. } => *users,
+            Place::Guest => false,
+        };
         let launch = Launch {
+            mapped_user: has_own_users.then_some(process.user.uid),
             stage_order: StageOrder {
                 oom_score_adj: process.oom_score_adj.unwrap_or(0),
+                rlimits: process.rlimits.clone(),
                 place,
             },
             descriptors,
@@ -296,21 +308,17 @@ fn adopt(
     Ok((process, stdio, channel))
 }
 
-/// New namespaces, and those to join.
-fn place_of(spec: &ContainerSpec) -> Place {
-    let mut new = Vec::new();
-    let mut join = Vec::new();
-    for namespace in &spec.namespaces {
-        match &namespace.path {
-            Some(path) => join.push((namespace.kind, path.clone())),
-            None => new.push(namespace.kind),
-        }
+/// Whether a process is in another namespace of the kind (/proc/PID/ns) than
+/// the agent. Where the kernel has none of the kind, it is not.
+fn has_other_namespace(pid: i32, kind: &str) -> io::Result<bool> {
+    let of = |process: &str| {
+        let file = std::fs::metadata(format!("/proc/{process}/ns/{kind}"))?;
+        io::Result::Ok((file.dev(), file.ino()))
+    };
+    match of("self") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        own => Ok(own? != of(&pid.to_string())?),
     }
-    let missing = ALWAYS_OWN
-        .into_iter()
-        .filter(|kind| !spec.namespaces.iter().any(|one| one.kind == *kind));
-    new.extend(missing);
-    Place::Create { new, join }
 }
 
 /// Runs what blocks, for a while and with a deadline of its own, on another

@@ -1,9 +1,9 @@
 //! What the agent and a child tell each other.
 
 use super::error::Failure;
-use super::spec::{ContainerSpec, NamespaceKind, ProcessSpec};
+use super::rlimit::RlimitSpec;
+use super::spec::{ContainerSpec, ProcessSpec};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 
 /// To the stage. Descriptors: the cgroup's directory and, to enter, the pidfd
 /// of the container's init.
@@ -11,19 +11,19 @@ use std::path::PathBuf;
 pub(super) struct StageOrder {
     /// For the clone, which inherits it.
     pub(super) oom_score_adj: i32,
+    /// What the clone will set, and may have to be allowed before.
+    pub(super) rlimits: Vec<RlimitSpec>,
     pub(super) place: Place,
 }
 
 /// Where the stage clones.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Place {
-    /// Clone an init in new namespaces, after joining others.
-    Create {
-        new: Vec<NamespaceKind>,
-        join: Vec<(NamespaceKind, PathBuf)>,
-    },
-    /// Clone a process in all namespaces of an init.
-    Enter,
+    /// Clone the init of a container in its namespaces.
+    Create(Box<ContainerSpec>),
+    /// Clone a process in all namespaces of an init, of which these kinds may
+    /// be the agent's.
+    Enter { users: bool, time: bool },
     /// Clone a process in the agent's own namespaces.
     Guest,
 }
@@ -32,8 +32,8 @@ pub(super) enum Place {
 /// terminal.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum InitOrder {
-    /// Set up a container, then wait for [`Go`].
-    Create(Box<ContainerSpec>),
+    /// Set up the container of the stage's order, then wait for [`Go`].
+    Create,
     /// Execute at once.
     Process(Box<ProcessSpec>),
 }

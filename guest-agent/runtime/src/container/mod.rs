@@ -5,7 +5,8 @@
 //! ```text
 //!   agent                     stage                    init
 //!   Launcher::create  spawns  stage.rs        clone3   init/
-//!     StageOrder ---------->  setns, then  ------->
+//!     StageOrder ---------->  takes mounts,
+//!                             setns, then  ------->
 //!     <---- Report::Cloned, pidfd; ends
 //!     InitOrder --------------------------------->     mounts
 //!     <------------------------------------------      Report::Mounted, if there are hooks
@@ -29,6 +30,7 @@ mod program;
 mod channel;
 mod message;
 
+mod destination;
 mod error;
 mod init;
 mod stage;
@@ -36,6 +38,7 @@ mod sysctl;
 
 mod capability;
 mod hooks;
+mod id_mapping;
 mod rlimit;
 mod scheduling;
 mod seccomp;
@@ -46,6 +49,7 @@ pub use capability::{Capability, CapabilitySets, UnknownCapability};
 pub use channel::ChannelError;
 pub use error::{CreateError, ExecError, Failure, LaunchError, Refused, StartError, Step};
 pub use hooks::{HookError, HookKind, HookSpec, Hooks};
+pub use id_mapping::{IdMapping, IdMappings};
 pub use launcher::{CreatedContainer, ExecProcess, Launcher, StartHandle};
 pub use rlimit::{RlimitKind, RlimitSpec, UnknownRlimit};
 pub use scheduling::{
@@ -56,8 +60,8 @@ pub use seccomp::{
     SeccompProfile, SeccompRule, UnknownSeccomp,
 };
 pub use spec::{
-    ContainerSpec, DeviceNode, DeviceRule, DeviceSpec, IdentityFiles, MountSpec, NamespaceKind,
-    NamespaceSpec, ProcessSpec, Resources, RootSpec, UserSpec,
+    Clock, ContainerSpec, DeviceNode, DeviceRule, DeviceSpec, IdentityFiles, MountSpec,
+    NamespaceKind, NamespaceSpec, ProcessSpec, Resources, RootSpec, TimeOffset, UserSpec,
 };
 pub use stage::stage_main;
 

@@ -66,6 +66,14 @@ impl RlimitSpec {
         }
     }
 
+    /// Lets the calling process, and its children, raise it that far.
+    pub(crate) fn allow(&self) -> rustix::io::Result<()> {
+        let now = getrlimit(self.kind.0);
+        let hard = now.maximum.unwrap_or(INFINITY).max(self.hard);
+        let maximum = (hard != INFINITY).then_some(hard);
+        setrlimit(self.kind.0, Rlimit { maximum, ..now })
+    }
+
     /// Sets it for the calling process.
     pub(crate) fn apply(&self) -> rustix::io::Result<()> {
         let limit = |value| (value != INFINITY).then_some(value);

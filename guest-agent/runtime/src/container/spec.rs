@@ -6,6 +6,7 @@
 
 use super::capability::CapabilitySets;
 use super::hooks::Hooks;
+use super::id_mapping::IdMappings;
 use super::rlimit::RlimitSpec;
 use super::scheduling::{IoPriority, Scheduler};
 use super::seccomp::SeccompProfile;
@@ -13,7 +14,8 @@ use crate::ContainerId;
 use crate::process::WindowSize;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 pub use crate::cgroup::{DeviceRule, Resources};
 
@@ -33,6 +35,12 @@ pub struct ContainerSpec {
     /// Its namespaces. Mount, pid and cgroup are always its own, asked for or
     /// not; a kind that is not named otherwise is shared with the guest.
     pub namespaces: Vec<NamespaceSpec>,
+    /// Those of its user namespace. Of one that is joined they may be left out;
+    /// if they are given they must be what it has.
+    pub id_mappings: IdMappings,
+    /// How far its clocks are ahead of the guest's, by their names; for a new
+    /// time namespace only.
+    pub time_offsets: BTreeMap<Clock, TimeOffset>,
     /// Kernel parameters of its namespaces, sysctl(8): names and values.
     pub sysctl: BTreeMap<String, String>,
     /// The name of its cgroup below the workload's.
@@ -63,8 +71,24 @@ impl ContainerSpec {
     /// Whether its UTS namespace is not the guest's.
     #[must_use]
     pub fn has_own_hostname(&self) -> bool {
-        let mut namespaces = self.namespaces.iter();
-        namespaces.any(|namespace| namespace.kind == NamespaceKind::Uts)
+        self.has_own(NamespaceKind::Uts)
+    }
+
+    /// Whether it is in another namespace of that kind than the guest's.
+    pub(super) fn has_own(&self, kind: NamespaceKind) -> bool {
+        self.makes(kind) || self.joins(kind)
+    }
+
+    /// Whether it gets a namespace of that kind that nobody else is in.
+    pub(super) fn makes(&self, kind: NamespaceKind) -> bool {
+        let mut all = self.namespaces.iter();
+        all.any(|namespace| namespace.kind == kind && namespace.is_new())
+    }
+
+    /// Whether it gets a namespace of that kind that is there already.
+    pub(super) fn joins(&self, kind: NamespaceKind) -> bool {
+        let mut all = self.namespaces.iter();
+        all.any(|namespace| namespace.kind == kind && !namespace.is_new())
     }
 }
 
@@ -92,6 +116,14 @@ pub struct MountSpec {
     pub fstype: Option<String>,
     /// As for mount(8).
     pub options: Vec<String>,
+}
+
+impl MountSpec {
+    /// How failures name it.
+    pub(super) fn name(&self) -> String {
+        let fstype = self.fstype.as_deref().unwrap_or("bind");
+        format!("{fstype} on {}", self.destination.display())
+    }
 }
 
 /// A device node (OCI `config-linux.md`, "Devices").
@@ -135,6 +167,39 @@ pub enum NamespaceKind {
     Network,
     /// The view of the cgroup hierarchy.
     Cgroup,
+    /// Users, groups and what they may.
+    User,
+    /// The clocks that count since the boot.
+    Time,
+}
+
+/// A clock of a time namespace, time_namespaces(7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clock {
+    /// `CLOCK_MONOTONIC` and its kin.
+    Monotonic,
+    /// `CLOCK_BOOTTIME` and its kin.
+    Boottime,
+}
+
+impl fmt::Display for Clock {
+    /// The kernel's name and OCI's.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Monotonic => "monotonic",
+            Self::Boottime => "boottime",
+        })
+    }
+}
+
+/// How far a clock is ahead.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimeOffset {
+    /// Seconds; may be negative.
+    pub secs: i64,
+    /// And nanoseconds, less than a second.
+    pub nanosecs: u32,
 }
 
 /// A namespace to be in.
@@ -158,6 +223,20 @@ pub struct IdentityFiles {
     /// Seen as `/run/tardigrade/generation`.
     pub generation: Option<PathBuf>,
 }
+
+impl IdentityFiles {
+    /// Each, and where in the container it is seen.
+    pub(super) fn places(&self) -> [(Option<&Path>, &'static str); 3] {
+        [
+            (self.machine_id.as_deref(), "/etc/machine-id"),
+            (self.boot_id.as_deref(), BOOT_ID),
+            (self.generation.as_deref(), "/run/tardigrade/generation"),
+        ]
+    }
+}
+
+/// Where a container reads its boot id.
+pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// A process to run (OCI `config.md`, "Process").
 #[derive(Debug, Clone, Serialize, Deserialize)]

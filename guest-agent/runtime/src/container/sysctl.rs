@@ -7,6 +7,7 @@ use super::error::Refused;
 use super::spec::{ContainerSpec, NamespaceKind};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
+use rustix::system::setdomainname;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -69,12 +70,6 @@ pub(super) fn validate(spec: &ContainerSpec) -> Result<(), Refused> {
 }
 
 impl ContainerSpec {
-    /// Whether it is in another namespace of that kind than the guest's.
-    pub(super) fn has_own(&self, kind: NamespaceKind) -> bool {
-        let mut namespaces = self.namespaces.iter();
-        namespaces.any(|namespace| namespace.kind == kind)
-    }
-
     /// Whether a parameter of its spec is set in the guest's own network
     /// namespace.
     #[must_use]
@@ -87,7 +82,12 @@ impl ContainerSpec {
 
 /// Sets a parameter of the calling process's namespaces.
 pub(super) fn set(name: &str, value: &str) -> io::Result<()> {
-    let path = PathBuf::from("/proc/sys").join(path_of(name));
+    let path = path_of(name);
+    if path == DOMAIN_NAME {
+        // The file is the guest's root's alone, whose ever the namespace is.
+        return Ok(setdomainname(value.as_bytes())?);
+    }
+    let path = PathBuf::from("/proc/sys").join(path);
     let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let file = openat2(CWD, path, flags, Mode::empty(), resolve)?;

@@ -2,7 +2,10 @@
 //! is refused by name, never ignored.
 
 use super::error::Refused;
-use super::spec::{ContainerSpec, DeviceSpec, MountSpec, NamespaceKind, ProcessSpec};
+use super::id_mapping::outside;
+use super::spec::{
+    ContainerSpec, DeviceNode, DeviceSpec, MountSpec, NamespaceKind, ProcessSpec, TimeOffset,
+};
 use crate::mount_options::{MountOptions, propagation_of};
 use std::path::{Component, Path};
 
@@ -12,6 +15,7 @@ const FILE_SYSTEMS: [&str; 7] = [
 ];
 /// `HOST_NAME_MAX`, gethostname(2).
 const HOSTNAME_MAX: usize = 64;
+const NANOS_A_SECOND: u32 = 1_000_000_000;
 /// -1 means "leave it as it is" to the kernel, chown(2), setresuid(2).
 const NOBODY: u32 = u32::MAX;
 /// The bits of a mode that are permissions.
@@ -40,6 +44,7 @@ impl ContainerSpec {
             _ => {}
         }
         self.validate_namespaces()?;
+        self.validate_users()?;
         super::sysctl::validate(self)?;
         self.hooks.validate()?;
         let paths = self.masked_paths.iter().chain(&self.readonly_paths);
@@ -92,21 +97,61 @@ impl ContainerSpec {
                 return refuse(format!("joining a namespace of kind {kind:?}"));
             }
         }
+        if !self.time_offsets.is_empty() && !self.makes(NamespaceKind::Time) {
+            return refuse("time offsets without a new time namespace");
+        }
+        for (clock, TimeOffset { nanosecs, .. }) in &self.time_offsets {
+            if *nanosecs >= NANOS_A_SECOND {
+                return refuse(format!("{nanosecs} nanoseconds of the {clock} clock"));
+            }
+        }
         let Some(hostname) = &self.hostname else {
             return Ok(());
         };
         if hostname.len() > HOSTNAME_MAX {
             return refuse("a hostname of more than 64 bytes");
         }
-        let own = |kind| {
-            let mut all = self.namespaces.iter();
-            all.any(|namespace| namespace.kind == kind && namespace.is_new())
-        };
-        if own(NamespaceKind::Uts) {
+        if self.makes(NamespaceKind::Uts) {
             Ok(())
         } else {
             refuse("a hostname without a new uts namespace")
         }
+    }
+
+    fn validate_users(&self) -> Result<(), Refused> {
+        let maps = &self.id_mappings;
+        if !self.has_own(NamespaceKind::User) {
+            return if maps.is_empty() {
+                Ok(())
+            } else {
+                refuse("user namespace mappings without a user namespace")
+            };
+        }
+        let is_node = |device: &DeviceSpec| device.node != DeviceNode::Fifo;
+        if self.joins(NamespaceKind::User) && maps.is_empty() {
+            // Whom they would belong to is not known.
+            return if self.devices.iter().any(is_node) {
+                refuse("a device in a joined user namespace without its mappings")
+            } else {
+                Ok(())
+            };
+        }
+        maps.validate()?;
+        let user = &self.process.user;
+        let devices = self.devices.iter();
+        let users = devices
+            .clone()
+            .map(|device| device.uid)
+            .chain([0, user.uid]);
+        let groups = devices.map(|device| device.gid).chain([0, user.gid]);
+        let groups = groups.chain(user.additional_gids.iter().copied());
+        let users = users.map(|id| (&maps.users, id));
+        for (mappings, id) in users.chain(groups.map(|id| (&maps.groups, id))) {
+            if outside(mappings, id).is_none() {
+                return refuse(format!("user or group {id} without a mapping"));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -4,8 +4,9 @@
 use guest_runtime::ContainerId;
 use guest_runtime::cgroup::{CgroupPath, WorkloadCgroup};
 use guest_runtime::container::{
-    Capability, CapabilitySets, ContainerSpec, CreatedContainer, Hooks, IdentityFiles, Launcher,
-    MountSpec, NamespaceKind, NamespaceSpec, ProcessSpec, Resources, RootSpec, UserSpec,
+    Capability, CapabilitySets, ContainerSpec, CreatedContainer, Hooks, IdMapping, IdMappings,
+    IdentityFiles, Launcher, MountSpec, NamespaceKind, NamespaceSpec, ProcessSpec, Resources,
+    RootSpec, UserSpec,
 };
 use guest_runtime::process::{OutputReader, Process, Stdio};
 use std::collections::BTreeMap;
@@ -19,10 +20,10 @@ use std::time::Duration;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 28] = [
+const APPLETS: [&str; 31] = [
     "sh", "cat", "grep", "ls", "id", "hostname", "sleep", "mount", "mknod", "stat", "touch", "env",
     "echo", "readlink", "tty", "stty", "chmod", "mkdir", "dd", "test", "wc", "true", "false",
-    "setsid", "kill", "ionice", "head", "mkfifo",
+    "setsid", "kill", "ionice", "head", "mkfifo", "date", "tail", "chown",
 ];
 /// What container engines give by default.
 pub(crate) const CAPABILITIES: [&str; 5] = [
@@ -111,6 +112,32 @@ fn cgroup2() -> Option<PathBuf> {
         let point = fields.next()?;
         (fields.next()? == "cgroup2").then(|| point.into())
     })
+}
+
+/// What root of the user namespaces of the tests is outside.
+pub(crate) const OUTSIDE: u32 = 100_000;
+
+/// Their mappings.
+pub(crate) fn mappings() -> IdMappings {
+    let all = vec![IdMapping {
+        inside: 0,
+        outside: OUTSIDE,
+        size: 65536,
+    }];
+    IdMappings {
+        users: all.clone(),
+        groups: all,
+    }
+}
+
+/// Makes a directory, and what is in it, someone's.
+fn give(path: &Path, owner: u32) {
+    std::os::unix::fs::lchown(path, Some(owner), Some(owner)).unwrap();
+    if path.is_dir() && !path.is_symlink() {
+        for entry in fs::read_dir(path).unwrap() {
+            give(&entry.unwrap().path(), owner);
+        }
+    }
 }
 
 fn make_root(root: &Path) {
@@ -250,6 +277,8 @@ impl Fixture {
                 .into_iter()
                 .map(|kind| NamespaceSpec { kind, path: None })
                 .collect(),
+            id_mappings: IdMappings::default(),
+            time_offsets: BTreeMap::new(),
             cgroup_name: id.to_string(),
             resources: Resources::default(),
             sysctl: BTreeMap::new(),
@@ -263,6 +292,16 @@ impl Fixture {
             identity_files: IdentityFiles::default(),
             id,
         }
+    }
+
+    /// One with a user namespace of its own, whose files are its root's.
+    pub(crate) fn mapped_spec(&self, process: ProcessSpec) -> ContainerSpec {
+        let mut spec = self.spec(process);
+        let kind = NamespaceKind::User;
+        spec.namespaces.push(NamespaceSpec { kind, path: None });
+        spec.id_mappings = mappings();
+        give(&self.root(), OUTSIDE);
+        spec
     }
 
     /// Creates, starts, and gives everything it says until it ends.

@@ -13,6 +13,7 @@ mod freeze;
 mod hooks;
 mod life;
 mod mounts;
+mod namespaces;
 mod privileges;
 mod rollback;
 mod seccomp;

@@ -3,7 +3,7 @@
 
 use super::{ConvertError, invalid, unsupported};
 use guest_runtime::cgroup::RdmaLimit;
-use guest_runtime::container::{ContainerSpec, IoPriority, Scheduler};
+use guest_runtime::container::{Clock, ContainerSpec, IoPriority, Scheduler, TimeOffset};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,9 +20,17 @@ pub(super) struct Additions {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 struct Linux {
     resources: ResourceFields,
+    time_offsets: BTreeMap<Clock, TimeOffsetFields>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TimeOffsetFields {
+    secs: i64,
+    nanosecs: u32,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -104,6 +112,12 @@ impl Additions {
             // The parameter and the field are the same, uts_namespaces(7).
             spec.sysctl.insert("kernel.domainname".into(), name);
         }
+        let offsets = self.linux.time_offsets.into_iter();
+        spec.time_offsets = offsets
+            .map(|(clock, TimeOffsetFields { secs, nanosecs })| {
+                (clock, TimeOffset { secs, nanosecs })
+            })
+            .collect();
         let fields = self.linux.resources;
         spec.resources.cpu_burst = fields.cpu.burst;
         spec.resources.cpu_idle = match fields.cpu.idle {

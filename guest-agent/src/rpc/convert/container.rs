@@ -10,10 +10,12 @@ use super::{ConvertError, invalid, refuse, unsupported};
 use crate::service::container::{CreateContainer, RemoveContainer, StartContainer};
 use guest_runtime::ContainerId;
 use guest_runtime::container::{
-    ContainerSpec, IdentityFiles, MountSpec, NamespaceKind, NamespaceSpec, RootSpec,
+    ContainerSpec, IdMapping, IdMappings, IdentityFiles, MountSpec, NamespaceKind, NamespaceSpec,
+    RootSpec,
 };
 use guest_runtime::storage::StorageSpec;
 use protocols::wire::agent;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -131,6 +133,12 @@ fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, C
             .iter()
             .map(namespace)
             .collect::<Result<_, _>>()?,
+        id_mappings: IdMappings {
+            users: linux.UIDMappings.iter().map(id_mapping).collect(),
+            groups: linux.GIDMappings.iter().map(id_mapping).collect(),
+        },
+        // The wire has no field for these.
+        time_offsets: BTreeMap::new(),
         sysctl: linux.Sysctl.into_iter().collect(),
         cgroup_name: id.to_string(),
         resources: resources(resources_wanted)?,
@@ -157,14 +165,20 @@ fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, C
 }
 
 fn refuse_linux(linux: &agent::Linux) -> Result<(), ConvertError> {
-    let maps = !linux.UIDMappings.is_empty() || !linux.GIDMappings.is_empty();
-    refuse(maps, "user namespace mappings")?;
     refuse(!linux.MountLabel.is_empty(), "mountLabel")?;
     let rdt = linux
         .IntelRdt
         .as_ref()
         .is_some_and(|rdt| !rdt.L3CacheSchema.is_empty());
     refuse(rdt, "intelRdt")
+}
+
+fn id_mapping(mapping: &agent::LinuxIDMapping) -> IdMapping {
+    IdMapping {
+        inside: mapping.ContainerID,
+        outside: mapping.HostID,
+        size: mapping.Size,
+    }
 }
 
 fn mount(mount: agent::Mount) -> MountSpec {
@@ -184,6 +198,8 @@ fn namespace(namespace: &agent::LinuxNamespace) -> Result<NamespaceSpec, Convert
         "uts" => NamespaceKind::Uts,
         "network" => NamespaceKind::Network,
         "cgroup" => NamespaceKind::Cgroup,
+        "user" => NamespaceKind::User,
+        "time" => NamespaceKind::Time,
         other => return Err(unsupported(format!("namespace {other:?}"))),
     };
     let path = (!namespace.Path.is_empty()).then(|| namespace.Path.clone().into());

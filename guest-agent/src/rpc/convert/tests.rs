@@ -4,12 +4,13 @@
 use super::ConvertError;
 use crate::service::container::CreateContainer;
 use crate::service::process::ExecProcess;
+use guest_runtime::container::{Clock, IdMapping, NamespaceKind};
 use proptest::prelude::*;
 use protobuf::reflect::{MessageDescriptor, ReflectValueBox, RuntimeFieldType, RuntimeType};
 use protobuf::{MessageDyn, MessageFull};
 use protocols::wire::agent;
 
-const WORDS: [&str; 40] = [
+const WORDS: [&str; 42] = [
     "",
     "/",
     "/data",
@@ -39,6 +40,7 @@ const WORDS: [&str; 40] = [
     "mount",
     "uts",
     "user",
+    "time",
     "tmpfs",
     "bind",
     "rbind",
@@ -48,6 +50,7 @@ const WORDS: [&str; 40] = [
     "dev.tardigrade.oci",
     "{\"process\":{\"user\":{\"umask\":18}}}",
     "{\"linux\":{\"resources\":{\"unified\":{\"memory.high\":\"1\"}}}}",
+    "{\"linux\":{\"timeOffsets\":{\"boottime\":{\"secs\":1}}}}",
     "dev.tardigrade.after-thaw",
     "[[\"true\"]]",
 ];
@@ -206,13 +209,15 @@ fn what_the_wire_has_no_field_for_comes_as_an_annotation() {
     let text = "{\"domainname\":\"d\",\"process\":{\"user\":{\"umask\":18},\
                 \"ioPriority\":{\"class\":\"IOPRIO_CLASS_IDLE\"},\
                 \"scheduler\":{\"policy\":\"SCHED_BATCH\",\"nice\":-3}},\
-                \"linux\":{\"resources\":{\"cpu\":{\"burst\":0,\"idle\":1},\
+                \"linux\":{\"timeOffsets\":{\"boottime\":{\"secs\":-5,\"nanosecs\":7}},\"resources\":{\"cpu\":{\"burst\":0,\"idle\":1},\
                 \"rdma\":{\"mlx\":{\"hcaHandles\":2}},\"unified\":{\"memory.high\":\"9\"}}}}";
     let spec = with(text).unwrap().spec;
     assert_eq!(spec.process.umask, Some(0o22));
     assert_eq!(spec.process.scheduler.unwrap().nice, -3);
     assert!(spec.process.io_priority.is_some());
     assert_eq!(spec.sysctl["kernel.domainname"], "d");
+    let offset = spec.time_offsets[&Clock::Boottime];
+    assert_eq!((offset.secs, offset.nanosecs), (-5, 7));
     assert_eq!(spec.resources.cpu_burst, Some(0));
     assert_eq!(spec.resources.cpu_idle, Some(true));
     assert_eq!(spec.resources.rdma["mlx"].handles, Some(2));
@@ -220,7 +225,8 @@ fn what_the_wire_has_no_field_for_comes_as_an_annotation() {
     for wrong in [
         "",
         "[]",
-        "{\"linux\":{\"timeOffsets\":{}}}",
+        "{\"linux\":{\"timeOffsets\":{\"realtime\":{}}}}",
+        "{\"linux\":{\"timeOffsets\":{\"boottime\":{\"nanosecs\":-1}}}}",
         "{\"process\":{\"execCPUAffinity\":{}}}",
         "{\"linux\":{\"resources\":{\"cpu\":{\"idle\":2}}}}",
     ] {
@@ -232,14 +238,11 @@ type Change = fn(&mut agent::Linux);
 
 #[test]
 fn what_is_not_done_is_refused_by_its_name() {
-    let cases: [(&str, Change); 6] = [
+    let cases: [(&str, Change); 5] = [
         ("mountLabel", |linux| linux.MountLabel = "label".into()),
-        ("user namespace", |linux| {
-            linux.UIDMappings.push(agent::LinuxIDMapping::new());
-        }),
-        ("\"user\"", |linux| {
+        ("\"vendor\"", |linux| {
             let mut namespace = agent::LinuxNamespace::new();
-            namespace.Type = "user".into();
+            namespace.Type = "vendor".into();
             linux.Namespaces.push(namespace);
         }),
         ("SCMP_ACT_NOTIFY", |linux| {
@@ -258,4 +261,28 @@ fn what_is_not_done_is_refused_by_its_name() {
         let error = create(|spec| change(spec.Linux.mut_or_insert_default())).unwrap_err();
         assert!(error.to_string().contains(name), "{error}");
     }
+}
+
+#[test]
+fn a_user_namespace_and_both_its_mappings_are_passed_on() {
+    let spec = create(|spec| {
+        let linux = spec.Linux.mut_or_insert_default();
+        let mut namespace = agent::LinuxNamespace::new();
+        namespace.Type = "user".into();
+        linux.Namespaces.push(namespace);
+        for (list, first) in [(&mut linux.UIDMappings, 100), (&mut linux.GIDMappings, 200)] {
+            let mut mapping = agent::LinuxIDMapping::new();
+            (mapping.ContainerID, mapping.HostID, mapping.Size) = (1, first, 3);
+            list.push(mapping);
+        }
+    });
+    let spec = spec.unwrap().spec;
+    assert_eq!(spec.namespaces[0].kind, NamespaceKind::User);
+    let mapping = |outside| IdMapping {
+        inside: 1,
+        outside,
+        size: 3,
+    };
+    assert_eq!(spec.id_mappings.users, [mapping(100)]);
+    assert_eq!(spec.id_mappings.groups, [mapping(200)]);
 }

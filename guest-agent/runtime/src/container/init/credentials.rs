@@ -75,6 +75,15 @@ pub(super) fn drop_all(process: &ProcessSpec, filter: Option<&Filter>) -> Result
     Ok(())
 }
 
+/// Makes this process root of the user namespace it has come into, where it was
+/// nobody: with the ids of nobody it could make no file.
+pub(super) fn become_root() -> Result<(), Failure> {
+    let failed = |error: Errno| Failure::at(Step::User, "root of the user namespace")(error.into());
+    set_thread_groups(&[]).map_err(failed)?;
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).map_err(failed)?;
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(failed)
+}
+
 /// Has the filter judge every call from here on.
 pub(super) fn install(filter: &Filter) -> Result<(), Failure> {
     filter.install().map_err(Failure::at(Step::Seccomp, ""))

@@ -5,7 +5,7 @@
 //! node can be opened: a container that may make nodes (CAP_MKNOD) makes none
 //! that leads anywhere, be it a disk or the agent's own transport.
 
-use super::destination::{Kind, attach, clone_mount, find_in_guest, find_or_make};
+use crate::container::destination::{Kind, attach, clone_mount, find, find_in_guest, find_or_make};
 use crate::container::error::{Failure, Step};
 use crate::container::spec::{DeviceNode, DeviceSpec};
 use guest_kernel::mount::{Attributes, NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, set_attributes};
@@ -37,6 +37,13 @@ const LINKS: [(&str, &str); 5] = [
     ("pts/ptmx", "ptmx"),
 ];
 
+/// Of a mount whose node leads somewhere.
+const USABLE: Attributes = Attributes {
+    set: NO_SUID | NO_EXEC,
+    clear: NO_DEV,
+    propagation: 0,
+};
+
 /// Fills `dev`, the root of the container's /dev.
 pub(super) fn fill(dev: BorrowedFd<'_>) -> io::Result<()> {
     for (target, name) in LINKS {
@@ -50,12 +57,31 @@ pub(super) fn fill(dev: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// A node of a spec, and a mount of it where the container cannot make it.
+pub(super) type Node<'a> = (&'a DeviceSpec, Option<OwnedFd>);
+
 /// Makes the nodes of a spec. Each is then a mount by itself, on itself: only
 /// there, and nowhere else in the container, does a node lead anywhere.
-pub(super) fn make(root: BorrowedFd<'_>, devices: &[&DeviceSpec]) -> Result<(), Failure> {
-    devices.iter().try_for_each(|device| {
-        make_one(root, device).map_err(Failure::at(Step::Device, device.path.to_string_lossy()))
+pub(super) fn make(root: BorrowedFd<'_>, devices: &[Node<'_>]) -> Result<(), Failure> {
+    devices.iter().try_for_each(|(device, taken)| {
+        let made = match taken {
+            Some(node) => place(root, device, node.as_fd()),
+            None => make_one(root, device),
+        };
+        made.map_err(Failure::at(Step::Device, device.path.to_string_lossy()))
     })
+}
+
+/// Puts a node where the spec has it.
+fn place(root: BorrowedFd<'_>, device: &DeviceSpec, node: BorrowedFd<'_>) -> io::Result<()> {
+    match find(root, &device.path) {
+        Err(Errno::NOENT) => {}
+        // Whatever it is, it is not what was asked for.
+        outcome => return outcome.and(Err(Errno::EXIST)).map_err(Into::into),
+    }
+    let place = find_or_make(root, &device.path, Kind::File)?;
+    set_attributes(node, USABLE, false)?;
+    Ok(attach(node, place.as_fd())?)
 }
 
 fn make_one(root: BorrowedFd<'_>, device: &DeviceSpec) -> io::Result<()> {
@@ -101,12 +127,7 @@ fn make_one(root: BorrowedFd<'_>, device: &DeviceSpec) -> io::Result<()> {
         return Ok(());
     }
     let mount = clone_mount(node.as_fd(), false)?;
-    let usable = Attributes {
-        set: NO_SUID | NO_EXEC,
-        clear: NO_DEV,
-        ..Attributes::default()
-    };
-    set_attributes(mount.as_fd(), usable, false)?;
+    set_attributes(mount.as_fd(), USABLE, false)?;
     Ok(attach(mount.as_fd(), node.as_fd())?)
 }
 

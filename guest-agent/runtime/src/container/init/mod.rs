@@ -2,7 +2,6 @@
 //! up, says that it is ready, and becomes the workload.
 
 mod credentials;
-mod destination;
 mod devices;
 mod execute;
 mod identity;
@@ -12,12 +11,13 @@ mod terminal;
 mod working_directory;
 
 use super::channel::{Channel, ChannelError};
+use super::destination;
 use super::error::{Failure, Step};
 use super::hooks::{HookKind, inside};
 use super::message::{Go, InitOrder, Report};
 use super::seccomp::Filter;
-use super::spec::{ContainerSpec, NamespaceKind, ProcessSpec};
-use super::stage::CgroupView;
+use super::spec::{ContainerSpec, ProcessSpec};
+use super::stage::{CgroupView, Inheritance, Taken};
 use super::sysctl;
 use rustix::io::Errno;
 use rustix::system::sethostname;
@@ -28,8 +28,8 @@ use std::os::fd::{AsFd, OwnedFd};
 const NEVER_STARTED: i32 = 1;
 
 /// Runs it; returns the exit status if it has failed or was given up.
-pub(super) fn run(mut channel: Channel, view: &CgroupView) -> i32 {
-    let failure = match serve(&mut channel, view) {
+pub(super) fn run(mut channel: Channel, inheritance: Inheritance) -> i32 {
+    let failure = match serve(&mut channel, inheritance) {
         Ok(status) => return status,
         Err(failure) => failure,
     };
@@ -38,17 +38,22 @@ pub(super) fn run(mut channel: Channel, view: &CgroupView) -> i32 {
     NEVER_STARTED
 }
 
-fn serve(channel: &mut Channel, view: &CgroupView) -> Result<i32, Failure> {
+fn serve(channel: &mut Channel, inheritance: Inheritance) -> Result<i32, Failure> {
     let lost = |error| Failure::at(Step::Orders, "")(io::Error::other(error));
     let Some((order, stdio)) = channel.receive::<InitOrder>().map_err(lost)? else {
         return Ok(NEVER_STARTED);
     };
+    if inheritance.has_own_users {
+        credentials::become_root()?;
+    }
     join_session_keyring()?;
-    see_cgroups(view)?;
+    see_cgroups(&inheritance.view)?;
     match order {
-        InitOrder::Create(spec) => {
+        InitOrder::Create => {
+            let missing = || Failure::at(Step::Orders, "")(Errno::INVAL.into());
+            let (spec, taken) = inheritance.container.ok_or_else(missing)?;
             let filter = filter_of(&spec.process)?;
-            let terminal = set_up_container(channel, &spec)?;
+            let terminal = set_up_container(channel, &spec, taken)?;
             become_workload(channel, &spec.process, filter.as_ref(), stdio, terminal)?;
             if channel.receive::<Go>().map_err(lost)?.is_none() {
                 return Ok(NEVER_STARTED);
@@ -77,7 +82,14 @@ fn filter_of(process: &ProcessSpec) -> Result<Option<Filter>, Failure> {
 fn set_up_container(
     channel: &mut Channel,
     spec: &ContainerSpec,
+    taken: Taken,
 ) -> Result<Option<terminal::Pair>, Failure> {
+    let Taken {
+        root,
+        mounts,
+        identity,
+        devices,
+    } = taken;
     if let Some(hostname) = &spec.hostname {
         sethostname(hostname.as_bytes())
             .map_err(|error| Failure::at(Step::Hostname, hostname.as_str())(error.into()))?;
@@ -87,11 +99,10 @@ fn set_up_container(
     }
     // Modes are meant as they are given, from here to the workload.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let shared = rootfs::share(&spec.mounts)?;
     let propagation = spec.root.propagation.as_deref();
-    let root = rootfs::bind(&spec.root.path, propagation)?;
-    rootfs::mount_all(root.as_fd(), spec, shared)?;
-    identity::mount(root.as_fd(), &spec.identity_files)?;
+    rootfs::attach_root(root.as_fd(), &spec.root.path, propagation)?;
+    rootfs::mount_all(root.as_fd(), spec, mounts, devices)?;
+    identity::mount(root.as_fd(), &identity)?;
     let terminal = spec
         .process
         .terminal
@@ -223,11 +234,3 @@ fn see_cgroups(view: &CgroupView) -> Result<(), Failure> {
     };
     seen.map_err(|error| Failure::at(Step::CgroupNamespace, "")(error.into()))
 }
-
-/// Kinds every container has of its own, asked for or not: without them it
-/// could reach the agent's mounts, processes and cgroups.
-pub(super) const ALWAYS_OWN: [NamespaceKind; 3] = [
-    NamespaceKind::Mount,
-    NamespaceKind::Pid,
-    NamespaceKind::Cgroup,
-];

@@ -1,14 +1,10 @@
 //! Paths a container can not write, or not see.
 
-use super::destination::{Kind, attach, clone_mount, find, is_directory};
 use super::devices::guest_node;
+use crate::container::destination::{Kind, attach, clone_mount, find, is_directory, new_mount};
 use crate::container::error::{Failure, Step};
 use guest_kernel::mount::{Attributes, NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, set_attributes};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
-    fsopen,
-};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -49,12 +45,9 @@ pub(super) fn mask(root: BorrowedFd<'_>, paths: &[PathBuf]) -> Result<(), Failur
 }
 
 fn empty_directory() -> io::Result<OwnedFd> {
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(context.as_fd(), "size", "4k")?;
-    fsconfig_set_string(context.as_fd(), "mode", "555")?;
-    fsconfig_create(context.as_fd())?;
-    let none = MountAttrFlags::empty();
-    let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, none)?;
+    let data = [("size", "4k"), ("mode", "555")];
+    let data = data.map(|(key, value)| (key.to_owned(), Some(value.to_owned())));
+    let mount = new_mount("tmpfs", Path::new("tmpfs"), &data)?;
     set_attributes(mount.as_fd(), HIDDEN, false)?;
     Ok(mount)
 }

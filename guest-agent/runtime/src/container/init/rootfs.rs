@@ -1,22 +1,18 @@
 //! The tree a container sees: its root, the mounts in it, and the step into
 //! it.
 
-use super::destination::{
-    self, Kind, attach, clone_mount, find_in_guest, find_or_make, find_with, is_directory,
-    is_in_proc,
+use super::devices::{self, Node};
+use crate::container::destination::{
+    Kind, attach, find_in_guest, find_or_make, find_with, is_directory, is_in_proc, new_mount,
+    open_root,
 };
-use super::devices;
 use crate::container::error::{Failure, Step};
-use crate::container::spec::{ContainerSpec, DeviceSpec, MountSpec};
-use crate::mount_options::{Bind, MountOptions, Propagation, propagation_of};
+use crate::container::spec::{ContainerSpec, MountSpec};
+use crate::mount_options::{Bind, MountOptions, propagation_of};
 use guest_kernel::mount::{Attributes, NO_DEV, NO_EXEC, NO_SUID, READ_ONLY, set_attributes};
 use rustix::fs::{FileType, OFlags, ResolveFlags, fstat};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
-    unmount,
-};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{fchdir, pivot_root};
 use std::collections::BTreeMap;
 use std::io;
@@ -40,68 +36,52 @@ pub(super) const DEV: &str = "/dev";
 /// What a container gets there if its spec mounts nothing.
 const DEV_OPTIONS: [&str; 3] = ["nosuid", "mode=755", "size=65536k"];
 
-/// Bind mounts that are to pass what is mounted in them on to the guest, by
-/// their place in the spec: each is taken while its source is still a peer of
-/// the guest's.
-pub(super) type Shared = BTreeMap<usize, OwnedFd>;
-
-/// Finds the mounts of the spec that are shared with the guest.
-pub(super) fn share(mounts: &[MountSpec]) -> Result<Shared, Failure> {
-    let mut shared = Shared::new();
-    for (index, spec) in mounts.iter().enumerate() {
-        let Ok(options) = MountOptions::parse(&spec.options) else {
-            continue;
-        };
-        let is_shared = |one: Propagation| one.flag.contains(MountPropagationFlags::SHARED);
-        if let (Some(bind), true) = (options.bind, options.propagation.is_some_and(is_shared)) {
-            let source = spec.source.as_deref().unwrap_or(Path::new(""));
-            let mount = find_in_guest(source)
-                .and_then(|place| clone_mount(place.as_fd(), bind == Bind::Recursive))
-                .map_err(|error| {
-                    Failure::at(Step::Mount, source.to_string_lossy())(error.into())
-                })?;
-            shared.insert(index, mount);
-        }
-    }
-    Ok(shared)
-}
+/// What the stage has taken for the mounts of the spec, by their place in it.
+pub(super) type Mounts = BTreeMap<usize, OwnedFd>;
 
 /// Cuts the tie to the guest's mounts, but that what is mounted in them may be
-/// seen where a mount asks for it, and binds the root file system where it
-/// lies; gives its root. No device node in it can be opened.
-pub(super) fn bind(path: &Path, propagation: Option<&str>) -> Result<OwnedFd, Failure> {
+/// seen where a mount asks for it, and puts `tree`, the root file system, where
+/// it lies in the guest. No device node in it can be opened.
+pub(super) fn attach_root(
+    tree: BorrowedFd<'_>,
+    path: &Path,
+    propagation: Option<&str>,
+) -> Result<(), Failure> {
     let failed = |error: Errno| Failure::at(Step::Root, path.to_string_lossy())(error.into());
-    mount_change(
-        "/",
-        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-    )
-    .map_err(failed)?;
-    let place = find_in_guest(path).map_err(failed)?;
-    let tree = clone_mount(place.as_fd(), true).map_err(failed)?;
+    let downstream = MountPropagationFlags::DOWNSTREAM;
+    mount_change("/", downstream | MountPropagationFlags::REC).map_err(failed)?;
+    let kept = if follows(propagation) {
+        downstream
+    } else {
+        MountPropagationFlags::PRIVATE
+    };
     let no_devices = Attributes {
         set: NO_DEV,
-        propagation: if follows(propagation) {
-            0
-        } else {
-            MountPropagationFlags::PRIVATE.bits().into()
-        },
+        propagation: kept.bits().into(),
         ..Attributes::default()
     };
-    set_attributes(tree.as_fd(), no_devices, true)
+    set_attributes(tree, no_devices, true)
         .map_err(Failure::at(Step::Root, path.to_string_lossy()))?;
-    attach(tree.as_fd(), place.as_fd()).map_err(failed)?;
-    // From here the tree's descriptor is that of the attached mount.
-    Ok(tree)
+    let place = match find_in_guest(path) {
+        // Root of a user namespace may find no way there; it is a place like
+        // any other.
+        Err(Errno::ACCESS) => open_root(),
+        outcome => outcome,
+    };
+    attach(tree, place.map_err(failed)?.as_fd()).map_err(failed)
 }
 
 /// Mounts all of the spec, in its order, and /dev if the spec does not.
 pub(super) fn mount_all(
     root: BorrowedFd<'_>,
     spec: &ContainerSpec,
-    mut shared: Shared,
+    mut taken: Mounts,
+    mut nodes: Mounts,
 ) -> Result<(), Failure> {
-    let is_below_dev = |device: &&DeviceSpec| device.path.starts_with(DEV);
-    let (below, elsewhere): (Vec<_>, Vec<_>) = spec.devices.iter().partition(is_below_dev);
+    let devices = spec.devices.iter().enumerate();
+    let (below, elsewhere): (Vec<Node<'_>>, Vec<Node<'_>>) = devices
+        .map(|(index, device)| (device, nodes.remove(&index)))
+        .partition(|(device, _)| device.path.starts_with(DEV));
     let implied = (!spec.mounts.iter().any(is_dev)).then(|| MountSpec {
         destination: DEV.into(),
         source: None,
@@ -112,7 +92,7 @@ pub(super) fn mount_all(
         mount_one(root, mount, None, &below)?;
     }
     for (index, mount) in spec.mounts.iter().enumerate() {
-        mount_one(root, mount, shared.remove(&index), &below)?;
+        mount_one(root, mount, taken.remove(&index), &below)?;
     }
     devices::make(root, &elsewhere)
 }
@@ -129,13 +109,9 @@ fn mount_one(
     root: BorrowedFd<'_>,
     spec: &MountSpec,
     taken: Option<OwnedFd>,
-    devices: &[&DeviceSpec],
+    devices: &[Node<'_>],
 ) -> Result<(), Failure> {
-    let failed = |error: io::Error| {
-        let fstype = spec.fstype.as_deref().unwrap_or("bind");
-        let subject = format!("{fstype} on {}", spec.destination.display());
-        Failure::at(Step::Mount, subject)(error)
-    };
+    let failed = |error: io::Error| Failure::at(Step::Mount, spec.name())(error);
     let options = MountOptions::parse(&spec.options)
         .map_err(|_| failed(io::Error::from_raw_os_error(nix::libc::EINVAL)))?;
     let Some((dev, options)) = mount_parsed(root, spec, taken, options).map_err(failed)? else {
@@ -153,9 +129,21 @@ fn mount_parsed(
     taken: Option<OwnedFd>,
     mut options: MountOptions,
 ) -> io::Result<Option<(OwnedFd, MountOptions)>> {
-    let (mount, kind) = match options.bind {
-        Some(bind) => bind_source(spec, bind, taken, &mut options)?,
-        None => (new_file_system(spec, &mut options)?, Kind::Directory),
+    let (mount, kind) = match (options.bind, taken) {
+        (Some(_), taken) => {
+            let mount = taken.ok_or(Errno::INVAL)?;
+            let kind = check_source(mount.as_fd(), &mut options)?;
+            (mount, kind)
+        }
+        // Of a namespace that is not the container's.
+        (None, Some(mount)) => {
+            options.force(NO_DEV);
+            if spec.fstype.as_deref() == Some("sysfs") {
+                options.force(READ_ONLY);
+            }
+            (mount, Kind::Directory)
+        }
+        (None, None) => (new_file_system(spec, &mut options)?, Kind::Directory),
     };
     let place = find_or_make(root, &spec.destination, kind)?;
     check_place(root, place.as_fd(), spec)?;
@@ -213,25 +201,18 @@ fn propagate(
     set_attributes(mount, attributes, recursive)
 }
 
-/// A bind mount of something of the guest. A device node is bound only if every
+/// What a bind mount is to be put on. A device node is bound only if every
 /// container has it: others lead to disks, or to the agent's own transport.
-fn bind_source(
-    spec: &MountSpec,
-    bind: Bind,
-    taken: Option<OwnedFd>,
-    options: &mut MountOptions,
-) -> io::Result<(OwnedFd, Kind)> {
-    let source = spec.source.as_deref().ok_or(Errno::INVAL)?;
-    let place = find_in_guest(source)?;
-    let kind = match FileType::from_raw_mode(fstat(&place)?.st_mode) {
+fn check_source(mount: BorrowedFd<'_>, options: &mut MountOptions) -> io::Result<Kind> {
+    let kind = match FileType::from_raw_mode(fstat(mount)?.st_mode) {
         FileType::Directory => Kind::Directory,
         FileType::BlockDevice => return Err(Errno::PERM.into()),
-        FileType::CharacterDevice if !devices::is_default(place.as_fd())? => {
+        FileType::CharacterDevice if !devices::is_default(mount)? => {
             return Err(Errno::PERM.into());
         }
         _ => Kind::File,
     };
-    let is_device = kind == Kind::File && devices::is_default(place.as_fd())?;
+    let is_device = kind == Kind::File && devices::is_default(mount)?;
     if !is_device {
         options.force(NO_DEV);
     }
@@ -239,11 +220,7 @@ fn bind_source(
         // The kernel would ignore them.
         return Err(Errno::INVAL.into());
     }
-    let mount = match taken {
-        Some(mount) => mount,
-        None => clone_mount(place.as_fd(), bind == Bind::Recursive)?,
-    };
-    Ok((mount, kind))
+    Ok(kind)
 }
 
 /// A new, detached instance of a file system.
@@ -264,21 +241,8 @@ fn new_file_system(spec: &MountSpec, options: &mut MountOptions) -> io::Result<O
         }
         None => return Err(Errno::INVAL.into()),
     };
-    let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
     let source = spec.source.as_deref().unwrap_or(Path::new(fstype));
-    fsconfig_set_string(context.as_fd(), "source", source)?;
-    for (key, value) in &options.data {
-        match value {
-            Some(value) => fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str())?,
-            None => fsconfig_set_flag(context.as_fd(), key.as_str())?,
-        }
-    }
-    fsconfig_create(context.as_fd())?;
-    Ok(fsmount(
-        context.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )?)
+    new_mount(fstype, source, &options.data)
 }
 
 /// A symbolic link of the image must not turn a mount into one over the
@@ -342,5 +306,5 @@ pub(super) fn pivot(root: BorrowedFd<'_>, propagation: Option<&str>) -> Result<(
         };
         mount_change("/", one.flag | recursive).map_err(failed("rootfsPropagation"))?;
     }
-    destination::open_root().map(drop).map_err(failed("open /"))
+    open_root().map(drop).map_err(failed("open /"))
 }

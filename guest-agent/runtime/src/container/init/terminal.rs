@@ -1,6 +1,6 @@
 //! The process's session, its terminal, and its three streams.
 
-use super::destination::{find_with, is_in_devpts};
+use crate::container::destination::{find_with, is_in_devpts};
 use crate::container::error::{Failure, Step};
 use crate::process::WindowSize;
 use rustix::fs::{OFlags, ResolveFlags};

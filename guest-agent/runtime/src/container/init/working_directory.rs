@@ -1,6 +1,6 @@
 //! The process's working directory.
 
-use super::destination::{Kind, find_or_make};
+use crate::container::destination::{Kind, find_or_make};
 use crate::container::error::{Failure, Step};
 use rustix::io::Errno;
 use rustix::process::{chdir, getcwd};
@@ -11,7 +11,7 @@ use std::path::Path;
 pub(super) fn make(root: BorrowedFd<'_>, path: &Path) -> Result<(), Failure> {
     match find_or_make(root, path, Kind::Directory) {
         // Entering it will tell.
-        Ok(_) | Err(Errno::ROFS) => Ok(()),
+        Ok(_) | Err(Errno::ROFS | Errno::ACCESS | Errno::PERM | Errno::OVERFLOW) => Ok(()),
         Err(error) => Err(failed(path, error)),
     }
 }

@@ -5,21 +5,23 @@
 //! the agent has more; it is a fresh execution of the agent's program, so that
 //! it holds no lock, no memory and no descriptor of the agent's.
 
+mod namespaces;
+mod taken;
+
 use super::channel::Channel;
 use super::error::{Failure, Step};
 use super::init;
 use super::message::{Place, Report, StageOrder};
-use super::spec::NamespaceKind;
+use super::rlimit::RlimitSpec;
+use super::spec::ContainerSpec;
 use guest_kernel::clone::{Cloned, Namespaces, sibling};
-use rustix::fs::{Mode, OFlags, open};
+use namespaces::{Entrance, enter_all};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-use rustix::thread::{
-    LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
-};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+
+pub(super) use taken::Taken;
 
 /// Which cgroup namespace the clone is to be in. A namespace's root is the
 /// cgroup its maker is in: the clone, not the stage, has to do it.
@@ -31,6 +33,17 @@ pub(super) enum CgroupView {
     Own,
     /// That of the process this pidfd refers to.
     Of(OwnedFd),
+}
+
+/// What the clone has of the stage.
+#[derive(Debug)]
+pub(super) struct Inheritance {
+    pub(super) view: CgroupView,
+    /// Whether it is in another user namespace than the agent, and nobody there
+    /// yet.
+    pub(super) has_own_users: bool,
+    /// The container it is to set up, if it is to be one's first process.
+    pub(super) container: Option<(Box<ContainerSpec>, Taken)>,
 }
 
 /// Runs the stage, and the process it clones. The socket to the agent is this
@@ -56,7 +69,7 @@ fn run(mut channel: Channel) -> i32 {
             }
             0
         }
-        Ok((Cloned::Child, view)) => init::run(channel, &view),
+        Ok((Cloned::Child, inheritance)) => init::run(channel, inheritance),
         Err(failure) => {
             // If the agent is gone there is nobody to tell.
             let _ = channel.send(&Report::Failed(failure), &[]);
@@ -65,7 +78,7 @@ fn run(mut channel: Channel) -> i32 {
     }
 }
 
-fn clone(channel: &mut Channel) -> Result<(Cloned, CgroupView), Failure> {
+fn clone(channel: &mut Channel) -> Result<(Cloned, Inheritance), Failure> {
     // A process of the container may see this one as soon as it has entered:
     // it must not trace it, nor open its files in /proc.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
@@ -80,84 +93,56 @@ fn clone(channel: &mut Channel) -> Result<(Cloned, CgroupView), Failure> {
     let score = order.oom_score_adj.to_string();
     std::fs::write("/proc/self/oom_score_adj", &score)
         .map_err(Failure::at(Step::OomScore, score))?;
-    let (namespaces, view) = match order.place {
-        Place::Guest => (Namespaces::default(), CgroupView::Guest),
-        Place::Create { new, join } => {
-            join_all(&join)?;
-            let new = new.into_iter().map(to_clone);
-            let new = new.fold(Namespaces::default(), Namespaces::with);
-            (new, CgroupView::Own)
+    let (namespaces, inheritance) = match order.place {
+        Place::Guest => {
+            let inheritance = Inheritance {
+                view: CgroupView::Guest,
+                has_own_users: false,
+                container: None,
+            };
+            (Namespaces::default(), inheritance)
         }
-        Place::Enter => {
+        Place::Create(spec) => {
+            let has_own_users = spec.has_own(super::spec::NamespaceKind::User);
+            allow(&order.rlimits, has_own_users)?;
+            let entrance = Entrance::open(&spec)?;
+            entrance.enter()?;
+            let taken = Taken::take(&spec)?;
+            let namespaces = entrance.enter_users()?;
+            let inheritance = Inheritance {
+                view: CgroupView::Own,
+                has_own_users,
+                container: Some((spec, taken)),
+            };
+            (namespaces, inheritance)
+        }
+        Place::Enter { users, time } => {
             let init = descriptors.next().ok_or_else(missing)?;
-            enter(init.as_fd())?;
-            (Namespaces::default(), CgroupView::Of(init))
+            allow(&order.rlimits, users)?;
+            enter_all(init.as_fd(), users, time)?;
+            let inheritance = Inheritance {
+                view: CgroupView::Of(init),
+                has_own_users: users,
+                container: None,
+            };
+            (Namespaces::default(), inheritance)
         }
     };
     let cloned = sibling(namespaces, cgroup.as_fd()).map_err(Failure::at(Step::Clone, ""))?;
-    Ok((cloned, view))
+    Ok((cloned, inheritance))
 }
 
 fn missing() -> Failure {
     Failure::at(Step::Orders, "")(io::ErrorKind::UnexpectedEof.into())
 }
 
-/// All at once: half of a container's namespaces would be a place of its own.
-/// Only the cgroup namespace is left to the clone: seen from inside it, this
-/// process has no cgroup that one could be cloned from (`nsdelegate`).
-fn enter(init: BorrowedFd<'_>) -> Result<(), Failure> {
-    let all = ThreadNameSpaceType::MOUNT
-        | ThreadNameSpaceType::PROCESS_ID
-        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-        | ThreadNameSpaceType::NETWORK;
-    move_into_thread_name_spaces(init, all)
-        .map_err(|error| Failure::at(Step::JoinNamespace, "of the init process")(error.into()))
-}
-
-/// All are opened before the first is entered: a path means what it means to
-/// the agent.
-fn join_all(join: &[(NamespaceKind, PathBuf)]) -> Result<(), Failure> {
-    let opened = join
-        .iter()
-        .map(|(kind, path)| {
-            let file = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|error| at_path(path)(error.into()))?;
-            Ok((*kind, path, file))
-        })
-        .collect::<Result<Vec<(NamespaceKind, &PathBuf, OwnedFd)>, Failure>>()?;
-    opened.iter().try_for_each(|(kind, path, file)| {
-        move_into_link_name_space(file.as_fd(), to_join(*kind))
-            .map_err(|error| at_path(path)(error.into()))
-    })
-}
-
-fn at_path(path: &std::path::Path) -> impl FnOnce(io::Error) -> Failure {
-    Failure::at(Step::JoinNamespace, path.to_string_lossy())
-}
-
-/// Cgroup namespaces are not made here: their root is the cgroup their maker
-/// is in, which must be the container's.
-fn to_clone(kind: NamespaceKind) -> Namespaces {
-    match kind {
-        NamespaceKind::Pid => Namespaces::PID,
-        NamespaceKind::Mount => Namespaces::MOUNT,
-        NamespaceKind::Ipc => Namespaces::IPC,
-        NamespaceKind::Uts => Namespaces::UTS,
-        NamespaceKind::Network => Namespaces::NETWORK,
-        NamespaceKind::Cgroup => Namespaces::default(),
+/// Lets the clone have limits that, in a user namespace, it could not raise.
+fn allow(rlimits: &[RlimitSpec], has_own_users: bool) -> Result<(), Failure> {
+    for rlimit in rlimits.iter().filter(|_| has_own_users) {
+        let failed = Failure::at(Step::Rlimit, rlimit.kind.to_string());
+        rlimit.allow().map_err(|error| failed(error.into()))?;
     }
-}
-
-fn to_join(kind: NamespaceKind) -> Option<LinkNameSpaceType> {
-    Some(match kind {
-        NamespaceKind::Pid => LinkNameSpaceType::ProcessID,
-        NamespaceKind::Mount => LinkNameSpaceType::Mount,
-        NamespaceKind::Ipc => LinkNameSpaceType::InterProcessCommunication,
-        NamespaceKind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
-        NamespaceKind::Network => LinkNameSpaceType::Network,
-        NamespaceKind::Cgroup => LinkNameSpaceType::ControlGroup,
-    })
+    Ok(())
 }
 
 impl Failure {

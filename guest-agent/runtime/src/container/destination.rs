@@ -9,7 +9,11 @@ use rustix::fs::{
     CWD, FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, mkdirat, open, openat, openat2,
 };
 use rustix::io::{Errno, Result};
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
@@ -24,13 +28,13 @@ const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
 
 /// What a destination is to be, if it has to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::container) enum Kind {
     Directory,
     File,
 }
 
 /// The root of the calling process.
-pub(super) fn open_root() -> Result<OwnedFd> {
+pub(in crate::container) fn open_root() -> Result<OwnedFd> {
     open(
         "/",
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -39,12 +43,12 @@ pub(super) fn open_root() -> Result<OwnedFd> {
 }
 
 /// What `path` leads to in the tree `root`.
-pub(super) fn find(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+pub(in crate::container) fn find(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     find_with(root, path, OFlags::PATH, ResolveFlags::empty())
 }
 
 /// As [`find`], opened with `flags` and resolved with more restrictions.
-pub(super) fn find_with(
+pub(in crate::container) fn find_with(
     root: BorrowedFd<'_>,
     path: &Path,
     flags: OFlags,
@@ -60,7 +64,11 @@ pub(super) fn find_with(
 }
 
 /// As [`find`]; what is missing is made. Nothing that exists is changed.
-pub(super) fn find_or_make(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> Result<OwnedFd> {
+pub(in crate::container) fn find_or_make(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    kind: Kind,
+) -> Result<OwnedFd> {
     match find(root, path) {
         Err(Errno::NOENT) => {}
         outcome => return outcome,
@@ -111,17 +119,17 @@ fn components(path: &Path) -> Result<Vec<&Path>> {
 }
 
 /// Whether it is a directory.
-pub(super) fn is_directory(place: BorrowedFd<'_>) -> Result<bool> {
+pub(in crate::container) fn is_directory(place: BorrowedFd<'_>) -> Result<bool> {
     Ok(FileType::from_raw_mode(fstat(place)?.st_mode) == FileType::Directory)
 }
 
 /// Whether it lies on a procfs.
-pub(super) fn is_in_proc(place: BorrowedFd<'_>) -> Result<bool> {
+pub(in crate::container) fn is_in_proc(place: BorrowedFd<'_>) -> Result<bool> {
     on(place, PROC)
 }
 
 /// Whether it lies on a devpts.
-pub(super) fn is_in_devpts(place: BorrowedFd<'_>) -> Result<bool> {
+pub(in crate::container) fn is_in_devpts(place: BorrowedFd<'_>) -> Result<bool> {
     on(place, DEVPTS)
 }
 
@@ -130,7 +138,7 @@ fn on(place: BorrowedFd<'_>, magic: u64) -> Result<bool> {
 }
 
 /// A detached bind mount of what `place` refers to.
-pub(super) fn clone_mount(place: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
+pub(in crate::container) fn clone_mount(place: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
@@ -140,9 +148,32 @@ pub(super) fn clone_mount(place: BorrowedFd<'_>, recursive: bool) -> Result<Owne
     open_tree(place, "", flags)
 }
 
+/// A new, detached instance of a file system, with options of its own.
+pub(in crate::container) fn new_mount(
+    fstype: &str,
+    source: &Path,
+    data: &[(String, Option<String>)],
+) -> io::Result<OwnedFd> {
+    let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(context.as_fd(), "source", source)?;
+    for (key, value) in data {
+        match value {
+            Some(value) => fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str())?,
+            None => fsconfig_set_flag(context.as_fd(), key.as_str())?,
+        }
+    }
+    fsconfig_create(context.as_fd())?;
+    let none = MountAttrFlags::empty();
+    Ok(fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        none,
+    )?)
+}
+
 /// What `path` leads to in the guest. None of its components may be a symbolic
 /// link: a container could have made it, in a volume.
-pub(super) fn find_in_guest(path: &Path) -> Result<OwnedFd> {
+pub(in crate::container) fn find_in_guest(path: &Path) -> Result<OwnedFd> {
     openat2(
         CWD,
         path,
@@ -153,7 +184,7 @@ pub(super) fn find_in_guest(path: &Path) -> Result<OwnedFd> {
 }
 
 /// Puts a detached mount on `place`.
-pub(super) fn attach(mount: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<()> {
+pub(in crate::container) fn attach(mount: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<()> {
     move_mount(
         mount,
         "",
