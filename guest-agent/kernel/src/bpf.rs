@@ -1,7 +1,7 @@
 //! bpf(2), for one kind of program: which devices may be used in a cgroup.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// An instruction of the BPF machine (`struct bpf_insn`, linux/bpf.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,9 @@ pub struct Instruction {
 /// `enum bpf_cmd`.
 const PROGRAM_LOAD: libc::c_long = 5;
 const PROGRAM_ATTACH: libc::c_long = 8;
+const PROGRAM_DETACH: libc::c_long = 9;
+const PROGRAM_BY_ID: libc::c_long = 13;
+const PROGRAM_QUERY: libc::c_long = 16;
 /// `BPF_PROG_TYPE_CGROUP_DEVICE`.
 const CGROUP_DEVICE_PROGRAM: u32 = 15;
 /// `BPF_CGROUP_DEVICE`.
@@ -53,6 +56,25 @@ struct AttachArgument {
     flags: u32,
 }
 
+/// The first fields of `union bpf_attr` for asking what is attached.
+#[repr(C)]
+struct QueryArgument {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+}
+
+/// Those for a descriptor of a program.
+#[repr(C)]
+struct IdArgument {
+    id: u32,
+    next_id: u32,
+    flags: u32,
+}
+
 /// How often a command is tried. The kernel gives up checking a program when a
 /// signal is pending, and says `EAGAIN`; the signal is gone by the next time.
 const ATTEMPTS: usize = 16;
@@ -70,17 +92,15 @@ fn call<T>(command: libc::c_long, argument: &T) -> io::Result<i32> {
 }
 
 fn call_once<T>(command: libc::c_long, argument: &T) -> io::Result<i32> {
-    // SAFETY: both commands read the fields of their argument, whose size says
+    call_with(command, std::ptr::from_ref(argument).cast_mut())
+}
+
+fn call_with<T>(command: libc::c_long, argument: *mut T) -> io::Result<i32> {
+    // SAFETY: the commands read the fields of their argument, whose size says
     // how many there are, and what its pointers lead to; it and they outlive
-    // the call. They write none of it.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_ref(argument),
-            size_of::<T>(),
-        )
-    };
+    // the call. Only PROGRAM_QUERY writes, to fields and to a place that its
+    // caller made to be written.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, argument, size_of::<T>()) };
     match i32::try_from(result) {
         Ok(-1) => Err(io::Error::last_os_error()),
         Ok(result) => Ok(result),
@@ -129,10 +149,50 @@ pub fn attach_device_program(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) ->
     call(PROGRAM_ATTACH, &argument).map(drop)
 }
 
+/// Takes the device programs off `cgroup` itself, not off those above it; how
+/// many it had. It is what a workload that may do so could do to its own, for
+/// the tests of that.
+///
+/// # Errors
+/// Those of bpf(2): `EPERM` without CAP_SYS_ADMIN.
+pub fn detach_device_programs(cgroup: BorrowedFd<'_>) -> io::Result<usize> {
+    let number = |descriptor: BorrowedFd<'_>| {
+        u32::try_from(descriptor.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)
+    };
+    let mut ids = [0u32; 64];
+    let mut query = QueryArgument {
+        target: number(cgroup)?,
+        attach_type: CGROUP_DEVICE,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr().expose_provenance() as u64,
+        count: 64,
+    };
+    call_with(PROGRAM_QUERY, &raw mut query)?;
+    let count = usize::try_from(query.count).map_err(|_| io::ErrorKind::InvalidData)?;
+    for id in ids.iter().take(count) {
+        let argument = IdArgument {
+            id: *id,
+            next_id: 0,
+            flags: 0,
+        };
+        let program = call(PROGRAM_BY_ID, &argument)?;
+        // SAFETY: as of every descriptor that bpf(2) has just made.
+        let program = unsafe { OwnedFd::from_raw_fd(program) };
+        let argument = AttachArgument {
+            target: number(cgroup)?,
+            program: number(program.as_fd())?,
+            attach_type: CGROUP_DEVICE,
+            flags: 0,
+        };
+        call(PROGRAM_DETACH, &argument)?;
+    }
+    Ok(count)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
 
     #[test]
     fn a_program_that_says_nothing_is_refused_and_one_that_does_is_not() {

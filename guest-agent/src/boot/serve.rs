@@ -103,7 +103,7 @@ async fn serve(configuration: &Configuration, log: &Logger) -> io::Result<()> {
     // that wakes up has to know.
     let _ = clock::realtime_nanos();
     let gate = Arc::new(Gate::new(policy));
-    let agent = Arc::new(new_agent(configuration)?);
+    let agent = Arc::new(new_agent(configuration, log.clone())?);
     if configuration.in_guest {
         let loopback = InterfaceSpec {
             name: "lo".into(),
@@ -212,10 +212,11 @@ fn is_there(path: &Path) -> io::Result<bool> {
     }
 }
 
-fn new_agent(configuration: &Configuration) -> io::Result<Agent> {
+fn new_agent(configuration: &Configuration, log: Logger) -> io::Result<Agent> {
     if !configuration.in_guest {
         return Ok(Agent {
             launcher: ordinary_launcher(configuration)?,
+            log,
             own_network: configuration.own_network,
             ..ordinary_agent()?
         });
@@ -228,6 +229,7 @@ fn new_agent(configuration: &Configuration) -> io::Result<Agent> {
     let agent = Agent::new(identity.map_err(io::Error::other)?)?;
     Ok(Agent {
         launcher: Some(Arc::new(launcher)),
+        log,
         in_guest: true,
         own_network: true,
         ..agent

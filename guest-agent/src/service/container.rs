@@ -12,6 +12,7 @@ use guest_runtime::container::{ContainerSpec, CreatedContainer, HookKind, Resour
 use guest_runtime::remove::remove_directory;
 use guest_runtime::storage::{MountedStorage, StorageSpec, mount_storage};
 use rustix::io::Errno;
+use slog::warn;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -118,8 +119,8 @@ impl Agent {
     async fn create(&self, request: CreateContainer) -> Result<(), ServiceError> {
         let launcher = self.launcher()?;
         let mut spec = request.spec;
-        if spec.changes_guest_network() {
-            self.require_guest("a sysctl of the guest's network")?;
+        if spec.changes_shared_namespaces() {
+            self.require_guest("a sysctl of a namespace that others are in")?;
         }
         if spec.hooks.run_in_guest() {
             self.require_guest("a hook of the guest's")?;
@@ -185,13 +186,16 @@ impl Agent {
                     reason: format!("container {} was started before", container.id),
                 })?;
                 agent.watch_for_oom(&container);
-                start
-                    .start(START_DEADLINE)
-                    .await
-                    .map_err(|source| ServiceError::Start {
-                        container: container.id.clone(),
-                        source,
-                    })?;
+                if let Err(source) = start.start(START_DEADLINE).await {
+                    // What its hooks have started is not to live on; what kept
+                    // the container from its start is the failure to tell. One
+                    // whose program cannot be executed ends with a status.
+                    if source.exit_status().is_none() {
+                        launcher.workload().kill_container(&container.cgroup).ok();
+                    }
+                    let container = container.id.clone();
+                    return Err(ServiceError::Start { container, source });
+                }
                 let pid = container.processes.init().process.pid();
                 let kind = HookKind::Poststart;
                 let ran = launcher.run_hooks(&container.spec, kind, Some(pid)).await;
@@ -249,10 +253,21 @@ impl Agent {
             Err(_) => container.state().removing = false,
         }
         outcome?;
-        // Nothing is left that could be asked for again.
-        let launcher = self.launcher()?;
+        self.tell_of_end(&container).await;
+        Ok(())
+    }
+
+    /// Runs the hooks of the end. The container is gone, whatever becomes of
+    /// them: a client that is told of a failure would ask for it again.
+    async fn tell_of_end(&self, container: &Container) {
+        let Some(launcher) = &self.launcher else {
+            return;
+        };
         let kind = HookKind::Poststop;
-        Ok(launcher.run_hooks(&container.spec, kind, None).await?)
+        if let Err(error) = launcher.run_hooks(&container.spec, kind, None).await {
+            let id = &container.id;
+            warn!(self.log, "after the removal of a container"; "container" => %id, "error" => %error);
+        }
     }
 
     async fn tear_down(

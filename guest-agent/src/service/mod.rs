@@ -43,6 +43,7 @@ use guest_runtime::entropy::Generator;
 use guest_runtime::network::Network;
 use guest_runtime::shared_files::SharedFiles;
 use identity::IdentityStore;
+use slog::{Discard, Logger, o};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -66,6 +67,8 @@ pub(crate) struct Agent {
     pub(crate) questions: diagnostics::Questions,
     /// Told when the sandbox was destroyed and the agent shall end.
     pub(crate) destroyed: Notify,
+    /// For failures that are no request's.
+    pub(crate) log: Logger,
     /// Whether the machine is ours to change: false on a development machine.
     pub(crate) in_guest: bool,
     /// Whether the network is: of a guest, or of a namespace made for us.
@@ -90,6 +93,7 @@ impl Agent {
             scrapes: diagnostics::Scrapes::default(),
             questions: diagnostics::Questions::default(),
             destroyed: Notify::new(),
+            log: Logger::root(Discard, o!()),
             in_guest: false,
             own_network: false,
         })

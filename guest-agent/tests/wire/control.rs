@@ -50,7 +50,7 @@ async fn a_paused_container_stands_still_until_it_is_resumed() {
         )
         .await;
     calls.run(&guest, "other", &["sleep", "1000"]).await;
-    let file = guest.cgroup.join("c-web/cgroup.events");
+    let file = guest.cgroup.join("c-web/own/cgroup.events");
     let is_frozen = || fs::read_to_string(&file).unwrap().contains("frozen 1");
     for _ in 0..3 {
         calls.pause("web").await.unwrap();
@@ -150,15 +150,17 @@ async fn limits_are_changed_together_or_not_at_all() {
         .update("web", Some(agent::LinuxResources::new()))
         .await
         .unwrap();
-    let controllers = guest.cgroup.join("c-web/cgroup.controllers");
+    let controllers = guest.cgroup.join("c-web/own/cgroup.controllers");
     let mut pids = agent::LinuxPids::new();
     pids.Limit = 20;
     let mut resources = agent::LinuxResources::new();
     resources.Pids = Some(pids).into();
     if fs::read_to_string(controllers).unwrap().contains("pids") {
         calls.update("web", Some(resources)).await.unwrap();
-        let limit = guest.cgroup.join("c-web/pids.max");
-        assert_eq!(fs::read_to_string(limit).unwrap(), "20\n");
+        for limit in ["c-web/pids.max", "c-web/own/pids.max"] {
+            let limit = guest.cgroup.join(limit);
+            assert_eq!(fs::read_to_string(limit).unwrap(), "20\n");
+        }
         assert_eq!(
             calls
                 .stats("web")

@@ -39,17 +39,11 @@ impl WorkloadCgroup {
         cgroup: &CgroupPath,
         resources: &Resources,
     ) -> Result<(), CgroupError> {
-        let path = cgroup.as_ref();
         let mut before = Vec::new();
-        for setting in settings_there(path, resources)? {
-            // What cannot be read cannot be put back, and is not there to be
-            // written either.
-            let changed = read(path, &setting.file).and_then(|content| {
-                write(path, &setting.file, &setting.value)
-                    .inspect(|()| before.push((setting.back_to(&content), setting.file)))
-            });
+        for path in cgroup.both() {
+            let changed = change(path, resources, &mut before);
             if let Err(error) = changed {
-                undo(path, &before);
+                undo(&before);
                 return Err(error);
             }
         }
@@ -57,9 +51,27 @@ impl WorkloadCgroup {
     }
 }
 
+/// A file, and what to write to it to have it as it was.
+type Before<'a> = (&'a Path, String, String);
+
+fn change<'a>(
+    path: &'a Path,
+    resources: &Resources,
+    before: &mut Vec<Before<'a>>,
+) -> Result<(), CgroupError> {
+    for setting in settings_there(path, resources)? {
+        // What cannot be read cannot be put back, and is not there to be
+        // written either.
+        let content = read(path, &setting.file)?;
+        write(path, &setting.file, &setting.value)?;
+        before.push((path, setting.back_to(&content), setting.file));
+    }
+    Ok(())
+}
+
 /// Puts limits back, the last one first. The failure before is the one to tell.
-fn undo(path: &Path, before: &[(String, String)]) {
-    for (value, file) in before.iter().rev() {
+fn undo(before: &[Before<'_>]) {
+    for (path, value, file) in before.iter().rev() {
         let _ = write(path, file, value);
     }
 }

@@ -4,12 +4,15 @@
 //! ```text
 //!   WorkloadCgroup           frozen and limited as a whole
 //!   |- guest.d               processes outside every container
+//!   |- hook-N.d              one hook, while it runs: HookCgroup
 //!   `- c-NAME                one container: CgroupPath
+//!      `- own                what it sees of it, and is in
 //! ```
 
 mod control;
 mod devices;
 mod events;
+mod hook;
 mod oom;
 mod resources;
 mod stats;
@@ -19,6 +22,8 @@ pub use devices::{DeviceAccess, DeviceKind, DeviceRule, UnknownDeviceRule};
 pub use resources::{DeviceNumbers, IoLimitKind, IoResources, RdmaLimit, Resources};
 pub use stats::{CgroupStats, CpuStats, HugetlbStats, IoStats, MemoryStats, PidsStats};
 pub use workload::{CgroupPath, WorkloadCgroup};
+
+pub(crate) use hook::HookCgroup;
 
 use std::io;
 use std::path::PathBuf;

@@ -1,6 +1,7 @@
 //! The workload's cgroup and those of the containers below it.
 
 use super::devices::DeviceProgram;
+use super::hook::HookCgroup;
 use super::resources::Setting;
 use super::{CgroupError, DeviceRule, Resources, events, failed};
 use rustix::fs::{Mode, OFlags, open};
@@ -8,6 +9,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Controllers the limits need; those that are not there are done without
@@ -26,13 +28,23 @@ const RESERVED_MEMORY: u64 = 16 << 20;
 /// Processes and threads that the workload leaves to the agent.
 const RESERVED_PIDS: u64 = 64;
 
-/// The cgroup of one container.
+/// The container's own, in one of its name that is the agent's.
+const OWN: &str = "own";
+
+/// The cgroup of one container, in one that only the agent can reach: all
+/// limits are those of both. What a container does to its own, as far as it may
+/// do that, takes nothing away of what the outer one says; and it is the outer
+/// one that is weighed against other containers'.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CgroupPath(PathBuf);
+pub struct CgroupPath {
+    outer: PathBuf,
+    own: PathBuf,
+}
 
 impl AsRef<Path> for CgroupPath {
+    /// The container's own.
     fn as_ref(&self) -> &Path {
-        &self.0
+        &self.own
     }
 }
 
@@ -40,20 +52,47 @@ impl CgroupPath {
     /// A directory that plays a cgroup.
     #[cfg(test)]
     pub(super) fn for_tests(path: &Path) -> Self {
-        Self(path.into())
+        Self {
+            outer: path.into(),
+            own: path.into(),
+        }
+    }
+
+    /// Both, the outer one first.
+    pub(super) fn both(&self) -> [&Path; 2] {
+        [&self.outer, &self.own]
     }
 
     /// A descriptor for clone3(2) with CLONE_INTO_CGROUP.
     pub(crate) fn open(&self) -> Result<OwnedFd, CgroupError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        open(&self.0, flags, Mode::empty()).map_err(|source| failed("open", &self.0)(source.into()))
+        open_directory(&self.own)
     }
+
+    /// Makes the inner one, and has both limited.
+    fn limit(&self, resources: &Resources, devices: &DeviceProgram) -> Result<(), CgroupError> {
+        enable_controllers(&self.outer)?;
+        fs::create_dir(&self.own).map_err(failed("mkdir", &self.own))?;
+        for path in self.both() {
+            apply(path, resources)?;
+            let directory = open_directory(path)?;
+            let attached = devices.attach(directory.as_fd());
+            attached.map_err(failed("restrict the devices of", path))?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, CgroupError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    open(path, flags, Mode::empty()).map_err(|source| failed("open", path)(source.into()))
 }
 
 /// The one cgroup that all workload lies below.
 #[derive(Debug)]
 pub struct WorkloadCgroup {
     path: PathBuf,
+    /// How many hooks have had a cgroup.
+    hooks: AtomicU64,
 }
 
 impl WorkloadCgroup {
@@ -71,7 +110,10 @@ impl WorkloadCgroup {
         }
         enable_controllers(path)?;
         make_directory(&path.join(GUEST))?;
-        let workload = Self { path: path.into() };
+        let workload = Self {
+            path: path.into(),
+            hooks: AtomicU64::new(0),
+        };
         workload.reserve_for_agent()?;
         Ok(workload)
     }
@@ -84,7 +126,20 @@ impl WorkloadCgroup {
 
     /// Where processes outside every container live.
     pub(crate) fn guest(&self) -> CgroupPath {
-        CgroupPath(self.path.join(GUEST))
+        let path = self.path.join(GUEST);
+        CgroupPath {
+            outer: path.clone(),
+            own: path,
+        }
+    }
+
+    /// Makes a place for a hook and all that it starts.
+    pub(crate) fn create_hook(&self) -> Result<HookCgroup, CgroupError> {
+        let number = self.hooks.fetch_add(1, Ordering::Relaxed);
+        HookCgroup::create(
+            self.path.join(format!("hook-{number}.d")),
+            self.path.join(GUEST),
+        )
     }
 
     /// Makes a container's cgroup, with its limits and the devices that may be
@@ -103,23 +158,18 @@ impl WorkloadCgroup {
             return Err(CgroupError::Name(name.into()));
         }
         let program = DeviceProgram::of(devices)?;
-        let path = self.path.join(format!("{CONTAINER}{name}"));
-        fs::create_dir(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => CgroupError::Exists(path.clone()),
-            _ => failed("mkdir", &path)(source),
+        let outer = self.path.join(format!("{CONTAINER}{name}"));
+        fs::create_dir(&outer).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => CgroupError::Exists(outer.clone()),
+            _ => failed("mkdir", &outer)(source),
         })?;
-        let cgroup = CgroupPath(path);
-        let limited = apply(&cgroup.0, resources)
-            .and_then(|()| cgroup.open())
-            .and_then(|directory| {
-                let attached = program.attach(directory.as_fd());
-                attached.map_err(failed("restrict the devices of", &cgroup.0))
-            });
-        match limited {
+        let own = outer.join(OWN);
+        let cgroup = CgroupPath { outer, own };
+        match cgroup.limit(resources, &program) {
             Ok(()) => Ok(cgroup),
             Err(error) => {
                 // Nothing ever ran in it.
-                let _ = fs::remove_dir(&cgroup.0);
+                let _ = remove_directories(&cgroup.outer);
                 Err(error)
             }
         }
@@ -156,7 +206,7 @@ impl WorkloadCgroup {
     /// # Errors
     /// Those of the write.
     pub fn kill_container(&self, cgroup: &CgroupPath) -> Result<(), CgroupError> {
-        match write(&cgroup.0, "cgroup.kill", "1") {
+        match write(&cgroup.outer, "cgroup.kill", "1") {
             Err(CgroupError::File { source, .. }) if is_gone(&source) => Ok(()),
             outcome => outcome,
         }
@@ -174,7 +224,7 @@ impl WorkloadCgroup {
         deadline: Duration,
     ) -> Result<(), CgroupError> {
         self.kill_container(cgroup)?;
-        remove(&cgroup.0, deadline).await
+        remove(&cgroup.outer, deadline).await
     }
 
     /// Kills everything below, waits until it is gone, and removes the whole
@@ -275,6 +325,11 @@ pub(super) fn settings_there(
         {
             (setting.file, setting.value) = (file.into(), value);
         }
+        if setting.keeps_first {
+            let now = read(path, &setting.file)?;
+            let first = now.split_whitespace().next().unwrap_or("max");
+            setting.value = format!("{first} {}", setting.value);
+        }
         if path.join(&setting.file).exists() || !setting.is_given() {
             settings.push(setting);
         }
@@ -282,7 +337,7 @@ pub(super) fn settings_there(
     Ok(settings)
 }
 
-async fn remove(path: &Path, deadline: Duration) -> Result<(), CgroupError> {
+pub(super) async fn remove(path: &Path, deadline: Duration) -> Result<(), CgroupError> {
     match events::wait_for(path, "populated 0", deadline).await {
         Err(CgroupError::File { source, .. }) if is_gone(&source) => return Ok(()),
         outcome => outcome?,

@@ -117,10 +117,17 @@ fn cloned(channel: &mut Channel) -> Result<Unwatched, LaunchError> {
 }
 
 /// Waits until the child has executed its program, which closes its end of the
-/// channel, or says that it cannot.
+/// channel, or says that it cannot. One that is killed before it says that it
+/// will do it closes its end, too, and has executed nothing.
 pub(super) fn executed(channel: &mut Channel, program: String) -> Result<(), StartError> {
-    match channel.receive().map_err(LaunchError::from)? {
-        None => Ok(()),
+    let mut next = channel.receive().map_err(LaunchError::from)?;
+    let executing = matches!(next, Some((Report::Executing, _)));
+    if executing {
+        next = channel.receive().map_err(LaunchError::from)?;
+    }
+    match next {
+        None if executing => Ok(()),
+        None => Err(LaunchError::Ended.into()),
         Some((Report::ExecFailed { errno }, _)) => Err(StartError::Execute {
             program,
             source: io::Error::from_raw_os_error(errno),

@@ -7,7 +7,7 @@ use super::launch::{Launch, Newborn, executed};
 use super::message::{Go, InitOrder, Place, StageOrder};
 use super::program::Program;
 use super::spec::{ContainerSpec, NamespaceKind, ProcessSpec};
-use crate::cgroup::{CgroupPath, WorkloadCgroup};
+use crate::cgroup::{CgroupPath, HookCgroup, WorkloadCgroup};
 use crate::process::{Process, Stdio, pipes};
 use std::fs::File;
 use std::io;
@@ -225,6 +225,16 @@ impl Launcher {
     ) -> Result<ExecProcess, ExecError> {
         let cgroup = self.workload.guest().open()?;
         self.add(Place::Guest, vec![cgroup], process, stdin).await
+    }
+
+    /// The same in a hook's own cgroup.
+    pub(super) async fn exec_hook(
+        &self,
+        process: &ProcessSpec,
+        cgroup: &HookCgroup,
+    ) -> Result<ExecProcess, ExecError> {
+        self.add(Place::Guest, vec![cgroup.open()?], process, true)
+            .await
     }
 
     async fn add(

@@ -53,6 +53,8 @@ pub(super) enum Report {
     Ready,
     /// It has failed and ends.
     Failed(Failure),
+    /// It executes its program now.
+    Executing,
     /// The program cannot be executed.
     ExecFailed { errno: i32 },
 }

@@ -53,15 +53,12 @@ pub(super) fn validate(spec: &ContainerSpec) -> Result<(), Refused> {
         if !path.split('/').all(plain) || path.contains('\0') || value.contains('\0') {
             return refused("");
         }
-        let owner = if IPC.contains(&path.as_str()) || path.starts_with(MESSAGE_QUEUES) {
-            NamespaceKind::Ipc
-        } else if path == DOMAIN_NAME {
-            NamespaceKind::Uts
-        } else if path.starts_with(NETWORK) {
-            continue;
-        } else {
+        let Some(owner) = owner_of(&path) else {
             return refused("");
         };
+        if owner == NamespaceKind::Network {
+            continue;
+        }
         if !spec.has_own(owner) {
             return refused(&format!(" without a namespace of kind {owner:?}"));
         }
@@ -69,14 +66,26 @@ pub(super) fn validate(spec: &ContainerSpec) -> Result<(), Refused> {
     Ok(())
 }
 
+/// To which kind of namespace a parameter belongs; none if to no namespace.
+fn owner_of(path: &str) -> Option<NamespaceKind> {
+    if IPC.contains(&path) || path.starts_with(MESSAGE_QUEUES) {
+        Some(NamespaceKind::Ipc)
+    } else if path == DOMAIN_NAME {
+        Some(NamespaceKind::Uts)
+    } else if path.starts_with(NETWORK) {
+        Some(NamespaceKind::Network)
+    } else {
+        None
+    }
+}
+
 impl ContainerSpec {
-    /// Whether a parameter of its spec is set in the guest's own network
-    /// namespace.
+    /// Whether a parameter of its spec is set in a namespace that is not its
+    /// own alone: the guest's network namespace, or one it joins.
     #[must_use]
-    pub fn changes_guest_network(&self) -> bool {
+    pub fn changes_shared_namespaces(&self) -> bool {
         let mut names = self.sysctl.keys();
-        !self.has_own(NamespaceKind::Network)
-            && names.any(|name| path_of(name).starts_with(NETWORK))
+        names.any(|name| owner_of(&path_of(name)).is_some_and(|kind| !self.makes(kind)))
     }
 }
 

@@ -207,3 +207,28 @@ fn a_node_in_the_way_is_kept_and_a_node_in_a_bind_is_refused() {
         assert!(matches!(error, CreateError::Refused(_)), "{error}");
     });
 }
+
+#[test]
+fn a_container_that_takes_its_own_device_program_away_gains_nothing() {
+    run(|fixture| async move {
+        // Another program than busybox needs the guest's libraries.
+        let program = std::fs::canonicalize(env!("CARGO_BIN_EXE_container-stage")).unwrap();
+        for (target, name) in [("usr/lib", "lib"), ("usr/lib64", "lib64")] {
+            std::os::unix::fs::symlink(target, fixture.root().join(name)).unwrap();
+        }
+        let look = "{ head -c 1 /dev/log >/dev/null; } 2>/dev/null && echo read || echo refused";
+        let script = format!("{look}; /detach detach; /detach detach; {look}");
+        let mut spec = fixture.spec(shell(&script));
+        spec.process.capabilities = ProcessSpec::guest_root().capabilities;
+        spec.mounts.push(bind(&program, "/detach", &["bind"]));
+        spec.mounts
+            .push(bind(Path::new("/usr"), "/usr", &["rbind", "ro"]));
+        spec.devices = vec![node("/dev/log", DeviceNode::Character(1, 11))];
+        let (_, said, stderr) = fixture.output(&spec).await;
+        assert_eq!(said, "refused\nOk(1)\nOk(0)\nrefused\n", "{stderr}");
+        // The node would lead there.
+        spec.device_rules = vec![allow("c", (1, 11), "r")];
+        let (_, said, stderr) = fixture.output(&spec).await;
+        assert_eq!(said, "read\nOk(1)\nOk(0)\nread\n", "{stderr}");
+    });
+}

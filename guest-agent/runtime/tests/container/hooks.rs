@@ -2,7 +2,7 @@
 
 use crate::fixture::{DEADLINE, Fixture, run, shell};
 use guest_runtime::container::{
-    ContainerSpec, CreateError, HookError, HookKind, HookSpec, StartError,
+    ContainerSpec, CreateError, HookError, HookKind, HookSpec, LaunchError, StartError,
 };
 use std::fs;
 use std::time::Duration;
@@ -163,5 +163,59 @@ fn a_hook_that_is_none_is_refused() {
             let error = fixture.launcher.create(&spec, false).await.unwrap_err();
             assert!(matches!(error, CreateError::Refused(_)), "{error}");
         }
+    });
+}
+
+#[test]
+fn what_a_hook_has_started_ends_with_it_when_it_is_too_slow() {
+    run(|fixture| async move {
+        let before = fixture.traces();
+        let file = fixture.directory.path().join("pid");
+        for timeout in [true, false] {
+            let mut hook = script(&format!(
+                "setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $! > {}; {}",
+                file.display(),
+                if timeout { "sleep 1000" } else { "true" }
+            ));
+            if timeout {
+                hook.timeout = Duration::from_millis(500);
+            }
+            let mut spec = fixture.spec(shell("true"));
+            spec.hooks.poststop = vec![hook];
+            let ran = fixture.launcher.run_hooks(&spec, HookKind::Poststop, None);
+            assert_eq!(ran.await.is_err(), timeout);
+            let pid = fs::read_to_string(&file).unwrap();
+            let lives = fs::read_to_string(format!("/proc/{}/cgroup", pid.trim()));
+            // What a hook leaves behind on purpose is a process of the guest's.
+            assert_eq!(
+                lives.is_ok_and(|cgroup| cgroup.contains("guest.d")),
+                !timeout
+            );
+            assert_eq!(fixture.traces(), before);
+        }
+    });
+}
+
+#[test]
+fn an_init_that_is_killed_in_its_start_hook_was_not_started() {
+    run(|fixture| async move {
+        let mut spec = fixture.spec(shell("touch /data/ran"));
+        spec.hooks.start_container = vec![script("touch /data/hook; sleep 1000")];
+        let created = fixture.launcher.create(&spec, false).await.unwrap();
+        let kill = async {
+            while !fixture.root().join("data/hook").exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            created.process.signal(9).unwrap();
+        };
+        let (started, ()) = tokio::join!(created.start.start(DEADLINE), kill);
+        let error = started.unwrap_err();
+        assert!(
+            matches!(error, StartError::Launch(LaunchError::Ended)),
+            "{error}"
+        );
+        assert_eq!(created.process.wait().await.code(), 137);
+        assert!(!fixture.root().join("data/ran").exists());
+        fixture.remove(&created.cgroup).await;
     });
 }

@@ -200,3 +200,27 @@ fn a_limit_that_is_said_twice_is_refused() {
         assert!(matches!(error, CreateError::Refused(_)), "{error}");
     });
 }
+
+#[test]
+fn a_parameter_of_a_namespace_that_others_are_in_is_told_apart() {
+    run(|fixture| async move {
+        let parameters = [
+            ("net.ipv4.ip_forward", NamespaceKind::Network),
+            ("kernel.shmmni", NamespaceKind::Ipc),
+            ("kernel.domainname", NamespaceKind::Uts),
+        ];
+        for (name, kind) in parameters {
+            let mut spec = fixture.spec(shell("true"));
+            spec.sysctl.insert(name.into(), "1".into());
+            assert!(!spec.changes_shared_namespaces(), "{name}");
+            for namespace in &mut spec.namespaces {
+                if namespace.kind == kind {
+                    namespace.path = Some("/proc/1/ns/x".into());
+                }
+            }
+            assert!(spec.changes_shared_namespaces(), "{name}");
+            spec.namespaces.retain(|one| one.kind != kind);
+            assert!(spec.changes_shared_namespaces(), "{name}");
+        }
+    });
+}

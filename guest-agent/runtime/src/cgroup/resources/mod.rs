@@ -66,6 +66,8 @@ pub(super) struct Setting {
     pub(super) value: String,
     /// Where there is such a file, it is written instead.
     pub(super) rather: Option<(&'static str, String)>,
+    /// Whether the file's first word stays, and the value comes after it.
+    pub(super) keeps_first: bool,
 }
 
 impl Setting {
@@ -81,6 +83,7 @@ impl Setting {
             file: file.into(),
             value: value.into(),
             rather: None,
+            keeps_first: false,
         }
     }
 
@@ -182,14 +185,23 @@ impl Resources {
                 weight(shares).to_string(),
             );
         }
-        if self.cpu_quota.is_some() || self.cpu_period.is_some() {
-            let quota = bytes_or_max("cpu.quota", self.cpu_quota.unwrap_or(-1))?;
-            let value = match self.cpu_period {
-                Some(period) => format!("{quota} {period}"),
-                None => quota,
-            };
-            set("cpu.quota", "cpu", "cpu.max", value);
+        let quota = self.cpu_quota.map(|quota| bytes_or_max("cpu.quota", quota));
+        match (quota.transpose()?, self.cpu_period) {
+            (Some(quota), Some(period)) => {
+                set("cpu.quota", "cpu", "cpu.max", format!("{quota} {period}"));
+            }
+            (Some(quota), None) => set("cpu.quota", "cpu", "cpu.max", quota),
+            (None, Some(period)) => {
+                let period = period.to_string();
+                let mut setting = Setting::new("cpu.period", "cpu", "cpu.max", period);
+                setting.keeps_first = true;
+                settings.push(setting);
+            }
+            (None, None) => {}
         }
+        let mut set = |limit, controller, file, value: String| {
+            settings.push(Setting::new(limit, controller, file, value));
+        };
         if let Some(list) = &self.cpuset_cpus {
             set("cpuset.cpus", "cpuset", "cpuset.cpus", list.clone());
         }

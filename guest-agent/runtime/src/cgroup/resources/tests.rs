@@ -1,6 +1,7 @@
 //! What is written for which limit.
 
 use super::*;
+use crate::cgroup::workload::settings_there;
 use proptest::prelude::*;
 
 fn written(resources: &Resources) -> Vec<(String, String)> {
@@ -52,6 +53,26 @@ fn minus_one_takes_a_limit_away_and_minus_two_is_refused() {
     };
     assert_eq!(written(&resources(-1)), [pair("cpu.max", "max 100000")]);
     assert!(resources(-2).settings().is_err());
+}
+
+#[test]
+fn a_period_by_itself_leaves_the_quota_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    file("cgroup.controllers", "cpu memory\n");
+    let resources = Resources {
+        cpu_period: Some(50_000),
+        ..Resources::default()
+    };
+    for (before, written) in [
+        ("20000 100000\n", "20000 50000"),
+        ("max 100000\n", "max 50000"),
+    ] {
+        file("cpu.max", before);
+        let settings = settings_there(directory.path(), &resources).unwrap();
+        let values: Vec<&str> = settings.iter().map(|one| one.value.as_str()).collect();
+        assert_eq!(values, [written]);
+    }
 }
 
 #[test]

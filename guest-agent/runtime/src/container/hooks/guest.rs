@@ -15,7 +15,8 @@ const COMPLAINT: usize = 512;
 /// One read of it, and how long what it said may still be on its way.
 const CHUNK: usize = 4096;
 const DRAIN_WINDOW: Duration = Duration::from_millis(100);
-const SIGKILL: i32 = 9;
+/// How long what a hook has started may take to be gone once it is killed.
+const KILL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why a hook has failed.
 #[derive(Debug, thiserror::Error)]
@@ -97,9 +98,19 @@ impl Launcher {
         process.args.clone_from(&hook.args);
         process.env.clone_from(&hook.env);
         let path = hook.path.clone();
-        let started = match self.exec_in_guest(&process, true).await {
+        let not_run = |source| HookError::Run {
+            kind,
+            path: hook.path.clone(),
+            source,
+        };
+        let cgroup = self.workload().create_hook();
+        let cgroup = cgroup.map_err(|error| not_run(error.into()))?;
+        let started = match self.exec_hook(&process, &cgroup).await {
             Ok(started) => started,
-            Err(source) => return Err(HookError::Run { kind, path, source }),
+            Err(source) => {
+                cgroup.release();
+                return Err(not_run(source));
+            }
         };
         let mut complaint = Vec::new();
         let talk = async {
@@ -121,9 +132,9 @@ impl Launcher {
             }
         };
         let Ok(status) = tokio::time::timeout(hook.timeout, ended).await else {
-            // It may have ended by itself just now.
-            let _ = started.process.signal(SIGKILL);
-            started.process.wait().await;
+            // With all that it has started. What cannot be killed stays in its
+            // cgroup; that the hook was too slow is what to tell.
+            let _ = cgroup.kill(KILL_DEADLINE).await;
             let timeout = hook.timeout;
             return Err(HookError::Timeout {
                 kind,
@@ -131,6 +142,7 @@ impl Launcher {
                 timeout,
             });
         };
+        cgroup.release();
         match status.code() {
             0 => Ok(()),
             status => Err(HookError::Status {

@@ -196,6 +196,9 @@ fn execute(
         Some(_) => execute::find(process),
         None => Ok(()),
     };
+    let lost = |error| Failure::at(Step::Orders, "")(io::Error::other(error));
+    // Before the filter, which need not let it be said.
+    channel.send(&Report::Executing, &[]).map_err(lost)?;
     if let Some(filter) = filter.filter(|_| found.is_ok()) {
         credentials::install(filter)?;
     }
