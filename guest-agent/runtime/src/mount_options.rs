@@ -35,6 +35,8 @@ pub(crate) struct MountOptions {
     pub(crate) data: Vec<(String, Option<String>)>,
     /// Whether device nodes were asked for by name.
     pub(crate) devices: bool,
+    /// Whether its owners are mapped, and those of the mounts below it.
+    pub(crate) id_map: Option<Bind>,
 }
 
 /// An option that is not supported.
@@ -43,12 +45,10 @@ pub(crate) struct MountOptions {
 pub(crate) struct UnsupportedOption(pub(crate) String);
 
 /// Options that mean something this code does not do.
-const REFUSED: [&str; 7] = [
+const REFUSED: [&str; 5] = [
     "loop",
     "remount",
     "move",
-    "idmap",
-    "ridmap",
     "tmpcopyup",
     "mand",
 ];
@@ -65,6 +65,18 @@ impl MountOptions {
             sorted.add(option)?;
         }
         Ok(sorted)
+    }
+
+    /// As [`MountOptions::parse`], for a mount of the guest's own.
+    ///
+    /// # Errors
+    /// Also what only a container's mounts can be.
+    pub(crate) fn parse_of_guest(options: &[String]) -> Result<Self, UnsupportedOption> {
+        let sorted = Self::parse(options)?;
+        match sorted.id_map {
+            Some(_) => Err(UnsupportedOption("idmap".into())),
+            None => Ok(sorted),
+        }
     }
 
     /// Adds attributes that no option can take away.
@@ -101,6 +113,8 @@ impl MountOptions {
         match option {
             "bind" => self.bind = self.bind.or(Some(Bind::Single)),
             "rbind" => self.bind = Some(Bind::Recursive),
+            "idmap" => self.id_map = self.id_map.or(Some(Bind::Single)),
+            "ridmap" => self.id_map = Some(Bind::Recursive),
             // What is so anyway.
             "" | "defaults" | "async" | "auto" | "noauto" | "nofail" => {}
             option => {

@@ -116,6 +116,9 @@ pub struct MountSpec {
     pub fstype: Option<String>,
     /// As for mount(8).
     pub options: Vec<String>,
+    /// Whose files are shown as whose, if they are not to be mapped (`idmap`) as
+    /// the container's user namespace does it.
+    pub id_mappings: Option<IdMappings>,
 }
 
 impl MountSpec {

@@ -53,10 +53,27 @@ impl ContainerSpec {
                 return refuse(format!("masked or read-only path {}", path.display()));
             }
         }
-        self.mounts.iter().try_for_each(validate_mount)?;
+        for mount in &self.mounts {
+            let options = validate_mount(mount)?;
+            self.validate_id_map(mount, &options)?;
+        }
         self.devices
             .iter()
             .try_for_each(|device| self.validate_device(device))
+    }
+
+    fn validate_id_map(&self, mount: &MountSpec, options: &MountOptions) -> Result<(), Refused> {
+        let refused = |reason| {
+            let destination = mount.destination.display();
+            refuse(format!("mapping of the owners of {destination} {reason}"))
+        };
+        match &mount.id_mappings {
+            None if options.id_map.is_none() => Ok(()),
+            _ if options.bind.is_none() => refused("that is no bind mount"),
+            Some(mappings) => mappings.validate(),
+            None if self.has_own(NamespaceKind::User) => Ok(()),
+            None => refused("without mappings"),
+        }
     }
 
     fn validate_device(&self, device: &DeviceSpec) -> Result<(), Refused> {
@@ -199,7 +216,7 @@ impl ProcessSpec {
     }
 }
 
-fn validate_mount(mount: &MountSpec) -> Result<(), Refused> {
+fn validate_mount(mount: &MountSpec) -> Result<MountOptions, Refused> {
     let destination = mount.destination.display();
     if !is_plain(&mount.destination) || mount.destination.components().count() < 2 {
         return refuse(format!("mount destination {destination}"));
@@ -212,13 +229,13 @@ fn validate_mount(mount: &MountSpec) -> Result<(), Refused> {
     match (mount.fstype.as_deref(), options.bind) {
         (None | Some("bind" | "none"), Some(_)) | (Some(_), Some(_)) => {
             match mount.source.as_deref() {
-                Some(source) if is_plain(source) => Ok(()),
+                Some(source) if is_plain(source) => Ok(options),
                 _ => refuse(format!(
                     "bind mount of {destination} without a plain source"
                 )),
             }
         }
-        (Some(fstype), None) if FILE_SYSTEMS.contains(&fstype) => Ok(()),
+        (Some(fstype), None) if FILE_SYSTEMS.contains(&fstype) => Ok(options),
         (fstype, None) => refuse(format!(
             "mount of {destination} with file system {:?}",
             fstype.unwrap_or_default()

@@ -47,7 +47,7 @@ pub fn update_ephemeral(spec: &StorageSpec) -> Result<(), StorageError> {
 /// By fspick(2) and fsconfig(2): what is not named stays as it is.
 fn change(spec: &StorageSpec) -> Result<(), StorageError> {
     let point = &spec.mount_point;
-    let options = MountOptions::parse(&spec.options)
+    let options = MountOptions::parse_of_guest(&spec.options)
         .map_err(|UnsupportedOption(option)| refused(spec, format!("mount option {option}")))?;
     let (_, options) = drivers::take_group(spec, &options)?;
     let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_SYMLINK_NOFOLLOW;

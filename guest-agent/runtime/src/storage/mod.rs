@@ -129,7 +129,7 @@ impl MountedStorage {
 pub fn mount_storage(spec: &StorageSpec) -> Result<MountedStorage, StorageError> {
     let driver = drivers::find(&spec.driver)?;
     check(spec)?;
-    let options = MountOptions::parse(&spec.options)
+    let options = MountOptions::parse_of_guest(&spec.options)
         .map_err(|UnsupportedOption(option)| refused(spec, format!("mount option {option}")))?;
     if let Some(there) = tree::mounted_on(&spec.mount_point)? {
         return reuse(spec, &there);

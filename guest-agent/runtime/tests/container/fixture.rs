@@ -162,6 +162,7 @@ pub(crate) fn mount(destination: &str, fstype: &str, options: &[&str]) -> MountS
         source: None,
         fstype: Some(fstype.into()),
         options: options.iter().map(ToString::to_string).collect(),
+        id_mappings: None,
     }
 }
 

@@ -345,6 +345,88 @@ fn mappings_that_mean_nothing_are_refused_by_name() {
     });
 }
 
+#[test]
+fn the_owners_of_a_volume_are_mapped_where_it_is_asked_for() {
+    run(|fixture| async move {
+        let volume = fixture.directory.path().join("volume");
+        fs::create_dir(&volume).unwrap();
+        fs::write(volume.join("file"), "x").unwrap();
+        std::os::unix::fs::chown(volume.join("file"), Some(7), Some(8)).unwrap();
+        let script = "stat -c '%u %g' /volume /volume/file; \
+                      { echo x > /volume/made; } 2>/dev/null && echo made";
+        let mut spec = fixture.mapped_spec(shell(script));
+        for (options, expected) in [
+            (&["rbind"][..], "65534 65534\n65534 65534\n"),
+            (&["rbind", "idmap"], "0 0\n7 8\nmade\n"),
+            (&["bind", "ridmap"], "0 0\n7 8\nmade\n"),
+        ] {
+            let mut spec = spec.clone();
+            spec.mounts.push(bind(&volume, "/volume", options));
+            let created = fixture.launcher.create(&spec, false).await;
+            if let Err(error) = &created
+                && error.to_string().contains("idmap on file system")
+            {
+                return skip(&error.to_string());
+            }
+            let created = created.unwrap();
+            created.start.start(DEADLINE).await.unwrap();
+            let (_, said, stderr) = finish(&created.process, &created.stdio).await;
+            assert_eq!(said, expected, "{options:?}: {stderr}");
+            fixture.remove(&created.cgroup).await;
+        }
+        let made = fs::metadata(volume.join("made")).unwrap();
+        assert_eq!((made.uid(), made.gid()), (0, 0));
+        // By mappings of its own, in a container without a user namespace too.
+        let map = |inside, outside| {
+            vec![IdMapping {
+                inside,
+                outside,
+                size: 1,
+            }]
+        };
+        let mut own = bind(&volume, "/volume", &["rbind", "ro"]);
+        own.id_mappings = Some(IdMappings {
+            users: map(7, 1007),
+            groups: map(8, 1008),
+        });
+        spec = fixture.spec(shell(script));
+        spec.mounts.push(own);
+        let (_, said, stderr) = fixture.output(&spec).await;
+        assert_eq!(said, "65534 65534\n1007 1008\n", "{stderr}");
+    });
+}
+
+#[test]
+fn owners_that_cannot_be_mapped_are_an_error_that_says_why() {
+    run(|fixture| async move {
+        let before = fixture.traces();
+        let mut spec = fixture.mapped_spec(shell("true"));
+        let source = std::path::Path::new("/proc/sys");
+        spec.mounts.push(bind(source, "/data", &["rbind", "idmap"]));
+        let error = fixture.launcher.create(&spec, false).await.unwrap_err();
+        assert!(error.to_string().contains("idmap on file system proc"), "{error}");
+        let break_it: [Damage; 3] = [
+            |spec| spec.mounts.push(crate::fixture::mount("/data", "tmpfs", &["idmap"])),
+            |spec| {
+                let source = std::path::Path::new("/usr");
+                spec.mounts.push(bind(source, "/data", &["rbind", "idmap"]));
+            },
+            |spec| {
+                let mut mount = bind(std::path::Path::new("/usr"), "/data", &["rbind"]);
+                mount.id_mappings = Some(IdMappings::default());
+                spec.mounts.push(mount);
+            },
+        ];
+        for damage in break_it {
+            let mut spec = fixture.spec(shell("true"));
+            damage(&mut spec);
+            let error = fixture.launcher.create(&spec, false).await.unwrap_err();
+            assert!(matches!(error, CreateError::Refused(_)), "{error}");
+        }
+        assert_eq!(fixture.traces(), before);
+    });
+}
+
 fn boottime(text: &str) -> f64 {
     text.split_whitespace().next().unwrap().parse().unwrap()
 }

@@ -3,7 +3,9 @@
 
 use super::{ConvertError, invalid, unsupported};
 use guest_runtime::cgroup::RdmaLimit;
-use guest_runtime::container::{Clock, ContainerSpec, IoPriority, Scheduler, TimeOffset};
+use guest_runtime::container::{
+    Clock, ContainerSpec, IdMapping, IdMappings, IoPriority, MountSpec, Scheduler, TimeOffset,
+};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,8 +17,28 @@ const ADDITIONS: &str = "dev.tardigrade.oci";
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Additions {
     domainname: Option<String>,
+    mounts: Vec<MountFields>,
     process: Process,
     linux: Linux,
+}
+
+/// For the mount of the spec that has the destination.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct MountFields {
+    destination: String,
+    uid_mappings: Vec<IdMappingFields>,
+    gid_mappings: Vec<IdMappingFields>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IdMappingFields {
+    #[serde(rename = "containerID")]
+    container_id: u32,
+    #[serde(rename = "hostID")]
+    host_id: u32,
+    size: u32,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -112,6 +134,9 @@ impl Additions {
             // The parameter and the field are the same, uts_namespaces(7).
             spec.sysctl.insert("kernel.domainname".into(), name);
         }
+        for fields in self.mounts {
+            map_mount(&mut spec.mounts, fields)?;
+        }
         let offsets = self.linux.time_offsets.into_iter();
         spec.time_offsets = offsets
             .map(|(clock, TimeOffsetFields { secs, nanosecs })| {
@@ -144,6 +169,34 @@ impl Additions {
         spec.process.io_priority = self.process.io_priority.map(io_priority).transpose()?;
         Ok(())
     }
+}
+
+fn map_mount(mounts: &mut [MountSpec], fields: MountFields) -> Result<(), ConvertError> {
+    let destination = std::path::Path::new(&fields.destination);
+    let mut found = mounts
+        .iter_mut()
+        .filter(|mount| mount.destination == destination);
+    let (Some(mount), None) = (found.next(), found.next()) else {
+        let wanted = fields.destination;
+        return Err(unsupported(format!(
+            "a fragment of not one mount, {wanted:?}"
+        )));
+    };
+    let all = |mappings: Vec<IdMappingFields>| {
+        let mappings = mappings.into_iter();
+        mappings
+            .map(|one| IdMapping {
+                inside: one.container_id,
+                outside: one.host_id,
+                size: one.size,
+            })
+            .collect()
+    };
+    mount.id_mappings = Some(IdMappings {
+        users: all(fields.uid_mappings),
+        groups: all(fields.gid_mappings),
+    });
+    Ok(())
 }
 
 fn scheduler(fields: SchedulerFields) -> Result<Scheduler, ConvertError> {

@@ -187,6 +187,8 @@ fn mount(mount: agent::Mount) -> MountSpec {
         source: (!mount.source.is_empty()).then(|| mount.source.into()),
         fstype: (!mount.type_.is_empty()).then_some(mount.type_),
         options: mount.options,
+        // The wire has no field for it.
+        id_mappings: None,
     }
 }
 

@@ -10,7 +10,7 @@ use protobuf::reflect::{MessageDescriptor, ReflectValueBox, RuntimeFieldType, Ru
 use protobuf::{MessageDyn, MessageFull};
 use protocols::wire::agent;
 
-const WORDS: [&str; 42] = [
+const WORDS: [&str; 44] = [
     "",
     "/",
     "/data",
@@ -46,6 +46,8 @@ const WORDS: [&str; 42] = [
     "rbind",
     "rro",
     "rshared",
+    "ridmap",
+    "{\"mounts\":[{\"destination\":\"/data\",\"uidMappings\":[],\"gidMappings\":[]}]}",
     "2MB",
     "dev.tardigrade.oci",
     "{\"process\":{\"user\":{\"umask\":18}}}",
@@ -225,12 +227,45 @@ fn what_the_wire_has_no_field_for_comes_as_an_annotation() {
     for wrong in [
         "",
         "[]",
+        "{\"mounts\":[{\"destination\":\"/data\"}]}",
+        "{\"mounts\":[{\"destination\":\"/x\",\"uidMappings\":[],\"gidMappings\":[]}]}",
         "{\"linux\":{\"timeOffsets\":{\"realtime\":{}}}}",
         "{\"linux\":{\"timeOffsets\":{\"boottime\":{\"nanosecs\":-1}}}}",
         "{\"process\":{\"execCPUAffinity\":{}}}",
         "{\"linux\":{\"resources\":{\"cpu\":{\"idle\":2}}}}",
     ] {
         assert!(with(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_mount_gets_its_own_mappings_by_the_annotation() {
+    let fragment = "{\"mounts\":[{\"destination\":\"/data\",\
+                    \"uidMappings\":[{\"containerID\":1,\"hostID\":2,\"size\":3}],\
+                    \"gidMappings\":[{\"containerID\":4,\"hostID\":5,\"size\":6}]}]}";
+    let with = |destinations: &[&str]| {
+        create(|spec| {
+            for destination in destinations {
+                let mut mount = agent::Mount::new();
+                mount.destination = (*destination).into();
+                spec.Mounts.push(mount);
+            }
+            let key = "dev.tardigrade.oci".into();
+            spec.Annotations.insert(key, fragment.into());
+        })
+    };
+    let spec = with(&["/other", "/data"]).unwrap().spec;
+    assert_eq!(spec.mounts[0].id_mappings, None);
+    let mappings = spec.mounts[1].id_mappings.as_ref().unwrap();
+    let mapping = |inside, outside, size| IdMapping {
+        inside,
+        outside,
+        size,
+    };
+    assert_eq!(mappings.users, [mapping(1, 2, 3)]);
+    assert_eq!(mappings.groups, [mapping(4, 5, 6)]);
+    for destinations in [&["/other"][..], &["/data", "/data"]] {
+        assert!(with(destinations).is_err());
     }
 }
 

@@ -87,6 +87,7 @@ pub(super) fn mount_all(
         source: None,
         fstype: Some("tmpfs".into()),
         options: DEV_OPTIONS.iter().map(ToString::to_string).collect(),
+        id_mappings: None,
     });
     if let Some(mount) = &implied {
         mount_one(root, mount, None, &below)?;

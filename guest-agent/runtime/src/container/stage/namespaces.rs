@@ -60,6 +60,11 @@ impl<'a> Entrance<'a> {
         })
     }
 
+    /// Its user namespace, if it has one of its own.
+    pub(super) fn users(&self) -> Option<BorrowedFd<'_>> {
+        self.users.as_ref().map(AsFd::as_fd)
+    }
+
     /// Enters those that are joined, but for the user namespace, and makes the
     /// time namespace, whose clocks nobody has seen yet.
     pub(super) fn enter(&self) -> Result<(), Failure> {

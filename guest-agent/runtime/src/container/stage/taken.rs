@@ -3,17 +3,22 @@
 //! no way through the guest's directories, and may neither make device nodes
 //! nor mount a file system over a namespace that is not its own.
 
+use super::namespaces::user_namespace;
 use crate::container::destination::{attach, clone_mount, find_in_guest, new_mount, open_root};
 use crate::container::error::{Failure, Step};
 use crate::container::id_mapping::outside;
 use crate::container::spec::{ContainerSpec, DeviceNode, DeviceSpec, MountSpec, NamespaceKind};
 use crate::mount_options::{Bind, MountOptions};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, openat};
+use guest_kernel::mount::map_ids;
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, major, makedev, minor, mknodat,
+    openat,
+};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// File systems that show a namespace, and which.
@@ -38,14 +43,20 @@ pub(in crate::container) struct Taken {
 
 impl Taken {
     /// Takes all. The namespaces that the container joins have been entered,
-    /// but for the user namespace.
-    pub(super) fn take(spec: &ContainerSpec) -> Result<Self, Failure> {
+    /// but for `users`, its user namespace.
+    pub(super) fn take(
+        spec: &ContainerSpec,
+        users: Option<BorrowedFd<'_>>,
+    ) -> Result<Self, Failure> {
         let path = &spec.root.path;
         let root = take_tree(path, true)
             .map_err(|error| Failure::at(Step::Root, path.to_string_lossy())(error.into()))?;
         let mut mounts = BTreeMap::new();
         for (index, mount) in spec.mounts.iter().enumerate() {
             let taken = take_mount(spec, mount).map_err(Failure::at(Step::Mount, mount.name()))?;
+            if let Some(taken) = &taken {
+                map_owners(mount, taken.as_fd(), users)?;
+            }
             mounts.extend(taken.map(|taken| (index, taken)));
         }
         let mut identity = Vec::new();
@@ -92,6 +103,42 @@ fn take_mount(spec: &ContainerSpec, mount: &MountSpec) -> io::Result<Option<Owne
         }
         _ => Ok(None),
     }
+}
+
+/// Has a bind mount show other owners, if it is to.
+fn map_owners(
+    spec: &MountSpec,
+    mount: BorrowedFd<'_>,
+    users: Option<BorrowedFd<'_>>,
+) -> Result<(), Failure> {
+    let options = MountOptions::parse(&spec.options).unwrap_or_default();
+    let recursive = options.id_map == Some(Bind::Recursive);
+    let own = spec.id_mappings.as_ref().map(user_namespace).transpose()?;
+    let namespace = match (&own, options.id_map) {
+        (Some(own), _) => Some(own.as_fd()),
+        (None, Some(_)) => users,
+        (None, None) => None,
+    };
+    let Some(namespace) = namespace else {
+        return Ok(());
+    };
+    map_ids(mount, namespace, recursive).map_err(|error| {
+        let fstype = file_system(mount).unwrap_or_else(|_| "unknown".into());
+        let subject = format!("{}, idmap on file system {fstype}", spec.name());
+        Failure::at(Step::Mount, subject)(error)
+    })
+}
+
+/// Of which type the file system of a place is, as mountinfo has it, proc(5).
+fn file_system(place: BorrowedFd<'_>) -> io::Result<String> {
+    let device = fstat(place)?.st_dev;
+    let device = format!("{}:{}", major(device), minor(device));
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let found = mounts.lines().find_map(|line| {
+        let (head, tail) = line.split_once(" - ")?;
+        (head.split(' ').nth(2)? == device).then(|| tail.split(' ').next())?
+    });
+    found.map(Into::into).ok_or_else(|| Errno::NOENT.into())
 }
 
 /// Makes the nodes of a spec where they can be opened, and takes each by itself.
