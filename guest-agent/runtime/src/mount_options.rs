@@ -37,6 +37,8 @@ pub(crate) struct MountOptions {
     pub(crate) devices: bool,
     /// Whether its owners are mapped, and those of the mounts below it.
     pub(crate) id_map: Option<Bind>,
+    /// Whether it begins with what it covers.
+    pub(crate) copy_up: bool,
 }
 
 /// An option that is not supported.
@@ -45,11 +47,10 @@ pub(crate) struct MountOptions {
 pub(crate) struct UnsupportedOption(pub(crate) String);
 
 /// Options that mean something this code does not do.
-const REFUSED: [&str; 5] = [
+const REFUSED: [&str; 4] = [
     "loop",
     "remount",
     "move",
-    "tmpcopyup",
     "mand",
 ];
 
@@ -73,10 +74,13 @@ impl MountOptions {
     /// Also what only a container's mounts can be.
     pub(crate) fn parse_of_guest(options: &[String]) -> Result<Self, UnsupportedOption> {
         let sorted = Self::parse(options)?;
-        match sorted.id_map {
-            Some(_) => Err(UnsupportedOption("idmap".into())),
-            None => Ok(sorted),
+        if sorted.id_map.is_some() {
+            return Err(UnsupportedOption("idmap".into()));
         }
+        if sorted.copy_up {
+            return Err(UnsupportedOption("tmpcopyup".into()));
+        }
+        Ok(sorted)
     }
 
     /// Adds attributes that no option can take away.
@@ -114,6 +118,7 @@ impl MountOptions {
             "bind" => self.bind = self.bind.or(Some(Bind::Single)),
             "rbind" => self.bind = Some(Bind::Recursive),
             "idmap" => self.id_map = self.id_map.or(Some(Bind::Single)),
+            "tmpcopyup" => self.copy_up = true,
             "ridmap" => self.id_map = Some(Bind::Recursive),
             // What is so anyway.
             "" | "defaults" | "async" | "auto" | "noauto" | "nofail" => {}
@@ -221,6 +226,15 @@ mod tests {
         assert!(forced.devices);
         forced.force(NO_DEV);
         assert_eq!(forced.recursive.clear & NO_DEV, 0);
+    }
+
+    #[test]
+    fn what_only_a_container_has_is_refused_for_the_guest() {
+        for option in ["idmap", "ridmap", "tmpcopyup"] {
+            let options = [option.to_owned()];
+            assert!(MountOptions::parse(&options).is_ok());
+            assert!(MountOptions::parse_of_guest(&options).is_err(), "{option}");
+        }
     }
 
     #[test]

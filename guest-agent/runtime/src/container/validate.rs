@@ -223,6 +223,11 @@ fn validate_mount(mount: &MountSpec) -> Result<MountOptions, Refused> {
     }
     let options = MountOptions::parse(&mount.options)
         .map_err(|error| Refused(format!("{error} of {destination}")))?;
+    // A /dev is filled by the agent.
+    let plain_tmpfs = mount.fstype.as_deref() == Some("tmpfs") && options.bind.is_none();
+    if options.copy_up && (!plain_tmpfs || mount.destination.as_path() == Path::new("/dev")) {
+        return refuse(format!("mount option tmpcopyup of {destination}"));
+    }
     if options.devices && options.bind.is_some() {
         return refuse(format!("mount option dev of {destination}"));
     }

@@ -234,7 +234,7 @@ fn what_is_not_supported_is_refused_by_name() {
             ("/data", "ext4", ""),
             ("/data", "overlay", ""),
             ("/data", "tmpfs", "idmap"),
-            ("/data", "tmpfs", "tmpcopyup"),
+            ("/dev", "tmpfs", "tmpcopyup"),
             ("/data", "bind", "rbind"),
         ] {
             let mut case = spec();

@@ -3,7 +3,7 @@
 use crate::fixture::{bind, mount, run, shell};
 use guest_runtime::container::{CreateError, IdentityFiles, LaunchError, Step};
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 #[test]
 fn masked_directories_are_empty_and_masked_files_read_as_empty() {
@@ -359,5 +359,32 @@ fn options_of_a_tmpfs_are_kept() {
         for kept in ["size=64k", "nr_inodes=20", "noatime", "nodev"] {
             assert!(said.contains(kept), "{said}");
         }
+    });
+}
+
+#[test]
+fn a_tmpfs_can_begin_with_what_it_covers() {
+    run(|fixture| async move {
+        let data = fixture.root().join("data");
+        fs::create_dir(data.join("sub")).unwrap();
+        fs::write(data.join("sub/file"), "content").unwrap();
+        std::os::unix::fs::chown(data.join("sub/file"), Some(7), Some(8)).unwrap();
+        symlink("/etc/passwd", data.join("link")).unwrap();
+        let mode = fs::Permissions::from_mode(0o1750);
+        fs::set_permissions(&data, mode).unwrap();
+        let script = "cat /data/sub/file; echo; readlink /data/link; stat -c '%a %u %g' /data; \
+                      stat -c '%a %u %g' /data/sub/file; echo x > /data/new && echo made";
+        let mut spec = fixture.spec(shell(script));
+        spec.mounts.push(mount("/data", "tmpfs", &["tmpcopyup", "size=64k"]));
+        let (_, said, stderr) = fixture.output(&spec).await;
+        let expected = "content\n/etc/passwd\n1750 0 0\n644 7 8\nmade\n";
+        assert_eq!(said, expected, "{stderr}");
+        assert!(!data.join("new").exists());
+        // What does not fit is an error, and no half of it.
+        fs::write(data.join("large"), vec![b'x'; 100_000]).unwrap();
+        let before = fixture.traces();
+        let error = fixture.launcher.create(&spec, false).await.unwrap_err();
+        assert!(error.to_string().contains("No space left"), "{error}");
+        assert_eq!(fixture.traces(), before);
     });
 }

@@ -10,7 +10,7 @@ use protobuf::reflect::{MessageDescriptor, ReflectValueBox, RuntimeFieldType, Ru
 use protobuf::{MessageDyn, MessageFull};
 use protocols::wire::agent;
 
-const WORDS: [&str; 44] = [
+const WORDS: [&str; 45] = [
     "",
     "/",
     "/data",
@@ -47,6 +47,7 @@ const WORDS: [&str; 44] = [
     "rro",
     "rshared",
     "ridmap",
+    "tmpcopyup",
     "{\"mounts\":[{\"destination\":\"/data\",\"uidMappings\":[],\"gidMappings\":[]}]}",
     "2MB",
     "dev.tardigrade.oci",

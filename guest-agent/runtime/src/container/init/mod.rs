@@ -1,6 +1,7 @@
 //! The container's process, from its clone to its execve(2): it sets itself
 //! up, says that it is ready, and becomes the workload.
 
+mod copy_up;
 mod credentials;
 mod devices;
 mod execute;

@@ -1,6 +1,7 @@
 //! The tree a container sees: its root, the mounts in it, and the step into
 //! it.
 
+use super::copy_up;
 use super::devices::{self, Node};
 use crate::container::destination::{
     Kind, attach, find_in_guest, find_or_make, find_with, is_directory, is_in_proc, new_mount,
@@ -158,6 +159,13 @@ fn mount_parsed(
         attach(mount.as_fd(), place.as_fd())?;
         devices::fill(mount.as_fd())?;
         return Ok(Some((mount, options)));
+    }
+    if options.copy_up {
+        let given = |name: &&str| options.data.iter().any(|(key, _)| key == name);
+        if !["mode", "uid", "gid"].iter().any(|name| given(name)) {
+            copy_up::copy_owner_and_mode(place.as_fd(), mount.as_fd())?;
+        }
+        copy_up::copy(place.as_fd(), mount.as_fd())?;
     }
     set_all(mount.as_fd(), &options)?;
     attach(mount.as_fd(), place.as_fd())?;
