@@ -69,6 +69,8 @@ pub enum Step {
     Descriptors,
     /// seccomp(2).
     Seccomp,
+    /// /proc/thread-self/attr.
+    Security,
     /// A hook in the container.
     Hook,
 }
@@ -103,6 +105,7 @@ impl fmt::Display for Step {
             Self::Attributes => "set the attributes",
             Self::Descriptors => "close_range",
             Self::Seccomp => "install the seccomp filter",
+            Self::Security => "tell the security module",
             Self::Hook => "run the hook",
         })
     }

@@ -128,6 +128,7 @@ impl Launcher {
         stdin: bool,
     ) -> Result<CreatedContainer, CreateError> {
         spec.validate()?;
+        spec.require_modules()?;
         let cgroup = self.workload.create_container(
             &spec.cgroup_name,
             &spec.resources,
@@ -245,6 +246,7 @@ impl Launcher {
         stdin: bool,
     ) -> Result<ExecProcess, ExecError> {
         process.validate()?;
+        process.require_modules()?;
         let order = InitOrder::Process(Box::new(process.clone()));
         let (mut newborn, ours) = self
             .launch(place, descriptors, order, process, stdin, Duration::ZERO)
@@ -286,6 +288,7 @@ impl Launcher {
             stage_order: StageOrder {
                 oom_score_adj: process.oom_score_adj.unwrap_or(0),
                 rlimits: process.rlimits.clone(),
+                is_held: process.is_held(),
                 place,
             },
             descriptors,

@@ -13,6 +13,8 @@ pub(super) struct StageOrder {
     pub(super) oom_score_adj: i32,
     /// What the clone will set, and may have to be allowed before.
     pub(super) rlimits: Vec<RlimitSpec>,
+    /// Whether it will have orders for a security module.
+    pub(super) is_held: bool,
     pub(super) place: Place,
 }
 

@@ -44,6 +44,7 @@ mod id_mapping;
 mod rlimit;
 mod scheduling;
 mod seccomp;
+mod security;
 mod spec;
 mod validate;
 

@@ -30,6 +30,8 @@ pub struct ContainerSpec {
     pub root: RootSpec,
     /// The hostname of its UTS namespace, which must then be a new one.
     pub hostname: Option<String>,
+    /// The SELinux label of what is in file systems that are made for it.
+    pub mount_label: Option<String>,
     /// What is mounted in it, in this order.
     pub mounts: Vec<MountSpec>,
     /// Its namespaces. Mount, pid and cgroup are always its own, asked for or
@@ -265,6 +267,10 @@ pub struct ProcessSpec {
     pub rlimits: Vec<RlimitSpec>,
     /// Whether execve(2) may never give it more privileges.
     pub no_new_privileges: bool,
+    /// The AppArmor profile it is held to, if any.
+    pub apparmor_profile: Option<String>,
+    /// The SELinux label it is held to, if any.
+    pub selinux_label: Option<String>,
     /// Which system calls it may make; none is all.
     pub seccomp: Option<SeccompProfile>,
     /// -1000 to 1000, proc(5); none is 0, not what the agent has.
@@ -294,6 +300,15 @@ impl ProcessSpec {
     pub fn follow(&mut self, init: &Self) {
         self.seccomp.clone_from(&init.seccomp);
         self.umask = init.umask;
+        // What does not say by what it is held is held as the container is.
+        for (own, inits) in [
+            (&mut self.apparmor_profile, &init.apparmor_profile),
+            (&mut self.selinux_label, &init.selinux_label),
+        ] {
+            if own.is_none() {
+                own.clone_from(inits);
+            }
+        }
     }
 
     /// Root with all capabilities and nothing else, for processes outside every
@@ -314,6 +329,8 @@ impl ProcessSpec {
             capabilities: CapabilitySets::own(),
             rlimits: vec![RlimitSpec::open_files()],
             no_new_privileges: false,
+            apparmor_profile: None,
+            selinux_label: None,
             seccomp: None,
             oom_score_adj: None,
             umask: None,

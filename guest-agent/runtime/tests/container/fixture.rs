@@ -196,6 +196,8 @@ pub(crate) fn process(args: &[&str]) -> ProcessSpec {
         capabilities: capabilities(&CAPABILITIES),
         rlimits: Vec::new(),
         no_new_privileges: true,
+        apparmor_profile: None,
+        selinux_label: None,
         seccomp: None,
         oom_score_adj: None,
         umask: None,
@@ -242,6 +244,7 @@ impl Fixture {
                 propagation: None,
             },
             hostname: Some("inside".into()),
+            mount_label: None,
             mounts: vec![
                 mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
                 mount(

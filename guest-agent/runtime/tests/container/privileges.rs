@@ -1,8 +1,8 @@
 //! What a process may do.
 
-use crate::fixture::{CAPABILITIES, capabilities, process, run, shell};
+use crate::fixture::{CAPABILITIES, capabilities, process, run, shell, skip};
 use guest_runtime::container::{
-    Capability, CreateError, IoPriority, NamespaceKind, RlimitSpec, Scheduler,
+    Capability, ContainerSpec, CreateError, IoPriority, NamespaceKind, RlimitSpec, Scheduler,
 };
 
 fn field<'a>(status: &'a str, name: &str) -> &'a str {
@@ -223,4 +223,53 @@ fn a_parameter_of_a_namespace_that_others_are_in_is_told_apart() {
             assert!(spec.changes_shared_namespaces(), "{name}");
         }
     });
+}
+
+type Held = fn(&mut ContainerSpec);
+
+#[test]
+fn a_module_that_the_kernel_has_not_is_asked_of_no_process() {
+    run(|fixture| async move {
+        let (init, cgroup) = fixture.sleeper().await;
+        let held: [(&str, Held); 3] = [
+            ("AppArmor", |spec| spec.process.apparmor_profile = Some("some".into())),
+            ("SELinux", |spec| spec.process.selinux_label = Some("a:b:c:s0".into())),
+            ("SELinux", |spec| spec.mount_label = Some("a:b:c:s0".into())),
+        ];
+        let before = fixture.traces();
+        for (name, hold) in held {
+            let list = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+            let files = ["/sys/module/apparmor", "/sys/fs/selinux/enforce"];
+            let there = files.iter().any(|file| std::path::Path::new(file).exists());
+            if there || list.contains(&name.to_lowercase()) {
+                skip(&format!("the kernel has {name}, or the beginnings of it"));
+                continue;
+            }
+            let mut spec = fixture.spec(shell("true"));
+            spec.cgroup_name = "other".into();
+            hold(&mut spec);
+            let error = fixture.launcher.create(&spec, false).await.unwrap_err();
+            assert!(matches!(error, CreateError::Refused(_)), "{error}");
+            assert!(error.to_string().contains(name), "{error}");
+            if spec.process.apparmor_profile.is_some() {
+                let added = fixture.launcher.exec(&init, &cgroup, &spec.process, false);
+                let error = added.await.unwrap_err();
+                assert!(error.to_string().contains(name), "{error}");
+            }
+        }
+        assert_eq!(fixture.traces(), before);
+        fixture.remove(&cgroup).await;
+    });
+}
+
+#[test]
+fn an_added_process_is_held_as_the_container_is_if_it_says_nothing_else() {
+    let mut init = shell("true");
+    init.apparmor_profile = Some("profile".into());
+    init.selinux_label = Some("label".into());
+    let mut added = shell("true");
+    added.selinux_label = Some("other".into());
+    added.follow(&init);
+    assert_eq!(added.apparmor_profile.as_deref(), Some("profile"));
+    assert_eq!(added.selinux_label.as_deref(), Some("other"));
 }

@@ -127,6 +127,7 @@ fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, C
             propagation: (!propagation.is_empty()).then_some(propagation),
         },
         hostname: (!spec.Hostname.is_empty()).then_some(spec.Hostname),
+        mount_label: (!linux.MountLabel.is_empty()).then_some(linux.MountLabel),
         mounts: spec.Mounts.into_iter().map(mount).collect(),
         namespaces: linux
             .Namespaces
@@ -165,7 +166,6 @@ fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, C
 }
 
 fn refuse_linux(linux: &agent::Linux) -> Result<(), ConvertError> {
-    refuse(!linux.MountLabel.is_empty(), "mountLabel")?;
     let rdt = linux
         .IntelRdt
         .as_ref()

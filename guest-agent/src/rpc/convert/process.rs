@@ -108,8 +108,6 @@ fn window_size(rows: u32, columns: u32) -> Result<WindowSize, ConvertError> {
 }
 
 pub(super) fn process_from_wire(process: agent::Process) -> Result<ProcessSpec, ConvertError> {
-    refuse(!process.ApparmorProfile.is_empty(), "an AppArmor profile")?;
-    refuse(!process.SelinuxLabel.is_empty(), "an SELinux label")?;
     if process.Args.is_empty() {
         return Err(ConvertError::Missing {
             field: "process.Args",
@@ -141,6 +139,10 @@ pub(super) fn process_from_wire(process: agent::Process) -> Result<ProcessSpec, 
         capabilities: capabilities(process.Capabilities.into_option().unwrap_or_default())?,
         rlimits: rlimits(process.Rlimits)?,
         no_new_privileges: process.NoNewPrivileges,
+        // To be held to nothing is no request.
+        apparmor_profile: Some(process.ApparmorProfile)
+            .filter(|name| !["", "unconfined"].contains(&name.as_str())),
+        selinux_label: (!process.SelinuxLabel.is_empty()).then_some(process.SelinuxLabel),
         // It is the container's.
         seccomp: None,
         oom_score_adj: (adjustment != 0)

@@ -17,6 +17,7 @@ use super::error::{Failure, Step};
 use super::hooks::{HookKind, inside};
 use super::message::{Go, InitOrder, Report};
 use super::seccomp::Filter;
+use super::security;
 use super::spec::{ContainerSpec, ProcessSpec};
 use super::stage::{CgroupView, Inheritance, Taken};
 use super::sysctl;
@@ -47,6 +48,7 @@ fn serve(channel: &mut Channel, inheritance: Inheritance) -> Result<i32, Failure
     if inheritance.has_own_users {
         credentials::become_root()?;
     }
+    let proc = inheritance.proc;
     join_session_keyring()?;
     see_cgroups(&inheritance.view)?;
     match order {
@@ -60,14 +62,14 @@ fn serve(channel: &mut Channel, inheritance: Inheritance) -> Result<i32, Failure
                 return Ok(NEVER_STARTED);
             }
             inside::run(&spec, HookKind::StartContainer)?;
-            execute(channel, &spec.process, filter.as_ref())
+            execute(channel, &spec.process, filter.as_ref(), proc.as_ref())
         }
         InitOrder::Process(process) => {
             let filter = filter_of(&process)?;
             let terminal = process.terminal.then(|| open_terminal(&process));
             let terminal = terminal.transpose()?;
             become_workload(channel, &process, filter.as_ref(), stdio, terminal)?;
-            execute(channel, &process, filter.as_ref())
+            execute(channel, &process, filter.as_ref(), proc.as_ref())
         }
     }
 }
@@ -191,7 +193,10 @@ fn execute(
     channel: &mut Channel,
     process: &ProcessSpec,
     filter: Option<&Filter>,
+    proc: Option<&OwnedFd>,
 ) -> Result<i32, Failure> {
+    // The hooks, which this process has executed before, are not held to it.
+    security::apply(process, proc)?;
     let filter = filter.filter(|_| process.no_new_privileges);
     let found = match filter {
         Some(_) => execute::find(process),

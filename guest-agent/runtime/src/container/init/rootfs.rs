@@ -34,6 +34,9 @@ const PROC_FILES: [&str; 8] = [
 ];
 /// Where a container has its device nodes.
 pub(super) const DEV: &str = "/dev";
+/// File systems that are a container's own and whose files SELinux labels as
+/// they are mounted.
+const LABELLED: [&str; 2] = ["devpts", "tmpfs"];
 /// What a container gets there if its spec mounts nothing.
 const DEV_OPTIONS: [&str; 3] = ["nosuid", "mode=755", "size=65536k"];
 
@@ -79,6 +82,7 @@ pub(super) fn mount_all(
     mut taken: Mounts,
     mut nodes: Mounts,
 ) -> Result<(), Failure> {
+    let label = spec.mount_label.as_deref();
     let devices = spec.devices.iter().enumerate();
     let (below, elsewhere): (Vec<Node<'_>>, Vec<Node<'_>>) = devices
         .map(|(index, device)| (device, nodes.remove(&index)))
@@ -91,10 +95,10 @@ pub(super) fn mount_all(
         id_mappings: None,
     });
     if let Some(mount) = &implied {
-        mount_one(root, mount, None, &below)?;
+        mount_one(root, mount, None, &below, label)?;
     }
     for (index, mount) in spec.mounts.iter().enumerate() {
-        mount_one(root, mount, taken.remove(&index), &below)?;
+        mount_one(root, mount, taken.remove(&index), &below, label)?;
     }
     devices::make(root, &elsewhere)
 }
@@ -112,10 +116,16 @@ fn mount_one(
     spec: &MountSpec,
     taken: Option<OwnedFd>,
     devices: &[Node<'_>],
+    label: Option<&str>,
 ) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::at(Step::Mount, spec.name())(error);
-    let options = MountOptions::parse(&spec.options)
+    let mut options = MountOptions::parse(&spec.options)
         .map_err(|_| failed(io::Error::from_raw_os_error(nix::libc::EINVAL)))?;
+    let fstype = spec.fstype.as_deref().unwrap_or_default();
+    if let Some(label) = label.filter(|_| LABELLED.contains(&fstype) && options.bind.is_none()) {
+        // Of all that is in it, mount(8).
+        options.data.push(("context".into(), Some(label.into())));
+    }
     let Some((dev, options)) = mount_parsed(root, spec, taken, options).map_err(failed)? else {
         return Ok(());
     };

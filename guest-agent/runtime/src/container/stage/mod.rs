@@ -16,6 +16,7 @@ use super::rlimit::RlimitSpec;
 use super::spec::ContainerSpec;
 use guest_kernel::clone::{Cloned, Namespaces, sibling};
 use namespaces::{Entrance, enter_all};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -44,6 +45,8 @@ pub(super) struct Inheritance {
     pub(super) has_own_users: bool,
     /// The container it is to set up, if it is to be one's first process.
     pub(super) container: Option<(Box<ContainerSpec>, Taken)>,
+    /// The guest's procfs, if there will be something to be told by it.
+    pub(super) proc: Option<OwnedFd>,
 }
 
 /// Runs the stage, and the process it clones. The socket to the agent is this
@@ -93,12 +96,15 @@ fn clone(channel: &mut Channel) -> Result<(Cloned, Inheritance), Failure> {
     let score = order.oom_score_adj.to_string();
     std::fs::write("/proc/self/oom_score_adj", &score)
         .map_err(Failure::at(Step::OomScore, score))?;
-    let (namespaces, inheritance) = match order.place {
+    // Also for the clone, and before the tree is another's.
+    let proc = order.is_held.then(open_proc).transpose()?;
+    let (namespaces, mut inheritance) = match order.place {
         Place::Guest => {
             let inheritance = Inheritance {
                 view: CgroupView::Guest,
                 has_own_users: false,
                 container: None,
+                proc: None,
             };
             (Namespaces::default(), inheritance)
         }
@@ -113,6 +119,7 @@ fn clone(channel: &mut Channel) -> Result<(Cloned, Inheritance), Failure> {
                 view: CgroupView::Own,
                 has_own_users,
                 container: Some((spec, taken)),
+                proc: None,
             };
             (namespaces, inheritance)
         }
@@ -124,12 +131,20 @@ fn clone(channel: &mut Channel) -> Result<(Cloned, Inheritance), Failure> {
                 view: CgroupView::Of(init),
                 has_own_users: users,
                 container: None,
+                proc: None,
             };
             (Namespaces::default(), inheritance)
         }
     };
+    inheritance.proc = proc;
     let cloned = sibling(namespaces, cgroup.as_fd()).map_err(Failure::at(Step::Clone, ""))?;
     Ok((cloned, inheritance))
+}
+
+fn open_proc() -> Result<OwnedFd, Failure> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    open("/proc", flags, Mode::empty())
+        .map_err(|error| Failure::at(Step::Security, "/proc")(error.into()))
 }
 
 fn missing() -> Failure {
