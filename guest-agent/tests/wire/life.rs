@@ -183,3 +183,51 @@ async fn a_terminal_is_resized_and_what_is_none_is_told() {
     let refused = calls.0.tty_win_resize(context(), &resize).await;
     assert_refused(refused, Code::UNAVAILABLE, "no tty");
 }
+
+#[tokio::test]
+async fn a_container_has_users_of_its_own_and_what_is_added_to_it_too() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let calls = Calls(guest.client().await);
+    let before = guest.traces();
+    let mut request = container(&guest, "web", &["sleep", "1000"]);
+    let linux = request.OCI.as_mut().unwrap().Linux.as_mut().unwrap();
+    let mut namespace = agent::LinuxNamespace::new();
+    namespace.Type = "user".into();
+    linux.Namespaces.push(namespace);
+    let mut mapping = agent::LinuxIDMapping::new();
+    (mapping.HostID, mapping.Size) = (100_000, 1000);
+    linux.UIDMappings.push(mapping.clone());
+    // Both are needed.
+    let refused = calls.0.create_container(context(), &request).await;
+    assert_refused(refused, Code::INTERNAL, "gid mappings without a line");
+    let linux = request.OCI.as_mut().unwrap().Linux.as_mut().unwrap();
+    linux.GIDMappings.push(mapping);
+    calls.0.create_container(context(), &request).await.unwrap();
+    calls.start("web").await.unwrap();
+    let said = calls.say("web", "one", "id -u; cat /proc/1/uid_map").await;
+    let words: Vec<&str> = said.split_whitespace().collect();
+    assert_eq!(words, ["0", "0", "100000", "1000"]);
+    calls.remove("web").await.unwrap();
+    guest.has_left_nothing_since(&before).await;
+}
+
+#[tokio::test]
+async fn outside_a_vm_no_parameter_of_a_namespace_of_others_is_set() {
+    let Some(guest) = Guest::start().await else {
+        return;
+    };
+    let calls = Calls(guest.client().await);
+    let mut request = container(&guest, "web", &["true"]);
+    let linux = request.OCI.as_mut().unwrap().Linux.as_mut().unwrap();
+    for namespace in &mut linux.Namespaces {
+        if namespace.Type == "network" {
+            namespace.Path = "/proc/1/ns/net".into();
+        }
+    }
+    let parameter = ("net.ipv4.ip_forward".into(), "1".into());
+    linux.Sysctl.extend([parameter]);
+    let refused = calls.0.create_container(context(), &request).await;
+    assert_refused(refused, Code::FAILED_PRECONDITION, "sysctl");
+}

@@ -135,6 +135,7 @@ impl Launcher {
             // With all that it has started. What cannot be killed stays in its
             // cgroup; that the hook was too slow is what to tell.
             let _ = cgroup.kill(KILL_DEADLINE).await;
+            let _ = tokio::time::timeout(KILL_DEADLINE, started.process.wait()).await;
             let timeout = hook.timeout;
             return Err(HookError::Timeout {
                 kind,
