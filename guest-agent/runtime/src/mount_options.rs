@@ -47,12 +47,7 @@ pub(crate) struct MountOptions {
 pub(crate) struct UnsupportedOption(pub(crate) String);
 
 /// Options that mean something this code does not do.
-const REFUSED: [&str; 4] = [
-    "loop",
-    "remount",
-    "move",
-    "mand",
-];
+const REFUSED: [&str; 4] = ["loop", "remount", "move", "mand"];
 
 impl MountOptions {
     /// Sorts `options`; a later one overrides an earlier one.

@@ -72,7 +72,9 @@ impl Modules {
                 ("AppArmor", self.apparmor)
             };
             if !there {
-                return Err(Refused(format!("{what} {shown:?} on a kernel without {name}")));
+                return Err(Refused(format!(
+                    "{what} {shown:?} on a kernel without {name}"
+                )));
             }
         }
         Ok(())
@@ -114,7 +116,10 @@ pub(super) fn apply(process: &ProcessSpec, proc: Option<&OwnedFd>) -> Result<(),
     let orders = [
         (
             &APPARMOR_FILES[..],
-            process.apparmor_profile.as_ref().map(|name| format!("exec {name}")),
+            process
+                .apparmor_profile
+                .as_ref()
+                .map(|name| format!("exec {name}")),
         ),
         (&SELINUX_FILES[..], process.selinux_label.clone()),
     ];
@@ -155,9 +160,24 @@ mod tests {
     fn modules_are_those_of_the_list_or_else_of_their_own_files() {
         let modules = |apparmor, selinux| Modules { apparmor, selinux };
         for (list, apparmor, selinux, expected) in [
-            (Some("lockdown,capability,apparmor\n"), None, false, modules(true, false)),
-            (Some("capability,selinux"), Some("Y\n"), false, modules(false, true)),
-            (Some("capability,apparmor2"), Some("Y\n"), true, modules(false, false)),
+            (
+                Some("lockdown,capability,apparmor\n"),
+                None,
+                false,
+                modules(true, false),
+            ),
+            (
+                Some("capability,selinux"),
+                Some("Y\n"),
+                false,
+                modules(false, true),
+            ),
+            (
+                Some("capability,apparmor2"),
+                Some("Y\n"),
+                true,
+                modules(false, false),
+            ),
             (Some(""), None, true, modules(false, false)),
             (None, Some("Y\n"), false, modules(true, false)),
             (None, Some("N\n"), true, modules(false, true)),
@@ -174,7 +194,10 @@ mod tests {
             selinux: true,
         };
         let text = |text: &str| Some(text.to_owned());
-        assert_eq!(selinux.require(&[(false, "a", &None), (true, "b", &text("x"))]), Ok(()));
+        assert_eq!(
+            selinux.require(&[(false, "a", &None), (true, "b", &text("x"))]),
+            Ok(())
+        );
         for (asked, name) in [
             ((false, "a", &text("x")), "AppArmor"),
             ((true, "b", &text("")), "b"),
@@ -195,7 +218,10 @@ mod tests {
         let mut process = ProcessSpec::guest_root();
         process.apparmor_profile = Some("profile".into());
         apply(&process, Some(&proc)).unwrap();
-        assert_eq!(fs::read_to_string(own.join("exec")).unwrap(), "exec profile");
+        assert_eq!(
+            fs::read_to_string(own.join("exec")).unwrap(),
+            "exec profile"
+        );
         fs::write(own.join("apparmor/exec"), "").unwrap();
         fs::write(own.join("exec"), "").unwrap();
         process.selinux_label = Some("label".into());

@@ -375,7 +375,8 @@ fn a_tmpfs_can_begin_with_what_it_covers() {
         let script = "cat /data/sub/file; echo; readlink /data/link; stat -c '%a %u %g' /data; \
                       stat -c '%a %u %g' /data/sub/file; echo x > /data/new && echo made";
         let mut spec = fixture.spec(shell(script));
-        spec.mounts.push(mount("/data", "tmpfs", &["tmpcopyup", "size=64k"]));
+        spec.mounts
+            .push(mount("/data", "tmpfs", &["tmpcopyup", "size=64k"]));
         let (_, said, stderr) = fixture.output(&spec).await;
         let expected = "content\n/etc/passwd\n1750 0 0\n644 7 8\nmade\n";
         assert_eq!(said, expected, "{stderr}");

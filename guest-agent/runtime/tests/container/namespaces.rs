@@ -404,9 +404,15 @@ fn owners_that_cannot_be_mapped_are_an_error_that_says_why() {
         let source = std::path::Path::new("/proc/sys");
         spec.mounts.push(bind(source, "/data", &["rbind", "idmap"]));
         let error = fixture.launcher.create(&spec, false).await.unwrap_err();
-        assert!(error.to_string().contains("idmap on file system proc"), "{error}");
+        assert!(
+            error.to_string().contains("idmap on file system proc"),
+            "{error}"
+        );
         let break_it: [Damage; 3] = [
-            |spec| spec.mounts.push(crate::fixture::mount("/data", "tmpfs", &["idmap"])),
+            |spec| {
+                spec.mounts
+                    .push(crate::fixture::mount("/data", "tmpfs", &["idmap"]))
+            },
             |spec| {
                 let source = std::path::Path::new("/usr");
                 spec.mounts.push(bind(source, "/data", &["rbind", "idmap"]));

@@ -77,3 +77,23 @@ fn a_terminal_without_a_devpts_is_an_error_and_no_panic() {
         assert_eq!(fixture.traces(), before);
     });
 }
+
+#[test]
+fn a_process_with_a_terminal_that_cannot_be_says_why() {
+    run(|fixture| async move {
+        let before = fixture.traces();
+        let mut process = shell("tty");
+        process.terminal = true;
+        process.cwd = "/bin/busybox".into();
+        let spec = fixture.spec(process);
+        let error = fixture.launcher.create(&spec, true).await.unwrap_err();
+        assert!(error.to_string().starts_with("chdir"), "{error}");
+        process = shell("tty");
+        process.terminal = true;
+        process.user.additional_gids = vec![7; 65537];
+        let spec = fixture.spec(process);
+        let error = fixture.launcher.create(&spec, true).await.unwrap_err();
+        assert!(error.to_string().starts_with("set the user"), "{error}");
+        assert_eq!(fixture.traces(), before);
+    });
+}

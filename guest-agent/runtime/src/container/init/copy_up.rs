@@ -195,7 +195,10 @@ mod tests {
         }
         assert_eq!(fs::metadata(made("a/b")).unwrap().mode() & 0o7777, 0o1555);
         assert_eq!(fs::read_link(made("a/away")).unwrap(), outside.path());
-        assert_eq!(fs::read_link(made("dangling")).unwrap(), Path::new("nowhere"));
+        assert_eq!(
+            fs::read_link(made("dangling")).unwrap(),
+            Path::new("nowhere")
+        );
         let pipe = fs::symlink_metadata(made("pipe")).unwrap().mode();
         assert_eq!(FileType::from_raw_mode(pipe), FileType::Fifo);
     }

@@ -17,7 +17,9 @@ use rustix::thread::{
 /// Gives the process its streams, so that it can open /dev/stdout: pipes and
 /// terminals made for it, never a device of all.
 pub(super) fn own_streams(user: &UserSpec) -> Result<(), Failure> {
-    let failed = |error: Errno| Failure::at(Step::Stdio, "fchown")(error.into());
+    let failed = |error: Errno| {
+        Failure::at(Step::Stdio, format!("fchown to user {}", user.uid))(error.into())
+    };
     for stream in [stdin(), stdout(), stderr()] {
         let stat = fstat(stream).map_err(failed)?;
         let own = match FileType::from_raw_mode(stat.st_mode) {

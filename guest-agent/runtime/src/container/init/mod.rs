@@ -178,14 +178,24 @@ fn become_workload(
         }
     };
     drop(stdio);
-    credentials::own_streams(&process.user)?;
-    working_directory::enter(&process.cwd)?;
-    execute::prepare(process.umask)?;
-    credentials::drop_all(process, filter)?;
+    let settled = settle(process, filter);
+    if settled.is_err() {
+        // To close it is to hang up on this process, which has yet to tell.
+        std::mem::forget(master);
+        return settled;
+    }
     let master: Vec<_> = master.iter().map(AsFd::as_fd).collect();
     channel
         .send(&Report::Ready, &master)
         .map_err(|error| Failure::at(Step::Orders, "")(io::Error::other(error)))
+}
+
+/// All but the last privilege is gone after it.
+fn settle(process: &ProcessSpec, filter: Option<&Filter>) -> Result<(), Failure> {
+    credentials::own_streams(&process.user)?;
+    working_directory::enter(&process.cwd)?;
+    execute::prepare(process.umask)?;
+    credentials::drop_all(process, filter)
 }
 
 /// Returns only if it failed, and tells so.
