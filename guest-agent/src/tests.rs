@@ -1,12 +1,16 @@
 //! The gate stands before every handler: held against the descriptors, over a
-//! real connection.
+//! real connection. And what is nobody's failure is logged.
 
 use crate::boot::serve::{ordinary_agent, start_server};
 use crate::rpc::{AGENT_METHODS, LIFECYCLE_METHODS, services};
+use crate::service::Agent;
+use crate::service::container::CreateContainer;
 use authz::Gate;
+use guest_runtime::cgroup::WorkloadCgroup;
+use guest_runtime::container::Launcher;
 use policy::{Policy, RegoPolicy};
 use protocols::wire::{agent, lifecycle};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use ttrpc::r#async::Client;
 use ttrpc::r#async::transport::Socket;
 use ttrpc::{Code, Request};
@@ -102,4 +106,55 @@ async fn an_empty_request_is_refused_by_name_and_panics_nowhere() {
         let code = code(&client, "grpc.AgentService", method).await;
         assert_ne!(code, Some(Code::DEADLINE_EXCEEDED), "{method}");
     }
+}
+
+/// Keeps what is logged.
+#[derive(Default, Clone)]
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl slog::Drain for Lines {
+    type Ok = ();
+    type Err = slog::Never;
+
+    fn log(&self, record: &slog::Record<'_>, _: &slog::OwnedKVList) -> Result<(), slog::Never> {
+        self.0.lock().unwrap().push(record.msg().to_string());
+        Ok(())
+    }
+}
+
+/// The removal has come to its end before: what tells of it has no failure to
+/// give.
+#[tokio::test]
+async fn a_hook_that_fails_after_a_removal_is_a_line_of_the_log() {
+    // Directories that play cgroups, and a program that is no stage.
+    let directory = tempfile::tempdir().unwrap();
+    let cgroup = directory.path().join("workload");
+    std::fs::create_dir(&cgroup).unwrap();
+    for path in [directory.path(), cgroup.as_path()] {
+        std::fs::write(path.join("cgroup.controllers"), "").unwrap();
+    }
+    let workload = WorkloadCgroup::create(&cgroup).unwrap();
+    let program = std::fs::File::open("/etc/passwd").unwrap();
+    let lines = Lines::default();
+    let agent = Agent {
+        launcher: Some(Arc::new(Launcher::with_program(workload, program))),
+        log: slog::Logger::root(lines.clone(), slog::o!()),
+        ..ordinary_agent().unwrap()
+    };
+    let mut request = agent::CreateContainerRequest::new();
+    request.container_id = "web".into();
+    let spec = request.OCI.mut_or_insert_default();
+    spec.Process.mut_or_insert_default().Args = vec!["true".into()];
+    spec.Root.mut_or_insert_default().Path = "/root".into();
+    let mut create = CreateContainer::try_from(request.clone()).unwrap();
+    agent.tell_of_end(&create.spec).await;
+    assert!(lines.0.lock().unwrap().is_empty());
+    let mut hook = agent::Hook::new();
+    hook.Path = "/bin/true".into();
+    let spec = request.OCI.mut_or_insert_default();
+    spec.Hooks.mut_or_insert_default().Poststop.push(hook);
+    create = CreateContainer::try_from(request).unwrap();
+    agent.tell_of_end(&create.spec).await;
+    let expected = ["after the removal of a container"];
+    assert_eq!(*lines.0.lock().unwrap(), expected);
 }

@@ -253,19 +253,19 @@ impl Agent {
             Err(_) => container.state().removing = false,
         }
         outcome?;
-        self.tell_of_end(&container).await;
+        self.tell_of_end(&container.spec).await;
         Ok(())
     }
 
     /// Runs the hooks of the end. The container is gone, whatever becomes of
     /// them: a client that is told of a failure would ask for it again.
-    async fn tell_of_end(&self, container: &Container) {
+    pub(crate) async fn tell_of_end(&self, spec: &ContainerSpec) {
         let Some(launcher) = &self.launcher else {
             return;
         };
         let kind = HookKind::Poststop;
-        if let Err(error) = launcher.run_hooks(&container.spec, kind, None).await {
-            let id = &container.id;
+        if let Err(error) = launcher.run_hooks(spec, kind, None).await {
+            let id = &spec.id;
             warn!(self.log, "after the removal of a container"; "container" => %id, "error" => %error);
         }
     }
