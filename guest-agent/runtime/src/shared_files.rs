@@ -1,9 +1,11 @@
 //! Files that the host copies into the guest, all below one directory. A file
 //! comes in pieces and is seen whole or not at all.
 //!
-//! Containers have parts of that directory mounted: every path is resolved by
-//! the kernel to something below it (openat2(2), RESOLVE_BENEATH), and what was
-//! opened is what is changed.
+//! Containers have parts of that directory mounted, and may write some: a link
+//! that one of them puts on the way would have the host's file land in another's
+//! part. So no symbolic link is followed (openat2(2), RESOLVE_NO_SYMLINKS), one
+//! that has the file's own name gives way, and what was opened is what is
+//! changed.
 //!
 //! All of it blocks and belongs on a thread of its own.
 
@@ -70,13 +72,11 @@ pub enum Content {
 /// Why a file was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum SharedFileError {
-    /// Its path leads out of the directory.
-    #[error("{} leads out of {}", path.display(), directory.display())]
-    Escape {
-        /// Its path.
+    /// Its path leads through a symbolic link.
+    #[error("{} leads through a symbolic link", path.display())]
+    Link {
+        /// Its path, below the directory.
         path: PathBuf,
-        /// The directory.
-        directory: PathBuf,
     },
     /// Something on the way failed.
     #[error("{call} {}", path.display())]
@@ -168,11 +168,11 @@ impl SharedFiles {
     /// there.
     ///
     /// # Errors
-    /// [`SharedFileError::Escape`], or what the kernel refuses.
+    /// [`SharedFileError::Link`], or what the kernel refuses.
     pub fn place(&self, file: &SharedFile) -> Result<(), SharedFileError> {
         let root = self.root()?;
         let tree = Tree { root: &root, file };
-        let parent = tree.parent().map_err(|error| self.error(file, error))?;
+        let parent = tree.parent().map_err(failed(file))?;
         let placed = match &file.content {
             Content::Directory => tree.place_directory(&parent),
             Content::Symlink { target } => tree.place_symlink(&parent, target),
@@ -180,7 +180,7 @@ impl SharedFiles {
                 self.take_piece(&tree, &parent, *size, *offset, data)
             }
         };
-        placed.map_err(|error| self.error(file, error))
+        placed.map_err(failed(file))
     }
 
     fn root(&self) -> Result<OwnedFd, SharedFileError> {
@@ -196,21 +196,6 @@ impl SharedFiles {
         open(&self.directory, flags, Mode::empty())
             .map_err(io::Error::from)
             .map_err(failed("open"))
-    }
-
-    fn error(&self, file: &SharedFile, (call, errno): Failure) -> SharedFileError {
-        let path = file.path.clone();
-        if errno == Errno::XDEV && call == RESOLVE {
-            return SharedFileError::Escape {
-                path,
-                directory: self.directory.clone(),
-            };
-        }
-        SharedFileError::Path {
-            call,
-            path,
-            source: errno.into(),
-        }
     }
 
     fn take_piece(
@@ -302,6 +287,18 @@ type Failure = (&'static str, Errno);
 
 const RESOLVE: &str = "openat2";
 
+fn failed(file: &SharedFile) -> impl FnOnce(Failure) -> SharedFileError {
+    let path = file.path.clone();
+    move |failure| match failure {
+        (RESOLVE, Errno::LOOP) => SharedFileError::Link { path },
+        (call, errno) => SharedFileError::Path {
+            call,
+            path,
+            source: errno.into(),
+        },
+    }
+}
+
 fn at(call: &'static str) -> impl FnOnce(Errno) -> Failure {
     move |errno| (call, errno)
 }
@@ -314,6 +311,23 @@ fn write_all(file: &OwnedFd, data: &[u8], offset: u64) -> Result<(), Errno> {
         offset = offset.saturating_add(written as u64);
     }
     Ok(())
+}
+
+/// A directory below another; that one itself if the path is empty.
+fn open_directory(above: &OwnedFd, path: impl AsRef<Path>) -> Result<OwnedFd, Failure> {
+    let path = match path.as_ref() {
+        path if path.as_os_str().is_empty() => Path::new("."),
+        path => path,
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    for _ in 0..ATTEMPTS {
+        match openat2(above, path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            outcome => return outcome.map_err(at(RESOLVE)),
+        }
+    }
+    Err((RESOLVE, Errno::AGAIN))
 }
 
 /// The directory, and the file that is to go into it.
@@ -336,68 +350,46 @@ impl Tree<'_> {
         format!(".tardigrade-{:016x}", u64::from_ne_bytes(random))
     }
 
-    fn open_directory(&self, path: &Path, more: OFlags) -> Result<OwnedFd, Failure> {
-        let path = if path.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            path
-        };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | more;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        for _ in 0..ATTEMPTS {
-            match openat2(self.root, path, flags, Mode::empty(), resolve) {
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                outcome => return outcome.map_err(at(RESOLVE)),
-            }
-        }
-        Err((RESOLVE, Errno::AGAIN))
-    }
-
     /// The directory it goes into; what is missing above it is made.
     fn parent(&self) -> Result<OwnedFd, Failure> {
         let path = self.file.path.parent().unwrap_or(Path::new(""));
-        match self.open_directory(path, OFlags::empty()) {
+        match open_directory(self.root, path) {
             Err((_, Errno::NOENT)) => {}
             outcome => return outcome,
         }
-        let mut above = self.open_directory(Path::new(""), OFlags::empty())?;
-        let mut walked = PathBuf::new();
+        let mut above = open_directory(self.root, Path::new(""))?;
         for name in path {
-            walked.push(name);
-            above = match self.open_directory(&walked, OFlags::empty()) {
-                Err((_, Errno::NOENT)) => {
-                    match mkdirat(&above, name, Mode::RWXU) {
-                        Ok(()) => {}
-                        // Somebody else was quicker; whose it is, it stays.
-                        Err(Errno::EXIST) => {
-                            above = self.open_directory(&walked, OFlags::empty())?;
-                            continue;
-                        }
-                        Err(errno) => return Err(("mkdir", errno)),
-                    }
-                    let made = self.open_directory(&walked, OFlags::NOFOLLOW)?;
-                    self.give(&made, self.file.directory_mode & 0o777)?;
-                    made
-                }
+            above = match open_directory(&above, name) {
+                Err((_, Errno::NOENT)) => self.make_directory(&above, name)?,
                 outcome => outcome?,
             };
         }
         Ok(above)
     }
 
+    fn make_directory(&self, above: &OwnedFd, name: &OsStr) -> Result<OwnedFd, Failure> {
+        match mkdirat(above, name, Mode::RWXU) {
+            Ok(()) => {}
+            // Somebody else was quicker; whose it is, it stays.
+            Err(Errno::EXIST) => return open_directory(above, name),
+            Err(errno) => return Err(("mkdir", errno)),
+        }
+        let made = open_directory(above, name)?;
+        self.give(&made, self.file.directory_mode & 0o777)?;
+        Ok(made)
+    }
+
     fn place_directory(&self, parent: &OwnedFd) -> Result<(), Failure> {
         let made = match mkdirat(parent, self.name(), Mode::RWXU) {
-            Err(Errno::EXIST) => self.open_directory(&self.file.path, OFlags::NOFOLLOW),
-            outcome => outcome
-                .map_err(at("mkdir"))
-                .and_then(|()| self.open_directory(&self.file.path, OFlags::NOFOLLOW)),
+            Ok(()) | Err(Errno::EXIST) => open_directory(parent, self.name()),
+            Err(errno) => Err(("mkdir", errno)),
         };
         let directory = match made {
             // A file or a link: out of the way with it.
             Err((_, Errno::NOTDIR | Errno::LOOP)) => {
                 unlinkat(parent, self.name(), AtFlags::empty()).map_err(at("unlink"))?;
                 mkdirat(parent, self.name(), Mode::RWXU).map_err(at("mkdir"))?;
-                self.open_directory(&self.file.path, OFlags::NOFOLLOW)?
+                open_directory(parent, self.name())?
             }
             outcome => outcome?,
         };

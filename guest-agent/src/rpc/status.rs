@@ -21,7 +21,7 @@ impl From<ServiceError> for ttrpc::Error {
             ServiceError::Deadline { .. } => Code::DEADLINE_EXCEEDED,
             ServiceError::TooManyQuestions => Code::RESOURCE_EXHAUSTED,
             ServiceError::Network(NetworkError::LinkNotFound { .. }) => Code::NOT_FOUND,
-            ServiceError::SharedFile(SharedFileError::Escape { .. }) => Code::INVALID_ARGUMENT,
+            ServiceError::SharedFile(SharedFileError::Link { .. }) => Code::INVALID_ARGUMENT,
             ServiceError::Create { .. }
             | ServiceError::Start { .. }
             | ServiceError::Exec { .. }

@@ -59,6 +59,36 @@ fn a_file_whose_pieces_stop_coming_leaves_nothing_and_gives_way() {
 }
 
 #[test]
+fn no_link_that_a_container_made_leads_a_file_to_its_neighbour() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = SharedFiles::below(directory.path());
+    let place = |path: &str| directory.path().join(path);
+    files.place(&piece("theirs/file", 1, 0, b"a")).unwrap();
+    std::fs::create_dir(place("mine")).unwrap();
+    for (link, target) in [("up", "../theirs"), ("file", "../theirs/file")] {
+        std::os::unix::fs::symlink(target, place("mine").join(link)).unwrap();
+    }
+    // On the way: refused.
+    for path in ["mine/up/file", "mine/up/new", "mine/up/made/new"] {
+        let refused = files.place(&piece(path, 1, 0, b"b")).unwrap_err();
+        assert!(matches!(refused, SharedFileError::Link { .. }), "{refused}");
+        let mut directory = piece(path, 0, 0, b"");
+        directory.content = Content::Directory;
+        assert!(files.place(&directory).is_err());
+    }
+    // At its end: replaced.
+    files.place(&piece("mine/file", 1, 0, b"c")).unwrap();
+    assert_eq!(std::fs::read(place("mine/file")).unwrap(), b"c");
+    let mut own = piece("mine/up", 0, 0, b"");
+    own.content = Content::Directory;
+    files.place(&own).unwrap();
+    assert!(place("mine/up").symlink_metadata().unwrap().is_dir());
+    let theirs: Vec<_> = std::fs::read_dir(place("theirs")).unwrap().collect();
+    assert_eq!(theirs.len(), 1);
+    assert_eq!(std::fs::read(place("theirs/file")).unwrap(), b"a");
+}
+
+#[test]
 fn a_container_that_swaps_a_directory_for_a_link_meanwhile_leads_nothing_astray() {
     use rustix::fs::{RenameFlags, renameat_with};
     use std::sync::atomic::{AtomicBool, Ordering};
