@@ -26,6 +26,7 @@ impl From<ServiceError> for ttrpc::Error {
             | ServiceError::Start { .. }
             | ServiceError::Exec { .. }
             | ServiceError::Hook(_)
+            | ServiceError::GuestHooks(_)
             | ServiceError::Storage(_)
             | ServiceError::Network(_)
             | ServiceError::SharedFile(_)

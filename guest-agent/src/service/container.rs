@@ -125,6 +125,7 @@ impl Agent {
         if spec.hooks.run_in_guest() {
             self.require_guest("a hook of the guest's")?;
         }
+        self.add_guest_hooks(&mut spec.hooks);
         spec.bundle = bundle(&spec.id);
         let reservation = self.registry.reserve(&spec.id)?;
         refuse_existing_bundle(&spec.id)?;

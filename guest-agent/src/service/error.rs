@@ -1,6 +1,6 @@
 //! Why a request failed, in the words that existing clients match on.
 
-use guest_runtime::container::{CreateError, ExecError, HookError, StartError};
+use guest_runtime::container::{CreateError, ExecError, GuestHooksError, HookError, StartError};
 use guest_runtime::hotplug::HotplugError;
 use guest_runtime::network::NetworkError;
 use guest_runtime::shared_files::SharedFileError;
@@ -41,6 +41,8 @@ pub(crate) enum ServiceError {
     Exec { exec: ExecId, source: ExecError },
     #[error(transparent)]
     Hook(#[from] HookError),
+    #[error(transparent)]
+    GuestHooks(#[from] GuestHooksError),
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error(transparent)]

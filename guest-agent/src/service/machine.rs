@@ -3,11 +3,14 @@
 use super::Agent;
 use super::container::mount_all;
 use super::error::ServiceError;
+use super::recipes::blocking;
 use super::secret::Secret;
 use authz::Authorized;
+use guest_runtime::container::Hooks;
 use guest_runtime::storage::StorageSpec;
 use guest_runtime::{clock, hostname};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// A sandbox to set up.
@@ -17,6 +20,8 @@ pub(crate) struct CreateSandbox {
     pub(crate) dns: Vec<String>,
     pub(crate) storages: Vec<StorageSpec>,
     pub(crate) kernel_modules: Vec<KernelModule>,
+    /// Where the image keeps hooks for every container.
+    pub(crate) guest_hooks: Option<PathBuf>,
 }
 
 /// A kernel module to load.
@@ -77,6 +82,9 @@ impl Agent {
             self.require_guest("load a kernel module")?;
             self.lifecycle.require_running("load a kernel module")?;
         }
+        if request.guest_hooks.is_some() {
+            self.require_guest("hooks of the guest's")?;
+        }
         let agent = Arc::clone(self);
         self.recipes
             .run(async move {
@@ -89,6 +97,10 @@ impl Agent {
                 }
                 // What can fail first: the names are never changed for nothing.
                 mount_all(request.storages).await?;
+                if let Some(path) = request.guest_hooks {
+                    let hooks = blocking(move || Hooks::of_directory(&path)).await??;
+                    agent.set_guest_hooks(hooks);
+                }
                 if !request.hostname.is_empty() {
                     hostname::set(&request.hostname)
                         .map_err(ServiceError::system("sethostname"))?;
@@ -106,6 +118,23 @@ impl Agent {
                 Ok(())
             })
             .await
+    }
+
+    fn set_guest_hooks(&self, hooks: Hooks) {
+        *self
+            .guest_hooks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = hooks;
+    }
+
+    /// Adds the image's hooks to a container's own, behind them.
+    pub(super) fn add_guest_hooks(&self, hooks: &mut Hooks) {
+        hooks.extend(
+            &self
+                .guest_hooks
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
     }
 
     /// Removes every container, then ends the agent.

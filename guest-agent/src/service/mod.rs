@@ -38,7 +38,7 @@ pub(crate) mod secret;
 pub(crate) mod streams;
 
 use error::ServiceError;
-use guest_runtime::container::Launcher;
+use guest_runtime::container::{Hooks, Launcher};
 use guest_runtime::entropy::Generator;
 use guest_runtime::network::Network;
 use guest_runtime::shared_files::SharedFiles;
@@ -46,7 +46,7 @@ use identity::IdentityStore;
 use slog::{Discard, Logger, o};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
 /// The whole state of the agent; shared by all handlers.
@@ -65,6 +65,9 @@ pub(crate) struct Agent {
     pub(crate) oom_events: Arc<oom::OomEvents>,
     pub(crate) scrapes: diagnostics::Scrapes,
     pub(crate) questions: diagnostics::Questions,
+    /// The image's, for every container; of the last CreateSandbox that named
+    /// some.
+    pub(crate) guest_hooks: Mutex<Hooks>,
     /// Told when the sandbox was destroyed and the agent shall end.
     pub(crate) destroyed: Notify,
     /// For failures that are no request's.
@@ -92,6 +95,7 @@ impl Agent {
             oom_events: Arc::default(),
             scrapes: diagnostics::Scrapes::default(),
             questions: diagnostics::Questions::default(),
+            guest_hooks: Mutex::default(),
             destroyed: Notify::new(),
             log: Logger::root(Discard, o!()),
             in_guest: false,

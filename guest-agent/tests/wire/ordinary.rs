@@ -157,6 +157,8 @@ async fn what_changes_the_machine_is_refused() {
     neighbors.neighbors = Some(agent::ARPNeighbors::new()).into();
     let mut sandbox = agent::CreateSandboxRequest::new();
     sandbox.hostname = "changed".into();
+    let mut hooks = agent::CreateSandboxRequest::new();
+    hooks.guest_hook_path = "/usr/share/hooks".into();
     for answer in [
         client.reseed_random_dev(context(), &reseed).await.map(drop),
         client
@@ -173,9 +175,15 @@ async fn what_changes_the_machine_is_refused() {
             .await
             .map(drop),
         client.create_sandbox(context(), &sandbox).await.map(drop),
+        client.create_sandbox(context(), &hooks).await.map(drop),
     ] {
         let words = "changes the machine and is refused outside a VM";
         assert_refused(answer, Code::FAILED_PRECONDITION, words);
+    }
+    for path in ["hooks", "/usr/../hooks"] {
+        hooks.guest_hook_path = path.into();
+        let refused = client.create_sandbox(context(), &hooks).await;
+        assert_refused(refused, Code::INVALID_ARGUMENT, "guest_hook_path");
     }
 }
 

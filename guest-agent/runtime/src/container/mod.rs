@@ -51,7 +51,7 @@ mod validate;
 pub use capability::{Capability, CapabilitySets, UnknownCapability};
 pub use channel::ChannelError;
 pub use error::{CreateError, ExecError, Failure, LaunchError, Refused, StartError, Step};
-pub use hooks::{HookError, HookKind, HookSpec, Hooks};
+pub use hooks::{GuestHooksError, HOOK_TIMEOUT, HookError, HookKind, HookSpec, Hooks};
 pub use id_mapping::{IdMapping, IdMappings};
 pub use launcher::{CreatedContainer, ExecProcess, Launcher, StartHandle};
 pub use rlimit::{RlimitKind, RlimitSpec, UnknownRlimit};

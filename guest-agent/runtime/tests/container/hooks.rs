@@ -2,9 +2,10 @@
 
 use crate::fixture::{DEADLINE, Fixture, run, shell};
 use guest_runtime::container::{
-    ContainerSpec, CreateError, HookError, HookKind, HookSpec, LaunchError, StartError,
+    ContainerSpec, CreateError, HookError, HookKind, HookSpec, Hooks, LaunchError, StartError,
 };
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 /// A hook that runs a script of the guest's shell.
@@ -216,6 +217,33 @@ fn an_init_that_is_killed_in_its_start_hook_was_not_started() {
         );
         assert_eq!(created.process.wait().await.code(), 137);
         assert!(!fixture.root().join("data/ran").exists());
+    });
+}
+
+#[test]
+fn the_hooks_of_an_image_are_run_with_their_names_and_kinds() {
+    run(|fixture| async move {
+        let place = fixture.directory.path();
+        let notes = place.join("notes");
+        for kind in ["prestart", "poststart", "poststop"] {
+            let hook = place.join("hooks").join(kind).join("note");
+            fs::create_dir_all(hook.parent().unwrap()).unwrap();
+            let script = format!("#!/bin/busybox sh\necho $1 >> {}\n", notes.display());
+            fs::write(&hook, script).unwrap();
+            fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let mut spec = fixture.spec(shell("true"));
+        let hooks = Hooks::of_directory(&place.join("hooks")).unwrap();
+        assert_eq!(hooks.prestart[0].args, ["note", "prestart"]);
+        spec.hooks.extend(&hooks);
+        let created = fixture.launcher.create(&spec, false).await.unwrap();
+        assert_eq!(fs::read_to_string(&notes).unwrap(), "prestart\n");
+        created.start.start(DEADLINE).await.unwrap();
+        for kind in [HookKind::Poststart, HookKind::Poststop] {
+            fixture.launcher.run_hooks(&spec, kind, None).await.unwrap();
+        }
+        let all = fs::read_to_string(&notes).unwrap();
+        assert_eq!(all, "prestart\npoststart\npoststop\n");
         fixture.remove(&created.cgroup).await;
     });
 }

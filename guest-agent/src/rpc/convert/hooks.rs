@@ -1,13 +1,9 @@
 //! The wire's hooks to the runtime's.
 
 use super::{ConvertError, invalid};
-use guest_runtime::container::{HookSpec, Hooks};
+use guest_runtime::container::{HOOK_TIMEOUT, HookSpec, Hooks};
 use protocols::wire::agent;
 use std::time::Duration;
-
-/// How long a hook may take that does not say: what clients of the Kata agent
-/// are used to.
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) fn hooks(hooks: agent::Hooks) -> Result<Hooks, ConvertError> {
     let all = |hooks: Vec<agent::Hook>| hooks.into_iter().map(hook).collect::<Result<_, _>>();
@@ -23,7 +19,7 @@ pub(super) fn hooks(hooks: agent::Hooks) -> Result<Hooks, ConvertError> {
 
 fn hook(hook: agent::Hook) -> Result<HookSpec, ConvertError> {
     let timeout = match hook.Timeout {
-        0 => TIMEOUT,
+        0 => HOOK_TIMEOUT,
         seconds => {
             let given = u64::try_from(seconds);
             let given = given.map_err(invalid("hook timeout", &seconds.to_string()))?;

@@ -1,7 +1,8 @@
 //! The sandbox, its clock and its randomness.
 
+use super::ConvertError;
 use super::container::storage;
-use super::{ConvertError, refuse};
+use super::diagnostics::absolute;
 use crate::service::machine::{
     CreateSandbox, DestroySandbox, GetGuestDetails, GuestDetails, KernelModule, ReseedRandomDevice,
     SetGuestDateTime,
@@ -14,8 +15,10 @@ impl TryFrom<agent::CreateSandboxRequest> for CreateSandbox {
     type Error = ConvertError;
 
     fn try_from(request: agent::CreateSandboxRequest) -> Result<Self, ConvertError> {
-        refuse(!request.guest_hook_path.is_empty(), "guest_hook_path")?;
+        let hooks = request.guest_hook_path;
+        let hooks = (!hooks.is_empty()).then(|| absolute("guest_hook_path", hooks));
         Ok(Self {
+            guest_hooks: hooks.transpose()?.map(Into::into),
             hostname: request.hostname,
             dns: request.dns,
             storages: request

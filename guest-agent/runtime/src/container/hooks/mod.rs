@@ -10,6 +10,7 @@
 //!   poststop                  in the guest, once all is removed     guest.rs
 //! ```
 
+mod directory;
 mod guest;
 pub(super) mod inside;
 
@@ -21,11 +22,15 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use directory::GuestHooksError;
 pub use guest::HookError;
 
 /// The version of the specification whose state hooks are shown.
 const VERSION: &str = "1.0.2";
 
+/// How long a hook may take that does not say: what clients of the Kata agent
+/// are used to.
+pub const HOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest a hook may take: the container waits for it.
 const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
@@ -105,6 +110,15 @@ impl fmt::Display for HookKind {
 }
 
 impl HookKind {
+    const ALL: [Self; 6] = [
+        Self::Prestart,
+        Self::CreateRuntime,
+        Self::CreateContainer,
+        Self::StartContainer,
+        Self::Poststart,
+        Self::Poststop,
+    ];
+
     fn status(self) -> &'static str {
         match self {
             Self::Prestart | Self::CreateRuntime | Self::CreateContainer => "creating",
@@ -126,6 +140,24 @@ impl Hooks {
             HookKind::StartContainer => &self.start_container,
             HookKind::Poststart => &self.poststart,
             HookKind::Poststop => &self.poststop,
+        }
+    }
+
+    fn of_mut(&mut self, kind: HookKind) -> &mut Vec<HookSpec> {
+        match kind {
+            HookKind::Prestart => &mut self.prestart,
+            HookKind::CreateRuntime => &mut self.create_runtime,
+            HookKind::CreateContainer => &mut self.create_container,
+            HookKind::StartContainer => &mut self.start_container,
+            HookKind::Poststart => &mut self.poststart,
+            HookKind::Poststop => &mut self.poststop,
+        }
+    }
+
+    /// Adds others, each kind behind those that are there.
+    pub fn extend(&mut self, others: &Self) {
+        for kind in HookKind::ALL {
+            self.of_mut(kind).extend_from_slice(others.of(kind));
         }
     }
 
@@ -155,15 +187,7 @@ impl Hooks {
     }
 
     pub(super) fn validate(&self) -> Result<(), Refused> {
-        let all = [
-            &self.prestart,
-            &self.create_runtime,
-            &self.create_container,
-            &self.start_container,
-            &self.poststart,
-            &self.poststop,
-        ];
-        for hook in all.into_iter().flatten() {
+        for hook in HookKind::ALL.iter().flat_map(|kind| self.of(*kind)) {
             let refused = |reason| {
                 let path = hook.path.display();
                 Err(Refused(format!("hook {path}{reason}")))
