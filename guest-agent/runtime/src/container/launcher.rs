@@ -1,7 +1,7 @@
 //! The agent's side: making containers and adding processes to them.
 
 use super::channel::Channel;
-use super::error::{CreateError, ExecError, LaunchError, StartError};
+use super::error::{CreateError, ExecError, LaunchError, Refused, StartError};
 use super::hooks::HookKind;
 use super::launch::{Launch, Newborn, executed};
 use super::message::{Go, InitOrder, Place, StageOrder};
@@ -127,7 +127,12 @@ impl Launcher {
         spec: &ContainerSpec,
         stdin: bool,
     ) -> Result<CreatedContainer, CreateError> {
-        spec.validate()?;
+        validated(
+            spec.process.seccomp.is_some(),
+            spec,
+            ContainerSpec::validate,
+        )
+        .await??;
         spec.require_modules()?;
         let cgroup = self.workload.create_container(
             &spec.cgroup_name,
@@ -245,7 +250,7 @@ impl Launcher {
         process: &ProcessSpec,
         stdin: bool,
     ) -> Result<ExecProcess, ExecError> {
-        process.validate()?;
+        validated(process.seccomp.is_some(), process, ProcessSpec::validate).await??;
         process.require_modules()?;
         let order = InitOrder::Process(Box::new(process.clone()));
         let (mut newborn, ours) = self
@@ -332,6 +337,20 @@ fn has_other_namespace(pid: i32, kind: &str) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         own => Ok(own? != of(&pid.to_string())?),
     }
+}
+
+/// Whether it can be done at all. A system call filter is made to find out, of
+/// whatever the host has sent: that is not for the agent's one thread.
+async fn validated<T: Clone + Send + 'static>(
+    filtered: bool,
+    wanted: &T,
+    validate: fn(&T) -> Result<(), Refused>,
+) -> Result<Result<(), Refused>, LaunchError> {
+    if !filtered {
+        return Ok(validate(wanted));
+    }
+    let wanted = wanted.clone();
+    blocking(move || validate(&wanted)).await
 }
 
 /// Runs what blocks, for a while and with a deadline of its own, on another

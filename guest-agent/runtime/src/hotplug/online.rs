@@ -5,6 +5,8 @@ use super::{HotplugError, failed, uevent};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 const PROCESSORS: &str = "/sys/devices/system/cpu";
@@ -16,15 +18,17 @@ const MEMORY: &str = "/sys/devices/system/memory";
 /// # Errors
 /// [`HotplugError::Processors`] if there are fewer after `deadline`.
 pub async fn online_processors(wanted: usize, deadline: Duration) -> Result<(), HotplugError> {
-    let mut online = 0;
-    let enough = uevent::wait_for(deadline, || {
-        online = take_processors(Path::new(PROCESSORS), wanted)?;
-        Ok((online >= wanted).then_some(()))
+    let last = Arc::new(AtomicUsize::new(0));
+    let online = Arc::clone(&last);
+    let enough = uevent::wait_for(deadline, move || {
+        let taken = take_processors(Path::new(PROCESSORS), wanted)?;
+        online.store(taken, Ordering::Relaxed);
+        Ok((taken >= wanted).then_some(()))
     });
     match enough.await? {
         Some(()) => Ok(()),
         None => Err(HotplugError::Processors {
-            online,
+            online: last.load(Ordering::Relaxed),
             wanted,
             after: deadline,
         }),

@@ -39,7 +39,8 @@ pub(super) async fn wait_for(
     slots: &[u8],
     deadline: Duration,
 ) -> Result<String, HotplugError> {
-    let look = || Ok(find(Path::new(ROOT_COMPLEX), class, slots));
+    let wanted = slots.to_vec();
+    let look = move || Ok(find(Path::new(ROOT_COMPLEX), class, &wanted));
     uevent::wait_for(deadline, look).await?.ok_or_else(|| {
         let path: Vec<String> = slots.iter().map(|slot| format!("{slot:02x}")).collect();
         HotplugError::Device {

@@ -4,6 +4,8 @@
 use super::{HotplugError, failed};
 use netlink_proto::sys::protocols::NETLINK_KOBJECT_UEVENT;
 use netlink_proto::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The multicast group of the kernel's own events.
@@ -11,10 +13,11 @@ const KERNEL: u32 = 1;
 
 /// Looks, and looks again after each event of the kernel's, until `look` finds
 /// something. None after `deadline`. What an event says does not matter: whoever
-/// sends one can only have us look.
-pub(super) async fn wait_for<T>(
+/// sends one can only have us look. To look may block: the kernel takes its time
+/// to start a processor.
+pub(super) async fn wait_for<T: Send + 'static>(
     deadline: Duration,
-    mut look: impl FnMut() -> Result<Option<T>, HotplugError>,
+    look: impl Fn() -> Result<Option<T>, HotplugError> + Send + Sync + 'static,
 ) -> Result<Option<T>, HotplugError> {
     // Listening begins before the first look: nothing is missed in between.
     let mut events = TokioSocket::new(NETLINK_KOBJECT_UEVENT)
@@ -23,9 +26,17 @@ pub(super) async fn wait_for<T>(
         .socket_mut()
         .bind(&SocketAddr::new(0, KERNEL))
         .map_err(failed("bind", "NETLINK_KOBJECT_UEVENT"))?;
+    let look = Arc::new(look);
+    let look = || {
+        let look = Arc::clone(&look);
+        async move {
+            let looked = tokio::task::spawn_blocking(move || look()).await;
+            looked.map_err(|error| failed("look for", "devices")(io::Error::other(error)))?
+        }
+    };
     let wait = async {
         loop {
-            if let Some(found) = look()? {
+            if let Some(found) = look().await? {
                 return Ok(found);
             }
             // An error is one of events that were lost, netlink(7): a reason to
@@ -37,7 +48,7 @@ pub(super) async fn wait_for<T>(
     match tokio::time::timeout(deadline, wait).await {
         Ok(found) => found.map(Some),
         // What came with the last event is found as well.
-        Err(_) => look(),
+        Err(_) => look().await,
     }
 }
 
@@ -52,5 +63,16 @@ mod tests {
         let brief = Duration::from_millis(20);
         let none: Option<u8> = wait_for(brief, || Ok(None)).await.unwrap();
         assert_eq!(none, None);
+    }
+
+    #[tokio::test]
+    async fn what_takes_long_to_look_for_holds_nobody_up() {
+        let slow = wait_for(Duration::from_secs(30), || {
+            std::thread::sleep(Duration::from_millis(500));
+            Ok(Some(()))
+        });
+        tokio::pin!(slow);
+        assert!(futures::poll!(&mut slow).is_pending());
+        assert_eq!(slow.await.unwrap(), Some(()));
     }
 }

@@ -15,6 +15,7 @@ mod life;
 mod mounts;
 mod namespaces;
 mod privileges;
+mod promptness;
 mod rollback;
 mod seccomp;
 mod terminal;
