@@ -273,6 +273,8 @@ pub struct ProcessSpec {
     pub selinux_label: Option<String>,
     /// Which system calls it may make; none is all.
     pub seccomp: Option<SeccompProfile>,
+    /// Whether it may make sockets of the transport, `AF_VSOCK`.
+    pub vsock: bool,
     /// -1000 to 1000, proc(5); none is 0, not what the agent has.
     pub oom_score_adj: Option<i32>,
     /// Its file mode creation mask; none is 022.
@@ -309,6 +311,7 @@ impl ProcessSpec {
                 own.clone_from(inits);
             }
         }
+        self.vsock = init.vsock;
     }
 
     /// Root with all capabilities and nothing else, for processes outside every
@@ -332,6 +335,7 @@ impl ProcessSpec {
             apparmor_profile: None,
             selinux_label: None,
             seccomp: None,
+            vsock: true,
             oom_score_adj: None,
             umask: None,
             scheduler: None,

@@ -199,6 +199,7 @@ pub(crate) fn process(args: &[&str]) -> ProcessSpec {
         apparmor_profile: None,
         selinux_label: None,
         seccomp: None,
+        vsock: false,
         oom_score_adj: None,
         umask: None,
         scheduler: None,

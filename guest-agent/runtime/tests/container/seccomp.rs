@@ -3,7 +3,8 @@
 
 use crate::fixture::{DEADLINE, capabilities, process, run, shell};
 use guest_runtime::container::{
-    ArgumentOperator, ArgumentTest, SeccompAction, SeccompProfile, SeccompRule, StartError,
+    ArgumentOperator, ArgumentTest, CapabilitySets, SeccompAction, SeccompProfile, SeccompRule,
+    StartError,
 };
 
 fn profile(rules: Vec<SeccompRule>) -> SeccompProfile {
@@ -143,5 +144,55 @@ fn an_added_process_is_filtered_by_its_own_profile() {
         assert_eq!(status, 1);
         assert!(stderr.contains("No space left"), "{stderr}");
         fixture.remove(&cgroup).await;
+    });
+}
+
+/// What perl says of a socket of the transport, of one of the network, and of a
+/// ring.
+const SOCKETS: &str = "use Socket; \
+    printf '%d ', socket(S, 40, SOCK_STREAM, 0) ? 0 : $!; \
+    printf '%d ', socket(S, AF_INET, SOCK_STREAM, 0) ? 0 : $!; \
+    printf '%d', syscall(425, 0, 0) < 0 ? $! : 0;";
+
+#[test]
+fn a_container_makes_no_socket_of_the_transport_unless_it_may() {
+    if !std::path::Path::new("/usr/bin/perl").exists() {
+        return crate::fixture::skip("no /usr/bin/perl (package perl-base)");
+    }
+    run(|fixture| async move {
+        for name in ["lib", "lib64"] {
+            std::os::unix::fs::symlink(format!("usr/{name}"), fixture.root().join(name)).unwrap();
+        }
+        let perl = |no_new_privileges, vsock| {
+            let mut process = process(&["/usr/bin/perl", "-e", SOCKETS]);
+            process.no_new_privileges = no_new_privileges;
+            process.vsock = vsock;
+            let mut spec = fixture.spec(process);
+            let usr = std::path::Path::new("/usr");
+            spec.mounts
+                .push(crate::fixture::bind(usr, "/usr", &["bind", "ro"]));
+            spec
+        };
+        let refused = format!("{} 0 {}", nix::libc::EAFNOSUPPORT, nix::libc::ENOSYS);
+        for no_new_privileges in [true, false] {
+            // All capabilities there are change nothing.
+            let mut spec = perl(no_new_privileges, false);
+            spec.process.capabilities = CapabilitySets::own();
+            let (status, said, stderr) = fixture.output(&spec).await;
+            assert_eq!((status, said.as_str()), (0, refused.as_str()), "{stderr}");
+            // Behind it, a profile that lets no filter be installed.
+            spec.process.seccomp = Some(profile(vec![rule(&["seccomp"], errno(1))]));
+            let (status, said, stderr) = fixture.output(&spec).await;
+            assert_eq!((status, said.as_str()), (0, refused.as_str()), "{stderr}");
+            // As the kernel has it.
+            let (_, said, _) = fixture.output(&perl(no_new_privileges, true)).await;
+            let (vsock, rest) = said.split_once(' ').unwrap();
+            let own = std::process::Command::new("/usr/bin/perl")
+                .args(["-e", SOCKETS])
+                .output()
+                .unwrap();
+            let own = String::from_utf8(own.stdout).unwrap();
+            assert_eq!(own.split_once(' ').unwrap(), (vsock, rest));
+        }
     });
 }

@@ -22,6 +22,10 @@ use std::time::Duration;
 /// Commands to run in the container once a clone was released: a JSON list of
 /// argument lists.
 const AFTER_THAW: &str = "dev.tardigrade.after-thaw";
+/// Whether its processes may make sockets of the transport: [`VSOCK_ALLOWED`] or
+/// nothing. Part of the request, it is shown to the policy as the rest.
+const VSOCK: &str = "dev.tardigrade.vsock";
+const VSOCK_ALLOWED: &str = "allowed";
 /// Where in the container it leaves its last words.
 const TERMINATION_MESSAGE: &str = "io.kubernetes.container.terminationMessagePath";
 
@@ -119,6 +123,11 @@ fn container_spec(id: ContainerId, spec: agent::Spec) -> Result<ContainerSpec, C
     let device_rules = std::mem::take(&mut resources_wanted.Devices);
     let seccomp = linux.Seccomp.into_option();
     process.seccomp = seccomp.map(seccomp_profile).transpose()?;
+    process.vsock = match spec.Annotations.get(VSOCK).map(String::as_str) {
+        None => false,
+        Some(VSOCK_ALLOWED) => true,
+        Some(other) => return Err(invalid(VSOCK, other)("not \"allowed\"")),
+    };
     let mut spec = ContainerSpec {
         process,
         root: RootSpec {

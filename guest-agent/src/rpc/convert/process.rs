@@ -143,8 +143,9 @@ pub(super) fn process_from_wire(process: agent::Process) -> Result<ProcessSpec, 
         apparmor_profile: Some(process.ApparmorProfile)
             .filter(|name| !["", "unconfined"].contains(&name.as_str())),
         selinux_label: (!process.SelinuxLabel.is_empty()).then_some(process.SelinuxLabel),
-        // It is the container's.
+        // Both are the container's.
         seccomp: None,
+        vsock: false,
         oom_score_adj: (adjustment != 0)
             .then(|| i32::try_from(adjustment))
             .transpose()

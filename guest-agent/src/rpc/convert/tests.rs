@@ -4,7 +4,7 @@
 use super::ConvertError;
 use crate::service::container::CreateContainer;
 use crate::service::process::ExecProcess;
-use guest_runtime::container::{Clock, IdMapping, NamespaceKind};
+use guest_runtime::container::{Clock, HookKind, IdMapping, NamespaceKind};
 use proptest::prelude::*;
 use protobuf::reflect::{MessageDescriptor, ReflectValueBox, RuntimeFieldType, RuntimeType};
 use protobuf::{MessageDyn, MessageFull};
@@ -104,6 +104,89 @@ fn value(kind: &RuntimeType, source: &mut Source, depth: usize) -> ReflectValueB
             ReflectValueBox::Message(message(descriptor, source, depth))
         }
     }
+#[test]
+fn a_socket_of_the_transport_is_allowed_by_one_word_alone() {
+    let with = |word: &str| {
+        create(|spec| {
+            spec.Annotations
+                .insert("dev.tardigrade.vsock".into(), word.into());
+        })
+    };
+    assert!(!create(|_| {}).unwrap().spec.process.vsock);
+    assert!(with("allowed").unwrap().spec.process.vsock);
+    for wrong in ["", "Allowed", "true", "refused"] {
+        let error = with(wrong).unwrap_err();
+        assert!(error.to_string().contains("dev.tardigrade.vsock"));
+    }
+}
+
+#[test]
+fn what_no_container_can_have_is_refused_by_its_name() {
+    type Change = fn(&mut agent::CreateContainerRequest);
+    let cases: [(&str, Change); 5] = [
+        ("devices", |request| {
+            request.devices.push(agent::Device::new());
+        }),
+        ("shared_mounts", |request| {
+            request.shared_mounts.push(agent::SharedMount::new());
+        }),
+        ("sandbox_pidns", |request| request.sandbox_pidns = true),
+        ("passing of stdio", |request| request.stdout_port = 1),
+        ("fs_group", |request| {
+            let mut storage = agent::Storage::new();
+            storage.fs_group.mut_or_insert_default();
+            request.storages.push(storage);
+        }),
+    ];
+    for (name, change) in cases {
+        let mut request = agent::CreateContainerRequest::new();
+        request.container_id = "container".into();
+        let spec = request.OCI.mut_or_insert_default();
+        spec.Process.mut_or_insert_default().Args = vec!["true".into()];
+        spec.Root.mut_or_insert_default().Path = "/root".into();
+        assert!(CreateContainer::try_from(request.clone()).is_ok());
+        change(&mut request);
+        let error = CreateContainer::try_from(request).unwrap_err();
+        assert!(matches!(error, ConvertError::Unsupported { .. }), "{error}");
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+#[test]
+fn every_hook_stays_of_its_kind() {
+    let hook = |path: &str| {
+        let mut hook = agent::Hook::new();
+        hook.Path = path.into();
+        vec![hook]
+    };
+    let create = create(|spec| {
+        let hooks = spec.Hooks.mut_or_insert_default();
+        hooks.Prestart = hook("/prestart");
+        hooks.CreateRuntime = hook("/createRuntime");
+        hooks.CreateContainer = hook("/createContainer");
+        hooks.StartContainer = hook("/startContainer");
+        hooks.Poststart = hook("/poststart");
+        hooks.Poststop = hook("/poststop");
+    });
+    let hooks = create.unwrap().spec.hooks;
+    for kind in [
+        HookKind::Prestart,
+        HookKind::CreateRuntime,
+        HookKind::CreateContainer,
+        HookKind::StartContainer,
+        HookKind::Poststart,
+        HookKind::Poststop,
+    ] {
+        let [hook] = hooks.of(kind) else {
+            panic!("{kind}: not one hook");
+        };
+        assert_eq!(hook.path.to_str(), Some(format!("/{kind}").as_str()));
+        // One without arguments is called by its path.
+        assert_eq!(hook.args, [format!("/{kind}")]);
+        assert_eq!(hook.timeout.as_secs(), 10);
+    }
+}
+
 }
 
 fn message(

@@ -34,9 +34,9 @@ pub(super) fn own_streams(user: &UserSpec) -> Result<(), Failure> {
 }
 
 /// Limits, scheduling, user, capabilities and no_new_privs, in this order. Without
-/// no_new_privs the filter comes before the capabilities are gone: it takes
-/// CAP_SYS_ADMIN, seccomp(2). With it, it comes last of all, with [`install`].
-pub(super) fn drop_all(process: &ProcessSpec, filter: Option<&Filter>) -> Result<(), Failure> {
+/// no_new_privs the filters come before the capabilities are gone: that takes
+/// CAP_SYS_ADMIN, seccomp(2). With it, they come last of all, with [`install`].
+pub(super) fn drop_all(process: &ProcessSpec, filters: &[Filter]) -> Result<(), Failure> {
     for rlimit in &process.rlimits {
         rlimit
             .apply()
@@ -57,11 +57,11 @@ pub(super) fn drop_all(process: &ProcessSpec, filter: Option<&Filter>) -> Result
         let subject = format!("{}:{}", process.user.uid, process.user.gid);
         Failure::at(Step::User, subject)(error.into())
     })?;
-    if let Some(filter) = filter.filter(|_| !process.no_new_privileges) {
+    if !filters.is_empty() && !process.no_new_privileges {
         // To be another user has taken them out of the effective set.
         let kept = permitted().map_err(capabilities("permitted"))?;
         set(kept, kept, 0).map_err(capabilities("effective"))?;
-        install(filter)?;
+        install(filters)?;
     }
     set(
         mask(&sets.effective),
@@ -86,9 +86,11 @@ pub(super) fn become_root() -> Result<(), Failure> {
     set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(failed)
 }
 
-/// Has the filter judge every call from here on.
-pub(super) fn install(filter: &Filter) -> Result<(), Failure> {
-    filter.install().map_err(Failure::at(Step::Seccomp, ""))
+/// Has the filters judge every call from here on, each that of the next one as
+/// well.
+pub(super) fn install(filters: &[Filter]) -> Result<(), Failure> {
+    let mut filters = filters.iter();
+    filters.try_for_each(|one| one.install().map_err(Failure::at(Step::Seccomp, "")))
 }
 
 fn capabilities(set: &'static str) -> impl FnOnce(Errno) -> Failure {

@@ -13,10 +13,10 @@ mod working_directory;
 
 use super::channel::{Channel, ChannelError};
 use super::destination;
-use super::error::{Failure, Step};
+use super::error::{Failure, Refused, Step};
 use super::hooks::{HookKind, inside};
 use super::message::{Go, InitOrder, Report};
-use super::seccomp::Filter;
+use super::seccomp::{Filter, refuse_vsock};
 use super::security;
 use super::spec::{ContainerSpec, ProcessSpec};
 use super::stage::{CgroupView, Inheritance, Taken};
@@ -55,29 +55,32 @@ fn serve(channel: &mut Channel, inheritance: Inheritance) -> Result<i32, Failure
         InitOrder::Create => {
             let missing = || Failure::at(Step::Orders, "")(Errno::INVAL.into());
             let (spec, taken) = inheritance.container.ok_or_else(missing)?;
-            let filter = filter_of(&spec.process)?;
+            let filters = filters_of(&spec.process)?;
             let terminal = set_up_container(channel, &spec, taken)?;
-            become_workload(channel, &spec.process, filter.as_ref(), stdio, terminal)?;
+            become_workload(channel, &spec.process, &filters, stdio, terminal)?;
             if channel.receive::<Go>().map_err(lost)?.is_none() {
                 return Ok(NEVER_STARTED);
             }
             inside::run(&spec, HookKind::StartContainer)?;
-            execute(channel, &spec.process, filter.as_ref(), proc.as_ref())
+            execute(channel, &spec.process, &filters, proc.as_ref())
         }
         InitOrder::Process(process) => {
-            let filter = filter_of(&process)?;
+            let filters = filters_of(&process)?;
             let terminal = process.terminal.then(|| open_terminal(&process));
             let terminal = terminal.transpose()?;
-            become_workload(channel, &process, filter.as_ref(), stdio, terminal)?;
-            execute(channel, &process, filter.as_ref(), proc.as_ref())
+            become_workload(channel, &process, &filters, stdio, terminal)?;
+            execute(channel, &process, &filters, proc.as_ref())
         }
     }
 }
 
-/// Made before anything is done: what is left to do then is one call.
-fn filter_of(process: &ProcessSpec) -> Result<Option<Filter>, Failure> {
-    let filter = process.seccomp.as_ref().map(Filter::of).transpose();
-    filter.map_err(|refused| Failure::at(Step::Seccomp, refused.0)(Errno::INVAL.into()))
+/// Made before anything is done: what is left to do then is a call each. The
+/// agent's own is the first, since the profile need not let another be installed.
+fn filters_of(process: &ProcessSpec) -> Result<Vec<Filter>, Failure> {
+    let own = (!process.vsock).then(refuse_vsock);
+    let filters = own.iter().chain(&process.seccomp).map(Filter::of);
+    let filters: Result<_, Refused> = filters.collect();
+    filters.map_err(|refused| Failure::at(Step::Seccomp, refused.0)(Errno::INVAL.into()))
 }
 
 /// Everything of a container that is not its process's own; gives its
@@ -162,7 +165,7 @@ fn open_container_terminal(
 fn become_workload(
     channel: &mut Channel,
     process: &ProcessSpec,
-    filter: Option<&Filter>,
+    filters: &[Filter],
     stdio: Vec<OwnedFd>,
     terminal: Option<terminal::Pair>,
 ) -> Result<(), Failure> {
@@ -178,7 +181,7 @@ fn become_workload(
         }
     };
     drop(stdio);
-    let settled = settle(process, filter);
+    let settled = settle(process, filters);
     if settled.is_err() {
         // To close it is to hang up on this process, which has yet to tell.
         std::mem::forget(master);
@@ -191,32 +194,38 @@ fn become_workload(
 }
 
 /// All but the last privilege is gone after it.
-fn settle(process: &ProcessSpec, filter: Option<&Filter>) -> Result<(), Failure> {
+fn settle(process: &ProcessSpec, filters: &[Filter]) -> Result<(), Failure> {
     credentials::own_streams(&process.user)?;
     working_directory::enter(&process.cwd)?;
     execute::prepare(process.umask)?;
-    credentials::drop_all(process, filter)
+    credentials::drop_all(process, filters)
 }
 
 /// Returns only if it failed, and tells so.
 fn execute(
     channel: &mut Channel,
     process: &ProcessSpec,
-    filter: Option<&Filter>,
+    filters: &[Filter],
     proc: Option<&OwnedFd>,
 ) -> Result<i32, Failure> {
     // The hooks, which this process has executed before, are not held to it.
     security::apply(process, proc)?;
-    let filter = filter.filter(|_| process.no_new_privileges);
-    let found = match filter {
-        Some(_) => execute::find(process),
-        None => Ok(()),
+    // The others were installed before.
+    let filters = if process.no_new_privileges {
+        filters
+    } else {
+        &[]
+    };
+    let found = if filters.is_empty() {
+        Ok(())
+    } else {
+        execute::find(process)
     };
     let lost = |error| Failure::at(Step::Orders, "")(io::Error::other(error));
-    // Before the filter, which need not let it be said.
+    // Before the filters, which need not let it be said.
     channel.send(&Report::Executing, &[]).map_err(lost)?;
-    if let Some(filter) = filter.filter(|_| found.is_ok()) {
-        credentials::install(filter)?;
+    if found.is_ok() {
+        credentials::install(filters)?;
     }
     let errno = match found {
         Ok(()) => execute::execute(process),

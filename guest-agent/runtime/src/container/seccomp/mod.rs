@@ -16,6 +16,7 @@ mod instruction;
 mod table;
 #[cfg(test)]
 mod tests;
+mod vsock;
 
 use super::error::Refused;
 use guest_kernel::seccomp;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
 pub(super) use filter::Filter;
+pub(super) use vsock::refuse_vsock;
 
 /// `EPERM`: what a call fails with if the profile does not say.
 const DEFAULT_ERRNO: u16 = 1;

@@ -330,3 +330,52 @@ fn words_are_those_of_the_specification_and_no_other() {
     assert!(ArgumentTest::new(6, ArgumentOperator::Equal, 0, 0).is_err());
     assert!(ArgumentTest::new(u64::MAX, ArgumentOperator::Equal, 0, 0).is_err());
 }
+
+/// socket(2), socketcall(2), io_uring_setup(2), each of the architecture.
+#[test]
+fn no_architecture_of_the_machine_leads_to_a_socket_of_the_transport() {
+    use SeccompArchitecture as Architecture;
+    let profile = super::vsock::refuse_vsock();
+    let refused = |errno| value(SeccompAction::Errno(errno));
+    let allowed = value(SeccompAction::Allow);
+    for (native, machine) in [
+        (
+            Architecture::X86_64,
+            [
+                (Architecture::X86_64, X86_64),
+                (Architecture::X32, X86_64),
+                (Architecture::X86, X86),
+            ]
+            .as_slice(),
+        ),
+        (
+            Architecture::Aarch64,
+            &[(Architecture::Aarch64, AARCH64), (Architecture::Arm, ARM)],
+        ),
+    ] {
+        let program = Filter::on(native, &profile).unwrap().program;
+        for (architecture, audited) in machine {
+            let answer = |name: &str, first: u64| {
+                let call = Call {
+                    number: number(*architecture, name)?,
+                    audited: *audited,
+                    arguments: [first, 1, 0, 0, 0, 0],
+                };
+                Some(run(&program, &call))
+            };
+            for family in [40, 40 | 1 << 32, 40 | 7 << 60] {
+                assert_eq!(answer("socket", family), Some(refused(97)));
+            }
+            for family in [1, 2, 10, 16, 41] {
+                assert_eq!(answer("socket", family), Some(allowed));
+            }
+            if let Some(made) = answer("socketcall", 1) {
+                assert_eq!(made, refused(38));
+                assert_eq!(answer("socketcall", 3), Some(allowed));
+            }
+            assert_eq!(answer("io_uring_setup", 8), Some(refused(38)));
+            assert_eq!(answer("read", 40), Some(allowed));
+        }
+    }
+    assert!(number(Architecture::X86, "socketcall").is_some());
+}
