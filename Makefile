@@ -78,10 +78,15 @@ lab-ready: tools $(KERNEL)
 .PHONY: check
 check: tools ## formatting, lints, and the rules of the house
 	cargo fmt --all -- --check
+	cargo fmt --manifest-path tests/fuzz/Cargo.toml -- --check
 	cargo clippy -q --workspace --all-targets -- -D warnings
 	cargo test -q -p tardigrade-tests --test house
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --all-features check bans licenses sources; \
 	else echo 'check: dependency rules not looked at: cargo-deny is missing (make deny installs it)'; fi
+
+.PHONY: fuzz
+fuzz: tools ## FUZZ_RUNS=1000000: all that is decoded, by a fuzzer; FUZZ_TARGET=name: one target
+	@sh tests/fuzz/run.sh $(TARGET)
 
 .PHONY: deny
 deny: ## licences and sources of every dependency

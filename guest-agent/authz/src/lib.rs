@@ -35,7 +35,7 @@ pub use denied::{Denied, SetPolicyError};
 pub use gate::Gate;
 pub use input::InputError;
 pub use phase::{Phase, PhaseGuard};
-pub use request::{Request, rules};
+pub use request::{Request, questions, rules};
 
 /// The methods that no policy is asked about, as (service, method): they say
 /// that the agent lives and which version it has, and are answered in every

@@ -53,8 +53,11 @@ pub(crate) fn question<T: Request>(message: &T) -> Result<Question, InputError> 
     })
 }
 
-/// All that is asked about a message, its own rule first.
-pub(crate) fn questions<T: Request>(message: &T) -> Result<Vec<Question>, InputError> {
+/// All that a policy is asked about a message, its own rule first.
+///
+/// # Errors
+/// The message cannot be shown to a policy.
+pub fn questions<T: Request>(message: &T) -> Result<Vec<Question>, InputError> {
     let mut questions = vec![question(message)?];
     questions.extend(message.equivalents()?);
     Ok(questions)

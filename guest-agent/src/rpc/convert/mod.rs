@@ -3,6 +3,8 @@
 //! refused by name.
 
 mod additions;
+#[cfg(test)]
+mod arbitrary;
 pub(super) mod container;
 pub(super) mod control;
 mod device;

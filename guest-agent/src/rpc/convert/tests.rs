@@ -1,235 +1,16 @@
-//! No message makes a conversion panic, whatever it holds: messages are made of
-//! every field there is, with the words that fields are looked at for.
+//! No message makes a conversion panic, whatever it holds.
 
 use super::ConvertError;
+use super::arbitrary::message_of;
 use crate::service::container::CreateContainer;
 use crate::service::process::ExecProcess;
 use guest_runtime::container::{Clock, HookKind, IdMapping, NamespaceKind};
 use proptest::prelude::*;
-use protobuf::reflect::{MessageDescriptor, ReflectValueBox, RuntimeFieldType, RuntimeType};
-use protobuf::{MessageDyn, MessageFull};
+use protobuf::MessageFull;
 use protocols::wire::agent;
 
-const WORDS: [&str; 45] = [
-    "",
-    "/",
-    "/data",
-    "relative",
-    "/a/../b",
-    "name",
-    "sh",
-    "NAME=VALUE",
-    "a\0b",
-    "c",
-    "b",
-    "p",
-    "a",
-    "rwm",
-    "CAP_CHOWN",
-    "RLIMIT_NOFILE",
-    "SCMP_ACT_ALLOW",
-    "SCMP_ACT_ERRNO",
-    "SCMP_ACT_NOTIFY",
-    "SCMP_ARCH_X86",
-    "SCMP_CMP_MASKED_EQ",
-    "SECCOMP_FILTER_FLAG_LOG",
-    "openat",
-    "net.ipv4.ip_forward",
-    "kernel.shmmax",
-    "pid",
-    "mount",
-    "uts",
-    "user",
-    "time",
-    "tmpfs",
-    "bind",
-    "rbind",
-    "rro",
-    "rshared",
-    "ridmap",
-    "tmpcopyup",
-    "{\"mounts\":[{\"destination\":\"/data\",\"uidMappings\":[],\"gidMappings\":[]}]}",
-    "2MB",
-    "dev.tardigrade.oci",
-    "{\"process\":{\"user\":{\"umask\":18}}}",
-    "{\"linux\":{\"resources\":{\"unified\":{\"memory.high\":\"1\"}}}}",
-    "{\"linux\":{\"timeOffsets\":{\"boottime\":{\"secs\":1}}}}",
-    "dev.tardigrade.after-thaw",
-    "[[\"true\"]]",
-];
-
-/// Random numbers, as far as they go; then zeros.
-struct Source {
-    numbers: std::vec::IntoIter<u64>,
-    /// How many of eight fields are there.
-    density: usize,
-}
-
-impl Source {
-    fn next(&mut self) -> u64 {
-        self.numbers.next().unwrap_or(0)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).unwrap()
-    }
-
-    /// Numbers around which conversions turn, and any.
-    fn number(&mut self) -> u64 {
-        let chosen = [0, 1, u64::MAX, 1 << 31, 1 << 32, 1 << 63, u64::MAX - 1, 7];
-        match self.below(2) {
-            0 => chosen[self.below(chosen.len())],
-            _ => self.next(),
-        }
-    }
-}
-
-fn value(kind: &RuntimeType, source: &mut Source, depth: usize) -> ReflectValueBox {
-    let lower = |number: u64| u32::try_from(number & 0xffff_ffff).unwrap();
-    match kind {
-        RuntimeType::I32 => ReflectValueBox::I32(lower(source.number()).cast_signed()),
-        RuntimeType::I64 => ReflectValueBox::I64(source.number().cast_signed()),
-        RuntimeType::U32 => ReflectValueBox::U32(lower(source.number())),
-        RuntimeType::U64 => ReflectValueBox::U64(source.number()),
-        RuntimeType::F32 => ReflectValueBox::F32(0.5),
-        RuntimeType::F64 => ReflectValueBox::F64(0.5),
-        RuntimeType::Bool => ReflectValueBox::Bool(source.below(2) == 0),
-        RuntimeType::String => ReflectValueBox::String(WORDS[source.below(WORDS.len())].into()),
-        RuntimeType::VecU8 => ReflectValueBox::Bytes(source.next().to_be_bytes().into()),
-        RuntimeType::Enum(descriptor) => {
-            let number = lower(source.number()).cast_signed();
-            ReflectValueBox::Enum(descriptor.clone(), number)
-        }
-        RuntimeType::Message(descriptor) => {
-            ReflectValueBox::Message(message(descriptor, source, depth))
-        }
-    }
-#[test]
-fn a_socket_of_the_transport_is_allowed_by_one_word_alone() {
-    let with = |word: &str| {
-        create(|spec| {
-            spec.Annotations
-                .insert("dev.tardigrade.vsock".into(), word.into());
-        })
-    };
-    assert!(!create(|_| {}).unwrap().spec.process.vsock);
-    assert!(with("allowed").unwrap().spec.process.vsock);
-    for wrong in ["", "Allowed", "true", "refused"] {
-        let error = with(wrong).unwrap_err();
-        assert!(error.to_string().contains("dev.tardigrade.vsock"));
-    }
-}
-
-#[test]
-fn what_no_container_can_have_is_refused_by_its_name() {
-    type Change = fn(&mut agent::CreateContainerRequest);
-    let cases: [(&str, Change); 5] = [
-        ("devices", |request| {
-            request.devices.push(agent::Device::new());
-        }),
-        ("shared_mounts", |request| {
-            request.shared_mounts.push(agent::SharedMount::new());
-        }),
-        ("sandbox_pidns", |request| request.sandbox_pidns = true),
-        ("passing of stdio", |request| request.stdout_port = 1),
-        ("fs_group", |request| {
-            let mut storage = agent::Storage::new();
-            storage.fs_group.mut_or_insert_default();
-            request.storages.push(storage);
-        }),
-    ];
-    for (name, change) in cases {
-        let mut request = agent::CreateContainerRequest::new();
-        request.container_id = "container".into();
-        let spec = request.OCI.mut_or_insert_default();
-        spec.Process.mut_or_insert_default().Args = vec!["true".into()];
-        spec.Root.mut_or_insert_default().Path = "/root".into();
-        assert!(CreateContainer::try_from(request.clone()).is_ok());
-        change(&mut request);
-        let error = CreateContainer::try_from(request).unwrap_err();
-        assert!(matches!(error, ConvertError::Unsupported { .. }), "{error}");
-        assert!(error.to_string().contains(name), "{error}");
-    }
-}
-
-#[test]
-fn every_hook_stays_of_its_kind() {
-    let hook = |path: &str| {
-        let mut hook = agent::Hook::new();
-        hook.Path = path.into();
-        vec![hook]
-    };
-    let create = create(|spec| {
-        let hooks = spec.Hooks.mut_or_insert_default();
-        hooks.Prestart = hook("/prestart");
-        hooks.CreateRuntime = hook("/createRuntime");
-        hooks.CreateContainer = hook("/createContainer");
-        hooks.StartContainer = hook("/startContainer");
-        hooks.Poststart = hook("/poststart");
-        hooks.Poststop = hook("/poststop");
-    });
-    let hooks = create.unwrap().spec.hooks;
-    for kind in [
-        HookKind::Prestart,
-        HookKind::CreateRuntime,
-        HookKind::CreateContainer,
-        HookKind::StartContainer,
-        HookKind::Poststart,
-        HookKind::Poststop,
-    ] {
-        let [hook] = hooks.of(kind) else {
-            panic!("{kind}: not one hook");
-        };
-        assert_eq!(hook.path.to_str(), Some(format!("/{kind}").as_str()));
-        // One without arguments is called by its path.
-        assert_eq!(hook.args, [format!("/{kind}")]);
-        assert_eq!(hook.timeout.as_secs(), 10);
-    }
-}
-
-}
-
-fn message(
-    descriptor: &MessageDescriptor,
-    source: &mut Source,
-    depth: usize,
-) -> Box<dyn MessageDyn> {
-    let mut made = descriptor.new_instance();
-    for field in descriptor.fields() {
-        if depth == 0 || source.below(8) >= source.density {
-            continue;
-        }
-        match field.runtime_field_type() {
-            RuntimeFieldType::Singular(kind) => {
-                let value = value(&kind, source, depth - 1);
-                field.set_singular_field(&mut *made, value);
-            }
-            RuntimeFieldType::Repeated(kind) => {
-                for _ in 0..source.below(3) {
-                    let value = value(&kind, source, depth - 1);
-                    field.mut_repeated(&mut *made).push(value);
-                }
-            }
-            RuntimeFieldType::Map(key, kind) => {
-                for _ in 0..source.below(4) {
-                    let key = value(&key, source, 0);
-                    let value = value(&kind, source, depth - 1);
-                    field.mut_map(&mut *made).insert(key, value);
-                }
-            }
-        }
-    }
-    made
-}
-
 fn arbitrary<M: MessageFull>(numbers: Vec<u64>) -> M {
-    let mut source = Source {
-        numbers: numbers.into_iter(),
-        density: 0,
-    };
-    // What is there may end a conversion early, and so may what is missing.
-    source.density = 1 + source.below(8);
-    let made = message(&M::descriptor(), &mut source, 8);
+    let made = message_of(&M::descriptor(), numbers);
     *made.downcast_box().unwrap()
 }
 
@@ -319,6 +100,89 @@ fn what_the_wire_has_no_field_for_comes_as_an_annotation() {
         "{\"linux\":{\"resources\":{\"cpu\":{\"idle\":2}}}}",
     ] {
         assert!(with(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_socket_of_the_transport_is_allowed_by_one_word_alone() {
+    let with = |word: &str| {
+        create(|spec| {
+            spec.Annotations
+                .insert("dev.tardigrade.vsock".into(), word.into());
+        })
+    };
+    assert!(!create(|_| {}).unwrap().spec.process.vsock);
+    assert!(with("allowed").unwrap().spec.process.vsock);
+    for wrong in ["", "Allowed", "true", "refused"] {
+        let error = with(wrong).unwrap_err();
+        assert!(error.to_string().contains("dev.tardigrade.vsock"));
+    }
+}
+
+#[test]
+fn what_no_container_can_have_is_refused_by_its_name() {
+    type Change = fn(&mut agent::CreateContainerRequest);
+    let cases: [(&str, Change); 5] = [
+        ("devices", |request| {
+            request.devices.push(agent::Device::new());
+        }),
+        ("shared_mounts", |request| {
+            request.shared_mounts.push(agent::SharedMount::new());
+        }),
+        ("sandbox_pidns", |request| request.sandbox_pidns = true),
+        ("passing of stdio", |request| request.stdout_port = 1),
+        ("fs_group", |request| {
+            let mut storage = agent::Storage::new();
+            storage.fs_group.mut_or_insert_default();
+            request.storages.push(storage);
+        }),
+    ];
+    for (name, change) in cases {
+        let mut request = agent::CreateContainerRequest::new();
+        request.container_id = "container".into();
+        let spec = request.OCI.mut_or_insert_default();
+        spec.Process.mut_or_insert_default().Args = vec!["true".into()];
+        spec.Root.mut_or_insert_default().Path = "/root".into();
+        assert!(CreateContainer::try_from(request.clone()).is_ok());
+        change(&mut request);
+        let error = CreateContainer::try_from(request).unwrap_err();
+        assert!(matches!(error, ConvertError::Unsupported { .. }), "{error}");
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+#[test]
+fn every_hook_stays_of_its_kind() {
+    let hook = |path: &str| {
+        let mut hook = agent::Hook::new();
+        hook.Path = path.into();
+        vec![hook]
+    };
+    let create = create(|spec| {
+        let hooks = spec.Hooks.mut_or_insert_default();
+        hooks.Prestart = hook("/prestart");
+        hooks.CreateRuntime = hook("/createRuntime");
+        hooks.CreateContainer = hook("/createContainer");
+        hooks.StartContainer = hook("/startContainer");
+        hooks.Poststart = hook("/poststart");
+        hooks.Poststop = hook("/poststop");
+    });
+    let hooks = create.unwrap().spec.hooks;
+    for kind in [
+        HookKind::Prestart,
+        HookKind::CreateRuntime,
+        HookKind::CreateContainer,
+        HookKind::StartContainer,
+        HookKind::Poststart,
+        HookKind::Poststop,
+    ] {
+        let [hook] = hooks.of(kind) else {
+            panic!("{kind}: not one hook");
+        };
+        assert_eq!(hook.path.to_str(), Some(format!("/{kind}").as_str()));
+        // One without arguments is called by its path.
+        assert_eq!(hook.args, [format!("/{kind}")]);
+        assert_eq!(hook.timeout.as_secs(), 10);
     }
 }
 
