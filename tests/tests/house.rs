@@ -318,3 +318,41 @@ fn no_module_names_a_crate_that_ends_above_it() {
     }
     assert_none("crates named where they do not belong", &offences);
 }
+
+/// The page names tests as `PATH::NAME`, and further ones of the same file as
+/// `::NAME`.
+#[test]
+fn every_test_that_the_page_of_field_failures_names_is_there() {
+    const SHORT: [(&str, &str); 3] = [
+        ("wire/", "tests/wire/"),
+        ("container/", "runtime/tests/container/"),
+        ("convert/", "src/rpc/convert/"),
+    ];
+    let page = fs::read_to_string(root().join("docs/field-failures.md")).unwrap();
+    let sources = sources();
+    let source = |path: &str| {
+        let long = SHORT.iter().find_map(|(short, long)| {
+            let rest = path.strip_prefix(short)?;
+            Some(format!("{long}{rest}"))
+        });
+        let path = long.unwrap_or_else(|| path.to_owned());
+        let inside = sources.get(&format!("guest-agent/{path}"));
+        inside.or_else(|| sources.get(&path)).cloned()
+    };
+    let (mut named, mut offences, mut file) = (0, Vec::new(), "");
+    for word in page.split('`').skip(1).step_by(2) {
+        let Some((path, name)) = word.split_once("::") else {
+            continue;
+        };
+        if !path.is_empty() {
+            file = path;
+        }
+        named += 1;
+        let found = source(file).is_some_and(|text| text.contains(&format!("fn {name}(")));
+        if !found {
+            offences.push(format!("{file}::{name}"));
+        }
+    }
+    assert!(named > 50, "the page was not read");
+    assert_none("tests that are not there", &offences);
+}
