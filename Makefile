@@ -94,7 +94,7 @@ deny: ## licences and sources of every dependency
 	cargo deny --all-features check bans licenses sources
 
 .PHONY: bench
-bench: host image demo-image probe floor ## figures, a line each, against floors of the same run
+bench: host image demo-image probe floor bench-tools ## figures, a line each, against floors of the same run
 	cargo build -q --release -p tardigrade-tests --bin bench
 	@HOST_CTL=$(HOST) RESTORE_FLOOR=$(FLOOR) GUEST_AGENT=$(AGENT) DEMO_IMAGE=$(DEMO_IMAGE) $(TARGET)/release/bench
 
@@ -139,6 +139,10 @@ floor: $(FLOOR)
 .PHONY: tools
 tools:
 	@sh tests/install-tools.sh
+
+.PHONY: bench-tools
+bench-tools:
+	@sh tests/install-tools.sh bench
 
 .PHONY: nextest
 nextest:

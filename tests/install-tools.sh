@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what the demo and the tests run, if it is not there yet.
+# Installs what the demo and the tests run, if it is not there yet; with the
+# word `bench` also what the figures are held against.
 set -eu
 
 # Where file systems' tools are, out of users' way.
@@ -21,6 +22,9 @@ need cc gcc
 # Recommended by gcc, and so not installed with it.
 [ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
 
+# What the agent's containers are measured against; only `make bench` runs it.
+[ "${1:-}" != bench ] || need crun crun
+
 # The lists of packages: the guest's kernel and the demo's service are
 # unpacked from them without being installed.
 lists=
@@ -36,7 +40,9 @@ fi
 echo 'tools: updating the lists of packages'
 apt-get -qq update
 if [ -n "$missing" ]; then
-    echo "tools: installing$missing (the emulator, file system and archive tools of the demo and the tests)"
+    why='the emulator, file system and archive tools of the demo and the tests'
+    case $missing in *' crun'*) why="$why; crun: what the agent's containers are measured against" ;; esac
+    echo "tools: installing$missing ($why)"
     # shellcheck disable=SC2086
     DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $missing >/dev/null
 fi

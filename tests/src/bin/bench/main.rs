@@ -4,10 +4,12 @@
 //! turns with it: absolute times of a shared or emulated machine say little.
 //! Nothing here passes or fails; `short` says that a goal was not met.
 //!
-//! `bench` measures this machine, `bench image` guest images, `bench vmms` every
-//! VMM there is in the nested host, `bench VMM` one of them.
+//! `bench` measures this machine, `bench containers` its containers alone, `bench
+//! image` guest images, `bench vmms` every VMM there is in the nested host, `bench
+//! VMM` one of them.
 
 mod clones;
+mod containers;
 mod floor;
 mod guests;
 mod saves;
@@ -78,8 +80,10 @@ fn program(variable: &str) -> Result<std::path::PathBuf, Failure> {
 
 fn measure() -> Result<(), Failure> {
     let wish = std::env::args().nth(1);
-    if wish.as_deref() == Some("vmms") {
-        return vmms::all();
+    match wish.as_deref() {
+        Some("vmms") => return vmms::all(),
+        Some("containers") => return containers::all(),
+        _ => {}
     }
     if wish.as_deref() == Some("image") {
         return guests::measure(&Home::with_program(program("HOST_CTL")?));
@@ -87,12 +91,16 @@ fn measure() -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    if wish.as_deref() == Some(containers::WORD) {
+        return containers::measure(&runtime);
+    }
     if let Some(vmm) = wish {
         return vmms::measure(vmm.parse()?, &runtime);
     }
     let home = Home::with_program(program("HOST_CTL")?);
     let rootfs = images::busybox();
     sizes::agent(&program("GUEST_AGENT")?)?;
+    containers::all()?;
     clones::measure(&home, &rootfs, &runtime)?;
     runtime.block_on(saves::measure())
 }
