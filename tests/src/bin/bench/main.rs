@@ -83,10 +83,8 @@ fn measure() -> Result<(), Failure> {
     match wish.as_deref() {
         Some("vmms") => return vmms::all(),
         Some("containers") => return containers::all(),
+        Some("image") => return guests::measure(&Home::with_program(program("HOST_CTL")?)),
         _ => {}
-    }
-    if wish.as_deref() == Some("image") {
-        return guests::measure(&Home::with_program(program("HOST_CTL")?));
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
