@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 
 use crate::link::Link;
+use crate::peer::is_one_of_ours;
 use crate::text::escape_untrusted;
 
 /// Longest line, bytes, its newline included.
@@ -246,19 +247,7 @@ async fn read_line<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<String> {
     }
 }
 
-/// Whether the process at the other end of a Unix socket has this process's
-/// own effective uid (SO_PEERCRED, unix(7)).
-///
-/// # Errors
-/// What getsockopt(2) says.
-pub fn is_same_user(stream: &UnixStream) -> io::Result<bool> {
-    // Not by rustix, which has no word for the process id 0 that a peer outside
-    // this pid namespace has.
-    let peer = stream.peer_cred()?;
-    Ok(peer.uid() == rustix::process::geteuid().as_raw())
-}
-
-/// Offers the one link to an agent to many clients of this user: each
+/// Offers the one link to an agent to many clients, processes of ours: each
 /// connection to `listener` says `CONNECT n` and is joined to a stream that is
 /// opened on the link of the moment. `link` gives none while there is no agent
 /// to talk to. Runs until the listener fails; dropping the future ends all
@@ -283,7 +272,9 @@ where
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                     Err(error) => return Err(error),
                 };
-                if !is_same_user(&client).unwrap_or(false) {
+                // Not a VMM, which may have our user and would be its guest's
+                // way to another guest's agent.
+                if !is_one_of_ours(&client).unwrap_or(false) {
                     continue;
                 }
                 let Ok(place) = Arc::clone(&room).try_acquire_owned() else {

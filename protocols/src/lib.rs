@@ -13,6 +13,7 @@ pub mod hybrid;
 pub mod link;
 pub mod listen;
 mod mux;
+pub mod peer;
 pub mod port;
 pub mod serial;
 pub mod stream;

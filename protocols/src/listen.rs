@@ -22,6 +22,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 use crate::address::GuestAddress;
 use crate::hybrid::{self, REQUEST_DEADLINE};
 use crate::mux::{self, MAX_STREAMS};
+use crate::peer::is_same_user;
 use crate::port;
 use crate::serial::{SerialPort, find_port};
 use crate::stream::{Duplex, Stream};
@@ -316,7 +317,7 @@ async fn accept_unix(listener: UnixListener, admission: Admission) {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    if !hybrid::is_same_user(&stream).unwrap_or(false) {
+                    if !is_same_user(&stream).unwrap_or(false) {
                         continue;
                     }
                     let Ok(place) = Arc::clone(&room).try_acquire_owned() else {

@@ -14,7 +14,7 @@ use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::{Event, State};
 use agent_client::AgentClient;
 use hypervisor::Vm;
-use protocols::hybrid::is_same_user;
+use protocols::peer::is_one_of_ours;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -339,7 +339,8 @@ impl Supervised {
     }
 }
 
-/// Accepts control connections of this user for ever.
+/// Accepts control connections of processes of ours for ever: no VMM's, though
+/// it have our user.
 async fn listen(listener: tokio::net::UnixListener, asked: mpsc::Sender<Asked>) {
     let mut connections = JoinSet::new();
     loop {
@@ -351,7 +352,7 @@ async fn listen(listener: tokio::net::UnixListener, asked: mpsc::Sender<Asked>) 
                     // The next command finds nobody here, and revives us.
                     Err(_) => return,
                 };
-                if is_same_user(&stream).unwrap_or(false) {
+                if is_one_of_ours(&stream).unwrap_or(false) {
                     connections.spawn(converse(stream, asked.clone()));
                 }
             }

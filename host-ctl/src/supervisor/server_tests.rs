@@ -278,3 +278,75 @@ fn a_save_that_cannot_be_leaves_the_sandbox_as_it_was() {
         assert_eq!(scene.ask(Request::Resume {}).await.unwrap(), State::Running);
     });
 }
+
+/// Names the run directory whose sockets are dialled.
+const DIALLED: &str = "TARDIGRADE_TEST_DIAL";
+/// The test that dials.
+const DIALLER: &str = "supervisor::server::tests::dials_both_sockets";
+
+/// What each socket answers to a process that is started by `starter`; none
+/// where it cannot be started so.
+async fn answers_to(starter: &[&str], run_directory: &Path) -> Option<Vec<String>> {
+    let program = std::env::current_exe().unwrap();
+    let (first, rest) = starter.split_first().unwrap();
+    let mut command = tokio::process::Command::new(first);
+    command.args(rest).arg(program);
+    command.args(["--exact", DIALLER, "--ignored", "--nocapture"]);
+    let dialled = command.env(DIALLED, run_directory).output().await.unwrap();
+    let said = String::from_utf8_lossy(&dialled.stdout);
+    let answers = |line: &str| line.strip_prefix("answer: ").map(str::to_owned);
+    let answers: Vec<String> = said.lines().filter_map(answers).collect();
+    (!answers.is_empty()).then_some(answers)
+}
+
+#[test]
+fn who_lives_in_another_pid_namespace_is_refused_unheard_at_both_sockets() {
+    run(async {
+        let scene = Scene::set();
+        let place = scene.commands.paths().sandbox(&scene.id);
+        let place = place.control().parent().unwrap().to_owned();
+        let ours = answers_to(&["env"], &place).await.unwrap();
+        assert!(ours[0].contains("\"running\""), "{ours:?}");
+        assert!(ours[1].starts_with("ERR "), "{ours:?}");
+
+        // As a confined VMM is: of our user, below our pid namespace.
+        let confined = match rustix::process::geteuid().is_root() {
+            true => &["unshare", "--pid", "--fork"][..],
+            false => &["unshare", "--user", "--pid", "--fork"][..],
+        };
+        match answers_to(confined, &place).await {
+            Some(theirs) => assert_eq!(theirs, ["nothing", "nothing"]),
+            None => eprintln!("skipped: no pid namespace can be had"),
+        }
+        assert_eq!(
+            scene.ask(Request::Inspect {}).await.unwrap(),
+            State::Running
+        );
+    });
+}
+
+#[test]
+#[ignore = "the client of who_lives_in_another_pid_namespace_is_refused_unheard_at_both_sockets"]
+fn dials_both_sockets() {
+    use std::io::{BufRead, Write};
+    let place = PathBuf::from(std::env::var_os(DIALLED).unwrap());
+    for (socket, words) in [
+        ("control.sock", "{\"verb\":\"inspect\"}\n"),
+        ("agent.sock", "CONNECT 1024\n"),
+    ] {
+        let mut stream = std::os::unix::net::UnixStream::connect(place.join(socket)).unwrap();
+        // Refused, it may be closed by now.
+        let _ = stream.write_all(words.as_bytes());
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let mut answer = String::new();
+        let read = std::io::BufReader::new(stream).read_line(&mut answer);
+        let timed_out = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        assert!(!read.as_ref().is_err_and(timed_out), "{socket} is silent");
+        match answer.trim_end() {
+            "" => println!("answer: nothing"),
+            answer => println!("answer: {answer}"),
+        }
+    }
+}
