@@ -72,6 +72,7 @@ pub fn spec(directory: &Path, memory_mib: u32, rootfs: Option<&Path>) -> VmSpec 
         nics: Vec::new(),
         cpu_model: None,
         log: directory.join("vmm.log"),
+        cgroup: None,
     }
 }
 

@@ -43,6 +43,27 @@ fn assert_confined(place: &Place, handover: &Value) {
         _ => u32::try_from(confined["user"]["uid"].as_u64().unwrap()).unwrap(),
     };
     confinement::assert_confined(pid, uid);
+    assert_limited(place, handover);
+}
+
+/// Sees that a sandbox's VMM is in a cgroup of its own that limits it, and gives
+/// that cgroup's directory.
+fn assert_limited(place: &Place, handover: &Value) -> PathBuf {
+    let inspected = place.home.json(["inspect", sandbox(handover)]);
+    let limits = &handover["limited"]["cgroup"];
+    assert_eq!(inspected["limited"]["cgroup"], *limits, "{handover}");
+    let path = PathBuf::from(inspected["cgroup"]["path"].as_str().unwrap());
+    for (file, name) in [("memory.max", "memory_max"), ("pids.max", "pids_max")] {
+        let set = fs::read_to_string(path.join(file)).unwrap();
+        assert_eq!(set.trim(), limits[name].to_string(), "{file}");
+    }
+    let (pid, _) = confinement::vmm_of(&place.home, sandbox(handover));
+    let told = confinement::told(pid, "cgroup");
+    let theirs = told.lines().find_map(|line| line.strip_prefix("0::/"));
+    assert!(path.ends_with(theirs.unwrap()), "{told}");
+    let events = fs::read_to_string(path.join("memory.events")).unwrap();
+    assert!(events.contains("oom_kill 0"), "{events}");
+    path
 }
 
 fn run_freeze_and_clone(vmm: &'static str) {
@@ -57,9 +78,11 @@ fn run_freeze_and_clone(vmm: &'static str) {
     assert_eq!(inspected["spec"]["vmm"], vmm);
     assert_eq!(inspected["vm"]["driver"], vmm);
     assert_confined(&place, &booted);
+    let cgroup = assert_limited(&place, &booted);
     assert!(!place.home.text(["logs", "--console", &id]).is_empty());
     place.home.text(["stop", &id]);
     assert!(processes::machines(place.home.path()).is_empty());
+    assert!(!cgroup.exists(), "{}", cgroup.display());
 
     // A warm container: what it wrote before the freeze is in every clone.
     let warm = ["--ready", "true", "--warm", "sh -c 'echo warm > /tmp/warm'"];

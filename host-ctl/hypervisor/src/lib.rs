@@ -28,7 +28,9 @@ mod vm;
 
 pub use adopt::adopt;
 pub use error::{Error, MonitorError};
-pub use process::{Confined, Confinement, create_passing_tap, create_tap, open_tap};
+pub use process::{
+    Confined, Confinement, create_passing_tap, create_tap, open_tap, starts_in_cgroups,
+};
 pub use program::printed;
 pub use span::Span;
 pub use spec::{AgentDevice, Backing, Disk, Memory, MemoryMode, Nic, NicBackend, Rebind, VmSpec};

@@ -142,13 +142,14 @@ fn program_in(directory: &Path, name: &OsStr) -> Option<PathBuf> {
 ///
 /// # Errors
 /// [`Error::Probe`] when it does not end in time or fails; [`Error::Path`] when
-/// it cannot be started, and so when it cannot be confined.
+/// it cannot be started, and [`Error::Confinement`] when it cannot be confined.
 pub async fn printed(
     program: &Path,
     option: &str,
     confinement: &Confinement,
 ) -> Result<String, Error> {
-    let output = memory_file(&[])?;
+    // What a library or the loader has to say is not the program's answer.
+    let (output, log) = (memory_file(&[])?, memory_file(&[])?);
     let cell = confinement.cell(Needs::default())?;
     let held: Vec<_> = confinement.user().map(User::lock).into_iter().collect();
     let pid = spawn(&Launch {
@@ -156,23 +157,30 @@ pub async fn printed(
         arguments: &[option.to_owned()],
         inherited: &held,
         placed: &[],
-        log: &output,
+        log: &log,
+        output: Some(&output),
         may_override_modes: false,
         cell: cell.as_ref(),
-    })
-    .map_err(Error::path("execve", program))?;
+        cgroup: None,
+    })?;
     let process = Process::child(pid)?;
     let late = |_| unusable(program, format!("{option}: no end within {DEADLINE:?}"));
     let exit = timeout(DEADLINE, process.exited()).await.map_err(late)??;
-    let mut printed = vec![0; MOST_OUTPUT];
-    let length = output.read_at(&mut printed, 0).unwrap_or_default();
-    let printed = String::from_utf8_lossy(&printed[..length]).into_owned();
+    let printed = beginning(&output);
     if exit == VmExit::Exited(0) {
         Ok(printed)
     } else {
-        let reason = format!("{option}: {exit}: {}", quote(&printed));
+        let words = format!("{}{printed}", beginning(&log));
+        let reason = format!("{option}: {exit}: {}", quote(&words));
         Err(unusable(program, reason))
     }
+}
+
+/// How a file begins, as text.
+fn beginning(file: &File) -> String {
+    let mut bytes = vec![0; MOST_OUTPUT];
+    let length = file.read_at(&mut bytes, 0).unwrap_or_default();
+    String::from_utf8_lossy(&bytes[..length]).into_owned()
 }
 
 /// A file that is in no directory.
@@ -204,6 +212,23 @@ mod tests {
         assert!(error.contains("/no/such"), "{error}");
         let error = asked("/bin/sleep", "60").await;
         assert!(error.contains("no end within"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_is_said_on_standard_error_is_no_part_of_the_answer() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("program");
+        let script = "#!/bin/sh\necho 'ld.so: warning' >&2\necho version 1\nexit 0\n";
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let asked = printed(&program, "--version", &Confinement::Insecure).await;
+        assert_eq!(asked.unwrap(), "version 1\n");
+        std::fs::write(&program, script.replace("exit 0", "exit 7")).unwrap();
+        let asked = printed(&program, "--version", &Confinement::Insecure).await;
+        let error = asked.unwrap_err().to_string();
+        assert!(error.contains("exit status 7"), "{error}");
+        assert!(error.contains("ld.so: warning"), "{error}");
     }
 
     #[tokio::test]

@@ -88,6 +88,7 @@ impl Fake {
             nics: Vec::new(),
             cpu_model: None,
             log: self.path("log"),
+            cgroup: None,
         }
     }
 

@@ -388,6 +388,7 @@ mod tests {
     use super::*;
     use crate::sandbox::Moments;
     use crate::sandbox::identity::{Uuid, draw_identity};
+    use crate::sandbox::limits::Limited;
 
     fn some_row(reason: Option<&str>) -> Row {
         let sandbox = SandboxId::random().unwrap();
@@ -413,6 +414,7 @@ mod tests {
             timeline: Report::default(),
             sandbox,
             confined: hypervisor::Confined::Namespaces,
+            limited: Limited::Nothing("here".to_owned()),
         };
         row(handover, &[], None, 1_000_000)
     }

@@ -9,7 +9,10 @@ use super::text::{Table, since};
 use super::{print, runtime};
 use crate::config::Paths;
 use crate::host::{explain, sandboxes};
-use crate::sandbox::driver::{Driver, GuestKernel, fresh_driver, strictest, try_confinement};
+use crate::sandbox::driver::{
+    Driver, DriverError, GuestKernel, fresh_driver, strictest, try_confinement,
+};
+use crate::sandbox::limits::try_limits;
 use crate::sandbox::network::try_fence;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::State;
@@ -23,6 +26,10 @@ use std::process::ExitCode;
 
 /// Where the build puts the agent, seen from the directory of this program.
 const AGENT: &str = "../x86_64-unknown-linux-musl/release/guest-agent";
+
+/// What to do where a VMM cannot be confined.
+const CONFINEMENT_ADVICE: &str = "set TARDIGRADE_UID_BASE to where 65536 users are free, and let \
+                                  users have namespaces; --insecure does without";
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
@@ -73,6 +80,7 @@ fn machine_findings(guest: &GuestImage) -> Result<Vec<Finding>, CliError> {
     ));
     findings.push(state_directory());
     findings.push(confinement()?);
+    findings.push(limits());
     findings.push(agent());
     findings.push(taps()?);
     findings.extend(open_sandboxes());
@@ -103,7 +111,7 @@ fn vmm_findings(kernel: Option<&Path>) -> Result<Vec<Finding>, CliError> {
                 Ok(driver) => describe_vmm(driver),
                 Err(error) => explain(error),
             },
-            advice: "install it, or name its program by the variable",
+            advice: found.as_ref().err().map_or("", advice_on),
         });
         // The others have nothing else.
         if let (Vmm::Qemu, Ok(driver)) = (vmm, &found) {
@@ -118,6 +126,19 @@ fn vmm_findings(kernel: Option<&Path>) -> Result<Vec<Finding>, CliError> {
         }
     }
     Ok(findings)
+}
+
+/// What is to be done about a VMM that cannot be used.
+fn advice_on(error: &DriverError) -> &'static str {
+    match error {
+        DriverError::Users(_)
+        | DriverError::Confinement(_)
+        | DriverError::Vmm {
+            source: hypervisor::Error::Confinement { .. },
+            ..
+        } => CONFINEMENT_ADVICE,
+        DriverError::Vmm { .. } => "install it, or name its program by the variable",
+    }
 }
 
 fn describe_vmm(driver: &Driver) -> String {
@@ -251,9 +272,25 @@ fn confinement() -> Result<Finding, CliError> {
             Ok(_) => "mounts, processes and network of its own".to_owned(),
             Err(reason) => reason,
         },
-        advice: "set TARDIGRADE_UID_BASE to where 65536 users are free, and let users have \
-                 namespaces; --insecure does without",
+        advice: CONFINEMENT_ADVICE,
     })
+}
+
+/// Whether the VMMs that this user starts have cgroups of their own: tried up to
+/// the one below which they lie.
+fn limits() -> Finding {
+    let tried = try_limits();
+    Finding {
+        what: "limits of a VMM".to_owned(),
+        ok: tried.is_ok(),
+        needed: false,
+        found: match &tried {
+            Ok(()) => "memory and threads, in a cgroup of its own".to_owned(),
+            Err(reason) => explain(reason),
+        },
+        advice: "mount cgroup v2 with the memory and pids controllers; ordinary users: start \
+                 host-ctl below a cgroup of yours (systemd-run --user --scope)",
+    }
 }
 
 fn state_directory() -> Finding {
@@ -299,4 +336,26 @@ fn describe(findings: &[Finding]) -> String {
         table.row([&finding.what, state, &finding.found, advice].map(str::to_owned));
     }
     table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_confine_a_vmm_is_not_told_to_install_it() {
+        let failed = |source| {
+            let vmm = Vmm::Qemu;
+            advice_on(&DriverError::Vmm { vmm, source })
+        };
+        let refused = hypervisor::Error::Confinement {
+            reason: "clone with namespaces of its own: not permitted".to_owned(),
+        };
+        assert!(failed(refused).contains("namespaces"));
+        let missing = hypervisor::Error::Probe {
+            program: "qemu-system-x86_64".into(),
+            reason: "not on PATH".to_owned(),
+        };
+        assert!(failed(missing).contains("install"));
+    }
 }

@@ -5,6 +5,7 @@ use super::text::{Table, escape_lines, since};
 use super::{CliError, Context, runtime, write_stdout};
 use crate::config::{SandboxId, TemplateDigest};
 use crate::host::{RecordError, Ring, Stage, explain, sandboxes};
+use crate::sandbox::limits::Limited;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::State;
 use crate::supervisor::client::ClientError;
@@ -112,6 +113,8 @@ fn describe_list(lines: &[Line]) -> String {
 struct Inspected {
     #[serde(flatten)]
     record: SandboxRecord,
+    /// What limits its VMM, while there is one.
+    limited: Option<Limited>,
     /// The supervisor's own answer, while there is a VM.
     status: Option<Status>,
     /// Why there is none.
@@ -134,6 +137,7 @@ pub(super) fn inspect(context: &Context, argument: &SandboxArgument) -> Result<E
         None => (None, None),
     };
     let inspected = Inspected {
+        limited: record.vm.is_some().then(|| record.limited()),
         record,
         status,
         status_error,

@@ -4,6 +4,7 @@
 //! does to the host's links.
 
 mod call;
+mod cgroup;
 mod cpu;
 mod lock;
 pub mod network;
@@ -16,6 +17,7 @@ mod tail;
 mod tree;
 
 pub use call::{CallFailed, explain};
+pub use cgroup::{CgroupRecord, Cgroups, Limits, Unlimited};
 pub use cpu::{cpu, tsc_khz};
 pub use lock::{Holder, Lock, LockError};
 pub use process::{ProcessError, ProcessIdentity};

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::call::{CallFailed, failed};
+use super::cgroup::CgroupRecord;
 use super::network::TapRecord;
 use super::process::ProcessIdentity;
 use crate::config::{hexadecimal, random_bytes};
@@ -92,6 +93,10 @@ pub struct RecordHead {
     /// Its tap device; none before it was planned and after it was removed.
     #[serde(default)]
     pub tap: Option<TapRecord>,
+    /// Its VMM's cgroup; none before it was planned and after it was removed, and
+    /// where there is none to be had.
+    #[serde(default)]
+    pub cgroup: Option<CgroupRecord>,
 }
 
 /// Replaces a record: temporary file, rename. The file is 0600. The caller is
@@ -275,6 +280,7 @@ mod tests {
             supervisor: Some(ProcessIdentity::current().unwrap()),
             vmm: None,
             tap: None,
+            cgroup: None,
         };
         let whole = Whole {
             head: head.clone(),

@@ -19,6 +19,7 @@ use rustix::process::geteuid;
 use serde::Serialize;
 
 use super::call::{CallFailed, explain, failed};
+use super::cgroup::CgroupRecord;
 use super::lock::{Lock, LockError, flock_now};
 use super::network::remove_tap_now;
 use super::process::ProcessIdentity;
@@ -178,6 +179,21 @@ fn sweep_sandbox(paths: &Paths, run: &File, id: &SandboxId, whole: bool) -> Vec<
             }
         }
     }
+    let cgroup = head.as_ref().and_then(|head| head.cgroup.as_ref());
+    if let Some(cgroup) = cgroup.filter(|_| verdict.release) {
+        let name = cgroup.path.display().to_string();
+        match remove_cgroup(cgroup, id) {
+            Ok(true) => findings.push(Finding::removed(
+                name,
+                format!("cgroup of sandbox {id}, which has no VM"),
+            )),
+            Ok(false) => {}
+            Err(reason) => {
+                findings.push(Finding::kept(name, reason));
+                return findings;
+            }
+        }
+    }
     if !verdict.remove {
         return findings;
     }
@@ -190,12 +206,21 @@ fn sweep_sandbox(paths: &Paths, run: &File, id: &SandboxId, whole: bool) -> Vec<
     findings
 }
 
+/// Removes the cgroup that a sandbox has recorded, whose name must be its own.
+fn remove_cgroup(cgroup: &CgroupRecord, id: &SandboxId) -> Result<bool, String> {
+    if cgroup.path.file_name() != Some(OsStr::new(&id.vm_name())) {
+        return Err(format!("sandbox {id} has recorded another's cgroup"));
+    }
+    cgroup.remove().map_err(|error| explain(&error))
+}
+
 /// What is to become of a sandbox.
 #[derive(Default)]
 struct Verdict {
     /// Processes that nobody has a use for.
     kill: Vec<ProcessIdentity>,
-    /// Whether it has no VM then, so that nobody has a use for its tap.
+    /// Whether it has no VM then, so that nobody has a use for its tap and its
+    /// cgroup.
     release: bool,
     /// Whether nobody has a use for its directory then.
     remove: bool,

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ fn head(stage: Stage) -> RecordHead {
         supervisor: None,
         vmm: None,
         tap: None,
+        cgroup: None,
     }
 }
 
@@ -428,4 +429,54 @@ fn wait_for(condition: impl Fn() -> bool) {
         assert!(std::time::Instant::now() < end, "nothing happened in 10 s");
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn a_cgroup_that_bears_another_sandboxs_name_is_kept_with_its_directory() {
+    let home = home();
+    let record = RecordHead {
+        cgroup: Some(CgroupRecord {
+            path: "/sys/fs/cgroup/tardigrade/tardigrade-0123456789ab".into(),
+            limits: Limits::of(64, 1),
+            inode: None,
+        }),
+        ..head(Stage::Starting)
+    };
+    abandoned(&home, &record);
+    let findings = sweep(&home.paths).unwrap();
+    assert_eq!(removed(&findings), 0, "{findings:?}");
+    assert!(
+        findings[0].reason.contains("another's cgroup"),
+        "{findings:?}"
+    );
+}
+
+#[test]
+fn the_cgroup_of_a_sandbox_without_a_vm_is_removed_before_its_directory() {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mut mounts = mounts.lines().filter(|line| line.contains(" - cgroup2 "));
+    let Some(mount) = mounts.next().and_then(|line| line.split(' ').nth(4)) else {
+        eprintln!("skipped: no cgroup v2 hierarchy");
+        return;
+    };
+    let home = home();
+    let id = SandboxId::random().unwrap();
+    let path = PathBuf::from(mount).join(id.vm_name());
+    if let Err(error) = fs::create_dir(&path) {
+        eprintln!("skipped: mkdir {}: {error}", path.display());
+        return;
+    }
+    let record = RecordHead {
+        cgroup: Some(CgroupRecord {
+            path: path.clone(),
+            limits: Limits::of(64, 1),
+            // As it was planned: nobody lived to note more.
+            inode: None,
+        }),
+        ..head(Stage::Starting)
+    };
+    drop(RunDirectory::create(&home.paths, &id, "test", &record).unwrap());
+    assert_eq!(removed(&sweep(&home.paths).unwrap()), 2);
+    assert!(!path.exists());
+    assert!(!home.paths.sandbox(&id).directory().exists());
 }

@@ -197,6 +197,7 @@ async fn start_vm(
             backing: backing.clone(),
             cid: draw_cid()?,
             tap: site.network.map(Attached::tap),
+            cgroup: site.cgroup,
         });
         match site.hypervisor.boot(&vm).await {
             Ok(booted) => return Ok((booted, address(&vm.agent))),
@@ -360,6 +361,7 @@ mod tests {
             uuid,
             hypervisor: vmm,
             network: None,
+            cgroup: None,
             timeline: &timeline,
         };
         let booted = boot(&spec, Backing::Anonymous, site, interruption);

@@ -10,6 +10,7 @@ use agent_client::{Generation, Identity, Step};
 use hypervisor::{Hypervisor, Vm};
 use protocols::Link;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 use std::time::Duration;
 
 /// The moments every making is measured by, in nanoseconds of CLOCK_MONOTONIC.
@@ -62,6 +63,8 @@ pub struct Site<'a> {
     pub hypervisor: &'a dyn Hypervisor,
     /// What its interface is connected to, fenced; none if it has none.
     pub network: Option<&'a Attached>,
+    /// The cgroup its VMM is started in; none for ours.
+    pub cgroup: Option<&'a Path>,
     /// Where the time goes.
     pub timeline: &'a Timeline,
 }

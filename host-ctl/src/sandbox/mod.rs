@@ -27,6 +27,7 @@ pub mod console;
 pub mod containers;
 pub mod driver;
 pub mod identity;
+pub mod limits;
 pub mod link;
 mod made;
 pub mod network;

@@ -47,6 +47,9 @@ pub struct SandboxRecord {
     pub identity: Option<Identity>,
     /// The name of this life, once thawed.
     pub generation: Option<Generation>,
+    /// Why its VMM has no cgroup of its own.
+    #[serde(default)]
+    pub unlimited: Option<String>,
     /// What the hypervisor driver needs to take the VM over again.
     pub vm: Option<VmRecord>,
     /// How the VM ended.
@@ -64,6 +67,7 @@ impl SandboxRecord {
                 supervisor: None,
                 vmm: None,
                 tap: None,
+                cgroup: None,
             },
             id,
             state: State::Created,
@@ -78,6 +82,7 @@ impl SandboxRecord {
             uuid,
             identity: None,
             generation: None,
+            unlimited: None,
             vm: None,
             exit: None,
         }

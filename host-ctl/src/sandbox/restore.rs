@@ -27,7 +27,7 @@ use protocols::{AgentAddress, Link};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
@@ -227,6 +227,7 @@ impl Verified {
                 memory_mode: self.memory_mode,
                 disks: self.images.clone(),
                 nics: nics.into_iter().collect(),
+                cgroup: site.cgroup.map(Path::to_owned),
                 ..Rebind::default()
             },
             files: VmFiles::below(paths.directory()),

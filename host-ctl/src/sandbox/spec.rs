@@ -117,6 +117,8 @@ pub struct Own<'a> {
     pub cid: u32,
     /// What its interface is connected to, if it has one.
     pub tap: Option<&'a TapRecord>,
+    /// The cgroup its VMM is started in, if one was made.
+    pub cgroup: Option<&'a Path>,
 }
 
 impl SandboxSpec {
@@ -148,6 +150,7 @@ impl SandboxSpec {
             nics: self.nics(own.tap),
             cpu_model: None,
             log: files.log.clone(),
+            cgroup: own.cgroup.map(Path::to_owned),
         }
     }
 
@@ -329,6 +332,7 @@ mod tests {
                 backing: Backing::Anonymous,
                 cid: 3,
                 tap: None,
+                cgroup: None,
             })
         };
         let (one, two) = (vm(), vm());

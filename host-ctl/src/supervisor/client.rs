@@ -5,11 +5,10 @@ use super::control::{Reply, Request, SavedSandbox, Status};
 use super::line::{self, LineError};
 use super::order::{Handover, Order, Outcome};
 use crate::config::{Paths, SandboxId, TemplateName};
-use crate::host::network::NetworkError;
 use crate::host::{
     Lock, LockError, RecordError, RunDirectory, RunDirectoryError, Stage, TreeError,
 };
-use crate::sandbox::network::detach;
+use crate::sandbox::limits::{GiveBackError, give_back};
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::State;
 use crate::template::save::deadline;
@@ -109,9 +108,9 @@ pub enum ClientError {
     /// The run directory cannot be removed.
     #[error(transparent)]
     Tree(#[from] TreeError),
-    /// The sandbox's tap cannot be removed.
+    /// The sandbox's tap or cgroup cannot be removed.
     #[error(transparent)]
-    Network(#[from] NetworkError),
+    GiveBack(#[from] GiveBackError),
 }
 
 /// A way to all supervisors below one state root.
@@ -260,8 +259,8 @@ impl Supervisors {
         let mut record = self.record(id)?;
         record.head.stage = Stage::Ending;
         directory.write_record(&record)?;
-        // While its tap is there, its directory says whose it is.
-        detach(&mut record.head).await?;
+        // While its tap and its cgroup are there, its directory says whose they are.
+        give_back(&mut record.head).await?;
         directory.remove()?;
         Ok(())
     }

@@ -13,8 +13,9 @@ use crate::sandbox::agent::destination;
 use crate::sandbox::boot::{BootError, Interruption, boot};
 use crate::sandbox::driver::{Driver, DriverError, GuestKernel, driver};
 use crate::sandbox::identity::Uuid;
+use crate::sandbox::limits::{give_back, limit};
 use crate::sandbox::link::AgentLink;
-use crate::sandbox::network::{AttachError, Attached, NetworkKind, Role, attach, detach};
+use crate::sandbox::network::{AttachError, Attached, NetworkKind, Role, attach};
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::restore::{RestoreError, Verified, restore};
 use crate::sandbox::spec::SandboxSpec;
@@ -286,18 +287,26 @@ async fn carry_out(
     log_to(&directory.paths().supervisor_log());
     let accelerator = plan.driver.capabilities().accelerator;
     let network = attach_if_wanted(paths, &plan.spec, &directory, &mut record, timeline).await;
-    let brought = match network {
+    let limited = {
+        let _span = timeline.span("make the cgroup");
+        limit(&directory, &mut record)
+    };
+    let prepared = network
+        .map_err(MakeError::from)
+        .and_then(|network| limited.map(|()| network).map_err(MakeError::from));
+    let brought = match prepared {
         Ok(network) => {
             let site = Site {
                 directory: &directory,
                 uuid,
                 hypervisor: &*plan.driver.hypervisor,
                 network: network.as_ref(),
+                cgroup: record.cgroup(),
                 timeline,
             };
             bring_to_life(&plan, site, interruption).await
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     };
     let (made, fallback) = match brought {
         Ok(made) => made,
@@ -334,11 +343,11 @@ async fn attach_if_wanted(
     }
 }
 
-/// The way down of a sandbox without a VM: its tap, then the directory that
+/// The way down of a sandbox without a VM: tap and cgroup, then the directory that
 /// says whose it is. Another failure has come first and is what counts; what
 /// remains is a sweep's.
 pub(super) async fn take_back(directory: RunDirectory, mut record: SandboxRecord) {
-    if detach(&mut record.head).await.is_ok() {
+    if give_back(&mut record.head).await.is_ok() {
         let _ = directory.remove();
     }
 }
@@ -478,6 +487,7 @@ async fn commit(
         fallback: record.fallback.clone(),
         accelerator,
         confined: made.vm.record().confined,
+        limited: record.limited(),
         addresses: record.head.tap.as_ref().map(|tap| tap.addresses),
         clock_error_nanos: made.clock_error_nanos,
         round_trip_nanos: made.round_trip_nanos,

@@ -6,6 +6,7 @@ use crate::config::{SandboxId, TemplateDigest};
 use crate::host::network::AddressPair;
 use crate::sandbox::Moments;
 use crate::sandbox::identity::Uuid;
+use crate::sandbox::limits::Limited;
 use crate::sandbox::spec::SandboxSpec;
 use crate::store::Sha256;
 use crate::timeline::Report;
@@ -88,6 +89,8 @@ pub struct Handover {
     pub accelerator: Accelerator,
     /// How far its VMM is confined.
     pub confined: Confined,
+    /// What limits its VMM.
+    pub limited: Limited,
     /// The addresses of its link, if it has a network.
     pub addresses: Option<AddressPair>,
     /// How far the guest's clock is from the host's, at most; none for a cold

@@ -8,8 +8,8 @@ use super::server::{ServeError, Sockets, Supervised};
 use crate::config::{ConfigError, Paths, SandboxId};
 use crate::host::{LockError, ProcessIdentity, RunDirectory, RunDirectoryError, Stage, explain};
 use crate::sandbox::agent::destination;
+use crate::sandbox::limits::give_back;
 use crate::sandbox::link::AgentLink;
-use crate::sandbox::network::detach;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::State;
 use hypervisor::{Deadlines, VmState};
@@ -141,8 +141,8 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
     }
     if record.state != State::Stopped && record.present_state() == State::Stopped {
         record.set_exit("its VMM ended while nobody watched".to_owned());
-        // A tap that could not be removed stays in the record, for a sweep.
-        let _ = detach(&mut record.head).await;
+        // What could not be given back stays in the record, for a sweep.
+        let _ = give_back(&mut record.head).await;
         directory
             .write_record(&record)
             .map_err(|error| failed(&error))?;

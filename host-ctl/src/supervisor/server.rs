@@ -8,8 +8,8 @@ use super::save::{Save, next_step};
 use crate::config::Paths;
 use crate::host::{RecordError, RunDirectory, explain};
 use crate::sandbox::console::Console;
+use crate::sandbox::limits::give_back;
 use crate::sandbox::link::AgentLink;
-use crate::sandbox::network::detach;
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::state::{Event, State};
 use agent_client::AgentClient;
@@ -333,8 +333,8 @@ impl Supervised {
 
     pub(super) async fn write_end(&mut self, exit: String) -> Result<(), ServeError> {
         self.record.set_exit(exit);
-        // A tap that could not be removed stays in the record, for a sweep.
-        let _ = detach(&mut self.record.head).await;
+        // What could not be given back stays in the record, for a sweep.
+        let _ = give_back(&mut self.record.head).await;
         Ok(self.directory.write_record(&self.record)?)
     }
 }

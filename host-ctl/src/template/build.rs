@@ -192,6 +192,7 @@ impl Job<'_> {
                 uuid: workshop.uuid,
                 hypervisor,
                 network: workshop.network.as_ref(),
+                cgroup: workshop.cgroup(),
                 timeline: self.timeline,
             };
             boot(self.spec, memory, site, interruption.as_mut()).await

@@ -7,9 +7,9 @@ use thiserror::Error;
 
 use super::WarmUpError;
 use crate::config::{NameError, SandboxId, TemplateDigest};
-use crate::host::network::NetworkError;
 use crate::host::{CallFailed, ProcessError, RecordError, RunDirectoryError, explain};
 use crate::sandbox::boot::BootError;
+use crate::sandbox::limits::GiveBackError;
 use crate::sandbox::network::AttachError;
 use crate::store::StoreError;
 
@@ -49,9 +49,9 @@ pub enum BuildError {
     /// It could not be connected to its fenced network.
     #[error("connect the VM to its network")]
     Attach(#[from] AttachError),
-    /// Its tap could not be removed; a sweep will.
-    #[error("remove the VM's tap")]
-    Detach(#[from] NetworkError),
+    /// Its tap or its cgroup could not be removed; a sweep will.
+    #[error("give back what the VM had")]
+    GiveBack(#[from] GiveBackError),
     /// The sandbox did not come up.
     #[error("boot the sandbox")]
     Boot(#[from] BootError),

@@ -111,6 +111,7 @@ pub(super) fn any_vm(spec: &SandboxSpec) -> VmSpec {
         backing: Backing::Anonymous,
         cid: HYBRID_CID,
         tap: None,
+        cgroup: None,
     })
 }
 

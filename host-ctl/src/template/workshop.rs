@@ -11,7 +11,8 @@ use super::BuildError;
 use crate::config::{Paths, SandboxId};
 use crate::host::{CallFailed, ProcessIdentity, RunDirectory, Stage, failed};
 use crate::sandbox::identity::Uuid;
-use crate::sandbox::network::{Attached, NetworkKind, Role, attach, detach};
+use crate::sandbox::limits::{give_back, limit};
+use crate::sandbox::network::{Attached, NetworkKind, Role, attach};
 use crate::sandbox::record::SandboxRecord;
 use crate::sandbox::spec::{SLOT_BYTES, SandboxSpec, VmFiles};
 use crate::store::{Staging, Store};
@@ -83,7 +84,7 @@ impl Workshop {
             let attached = attach(paths, directory, record, Role::Template, timeline);
             self.network = Some(attached.await?);
         }
-        Ok(())
+        Ok(limit(&self.directory, &mut self.record)?)
     }
 
     /// Where the guest's RAM is to lie: in the template's file from the boot
@@ -97,6 +98,11 @@ impl Workshop {
         } else {
             Backing::Anonymous
         }
+    }
+
+    /// The cgroup its VMM is started in.
+    pub(super) fn cgroup(&self) -> Option<&Path> {
+        self.record.cgroup()
     }
 
     /// Records the VM. Until then a sweep finds it by its name.
@@ -114,14 +120,14 @@ impl Workshop {
         }
         // The first failure is what counts; a sweep removes the rest.
         let _ = self.staging.discard();
-        if detach(&mut self.record.head).await.is_ok() {
+        if give_back(&mut self.record.head).await.is_ok() {
             let _ = self.directory.remove();
         }
         error
     }
 
     /// The end of a build whose template is published: the run directory goes,
-    /// after the tap, and the staging directory is another's.
+    /// after the tap and the cgroup, and the staging directory is another's.
     pub(super) async fn finish(self) -> (Staging, Result<(), BuildError>) {
         let Workshop {
             directory,
@@ -129,7 +135,7 @@ impl Workshop {
             mut record,
             ..
         } = self;
-        let removed = match detach(&mut record.head).await {
+        let removed = match give_back(&mut record.head).await {
             Ok(()) => directory.remove().map_err(BuildError::from),
             Err(error) => Err(error.into()),
         };

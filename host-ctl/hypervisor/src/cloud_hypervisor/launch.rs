@@ -9,7 +9,7 @@ use super::files::{Files, create_exclusively};
 use super::vmm::Vmm;
 use crate::error::Error;
 use crate::log::open_log;
-use crate::process::{Confined, Launch, Needs, Process, open_taps, spawn};
+use crate::process::{Cgroup, Confined, Launch, Needs, Process, open_taps, spawn};
 use crate::rest::RestVmm;
 use crate::socket::{Listener, vacate};
 use crate::span::{Timeline, now};
@@ -180,6 +180,7 @@ pub(super) fn launch(
     let begun = timeline.since("open disks, taps, log", begun);
     let socket = &belongings.monitor.descriptor;
     let arguments = arguments(socket.as_raw_fd());
+    let cgroup = Cgroup::of(spec)?;
     let cell = driver.confinement.cell(Needs {
         // It has its taps as descriptors, but asks for their MTU by their names.
         host_network: !spec.nics.is_empty(),
@@ -191,10 +192,11 @@ pub(super) fn launch(
         inherited: &[socket.as_fd()],
         placed: &[],
         log: &log,
+        output: None,
         may_override_modes: false,
         cell: cell.as_ref(),
-    })
-    .map_err(Error::path("execve", &driver.program))?;
+        cgroup: cgroup.as_ref(),
+    })?;
     let process = Process::child(pid)?;
     timeline.since("fork, execve", begun);
     Ok(Started {

@@ -102,10 +102,11 @@ async fn ask(program: &Path, confinement: &Confinement) -> Result<(Version, Stri
         inherited: &[listener.descriptor.as_fd()],
         placed: &[],
         log: &log_file,
+        output: None,
         may_override_modes: false,
         cell: cell.as_ref(),
-    })
-    .map_err(Error::path("execve", program))?;
+        cgroup: None,
+    })?;
     let vmm = RestVmm {
         process: Process::child(pid)?,
         socket,

@@ -19,7 +19,7 @@ use super::{Firecracker, MEMORY_FILE, STATE_FILE};
 use crate::answer::ended;
 use crate::error::Error;
 use crate::log::open_log;
-use crate::process::{Confined, Launch, Needs, Process, User, share_with, spawn};
+use crate::process::{Cgroup, Confined, Launch, Needs, Process, User, share_with, spawn};
 use crate::rest::RestVmm;
 use crate::socket::{connect_at, vacate};
 use crate::span::{Timeline, now};
@@ -189,6 +189,7 @@ pub(super) async fn launch(
         .map(|(file, at)| (file.as_fd(), *at))
         .collect();
     let held: Vec<_> = user.map(User::lock).into_iter().collect();
+    let cgroup = Cgroup::of(spec)?;
     let cell = confinement.cell(Needs {
         // It opens a tap by its name only; of sockets, its filter of system
         // calls lets it make Unix ones only.
@@ -201,10 +202,11 @@ pub(super) async fn launch(
         inherited: &held,
         placed: &placed,
         log: &log,
+        output: None,
         may_override_modes: false,
         cell: cell.as_ref(),
-    })
-    .map_err(Error::path("execve", &driver.program))?;
+        cgroup: cgroup.as_ref(),
+    })?;
     let process = Process::child(pid)?;
     let mut started = Started {
         vmm: RestVmm {

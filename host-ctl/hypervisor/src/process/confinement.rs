@@ -184,6 +184,12 @@ impl User {
         )))
     }
 
+    /// Its number.
+    #[cfg(test)]
+    pub(super) fn number(&self) -> u32 {
+        self.uid
+    }
+
     /// What keeps the user taken.
     pub(crate) fn lock(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()

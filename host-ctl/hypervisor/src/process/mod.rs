@@ -1,6 +1,7 @@
 //! A VMM's process: followed by a pidfd, so that no other process is ever
 //! waited for or killed in its place, and its end is seen at once.
 
+mod cgroup;
 mod confinement;
 mod identity;
 mod landlock;
@@ -22,6 +23,8 @@ use tokio::time::timeout;
 use crate::error::Error;
 use crate::vm::{VmExit, VmRecord};
 
+pub(crate) use cgroup::Cgroup;
+pub use cgroup::starts_in_cgroups;
 pub use confinement::{Confined, Confinement};
 pub(crate) use confinement::{Needs, User, share_with};
 pub(crate) use identity::Identity;

@@ -4,7 +4,9 @@
 //!
 //! The child borrows our memory until its execve, as vfork(2)'s does: a copy of
 //! the page tables, and then of each page either side writes to, would be made
-//! only to be thrown away.
+//! only to be thrown away. Only one that is started in a cgroup has a copy: for
+//! a stack of its own clone3(2) has no function in the C library, and to be moved
+//! into a cgroup later would cost milliseconds.
 #![expect(
     unsafe_code,
     reason = "what a child does before its exec, and registering a pidfd, has no safe interface"
@@ -28,7 +30,9 @@ use rustix::thread::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::cgroup::{Cgroup, Told};
 use super::confinement::{Cell, Failed};
+use crate::error::Error;
 
 /// The stack a child has until its execve, in units of 16 bytes, which is how a
 /// stack is aligned.
@@ -53,21 +57,34 @@ pub(crate) struct Launch<'a> {
     /// the numbers may be in use here at that moment: high ones never are, unless
     /// this process is about to run out of descriptors.
     pub(crate) placed: &'a [(BorrowedFd<'a>, RawFd)],
-    /// Its standard output and error.
+    /// Its standard error, and its standard output unless that goes elsewhere.
     pub(crate) log: &'a File,
+    /// Where its standard output goes.
+    pub(crate) output: Option<&'a File>,
     /// It inherits no capability, and started by root it loses every one; with
     /// this, all but that of opening files against their mode.
     pub(crate) may_override_modes: bool,
     /// What else confines it, if anything does.
     pub(crate) cell: Option<&'a Cell>,
+    /// Where it is counted and limited, if not with us.
+    pub(crate) cgroup: Option<&'a Cgroup>,
 }
 
 /// Starts it and returns once execve(2) succeeded. The child is in a session of
 /// its own and outlives us.
 ///
 /// # Errors
-/// What fork(2), execve(2) or a step between them said.
-pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
+/// [`Error::Path`] with the program when that cannot be started, and
+/// [`Error::Confinement`] when it cannot be confined as it is to be.
+pub(crate) fn spawn(launch: &Launch<'_>) -> Result<Pid, Error> {
+    let started = start(launch).map_err(Error::path("execve", launch.program))?;
+    started.map_err(|(step, error)| Error::Confinement {
+        reason: format!("{step}: {error}"),
+    })
+}
+
+/// The program's trouble, or else that of its confinement.
+fn start(launch: &Launch<'_>) -> io::Result<Result<Pid, (&'static str, io::Error)>> {
     let text = |bytes: &[u8]| CString::new(bytes).map_err(|_| io::ErrorKind::InvalidInput);
     let program = text(launch.program.as_os_str().as_bytes())?;
     let arguments = launch
@@ -78,6 +95,7 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
     // Above the standard ones, in whose place they are to be put.
     let above = |file: &File| fcntl_dupfd_cloexec(file, FIRST_OWN);
     let (null, log) = (above(&File::open("/dev/null")?)?, above(launch.log)?);
+    let output = above(launch.output.unwrap_or(launch.log))?;
     let inherited: Vec<RawFd> = launch.inherited.iter().map(AsRawFd::as_raw_fd).collect();
     let placed = launch.placed.iter();
     let placed: Vec<(RawFd, RawFd)> = placed
@@ -102,23 +120,29 @@ pub(crate) fn spawn(launch: &Launch<'_>) -> io::Result<Pid> {
         argv: &argv,
         null: null.as_fd(),
         log: log.as_fd(),
+        output: output.as_fd(),
         inherited: &inherited,
         placed: &placed,
         // In a user namespace of its own it would have all of its capabilities.
         kept: (geteuid().is_root() || launch.cell.is_some()).then_some(kept),
         cell: launch.cell,
-        failure: None,
+        cgroup: launch.cgroup,
+        failure: Told::nothing()?,
     };
-    let pid = child.start()?;
-    match child.failure {
-        None => Ok(pid),
+    let pid = match child.start() {
+        Ok(pid) => pid,
+        Err((EXECVE, error)) => return Err(error),
+        Err(failed) => return Ok(Err(failed)),
+    };
+    match child.failure.told() {
+        None => Ok(Ok(pid)),
         Some((step, errno)) => {
             // It has ended without an execve. What matters is why.
             let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-            Err(match step {
-                EXECVE => errno.into(),
-                step => named(step, errno.into()),
-            })
+            match step {
+                EXECVE => Err(errno.into()),
+                step => Ok(Err((step, errno.into()))),
+            }
         }
     }
 }
@@ -133,25 +157,44 @@ struct Child<'a> {
     argv: &'a [*const libc::c_char],
     null: BorrowedFd<'a>,
     log: BorrowedFd<'a>,
+    output: BorrowedFd<'a>,
     inherited: &'a [RawFd],
     placed: &'a [(RawFd, RawFd)],
     /// The capabilities that are kept, if any are to be dropped.
     kept: Option<CapabilitySet>,
     cell: Option<&'a Cell>,
+    cgroup: Option<&'a Cgroup>,
     /// The step that failed, and why.
-    failure: Option<Failed>,
+    failure: Told<Failed>,
 }
 
 impl Child<'_> {
     /// Starts it and returns once it has called execve, or has failed and says
     /// why in `failure`.
-    fn start(&mut self) -> io::Result<Pid> {
+    fn start(&mut self) -> Result<Pid, (&'static str, io::Error)> {
+        let blocked = BlockedSignals::all().map_err(|error| (EXECVE, error))?;
+        let namespaces = self.cell.map_or(0, |cell| cell.flags);
+        let started = match self.cgroup {
+            // SAFETY: `run` keeps to its own stack and its system calls, and no
+            // signal's handler runs before it has reset them.
+            Some(cgroup) => unsafe { cgroup.start(namespaces, run, ptr::from_mut(self).cast()) },
+            None => self.start_beside(namespaces),
+        };
+        drop(blocked);
+        started.map_err(|error| match (self.cgroup, self.cell) {
+            (Some(_), _) => ("clone3 into a cgroup", error),
+            // What gives everyone user namespaces is a matter of the kernel's.
+            (None, Some(_)) => ("clone with namespaces of its own", error),
+            (None, None) => (EXECVE, error),
+        })
+    }
+
+    /// Starts it in our memory.
+    fn start_beside(&mut self, namespaces: libc::c_int) -> io::Result<Pid> {
         let mut stack = vec![0_u128; STACK];
         let top = stack.as_mut_ptr_range().end;
-        let blocked = BlockedSignals::all()?;
-        let namespaces = self.cell.map_or(0, |cell| cell.flags);
         // SAFETY: CLONE_VFORK has this thread wait until the child has its own
-        // memory or has ended, so all that `run` gets at, this frame and the
+        // memory or has ended, so all that `run` gets at, our frames and the
         // stack above all, outlives the child's use of it, and nobody else
         // changes it meanwhile; a namespace of its own shares no memory with
         // anything. The child has signal handlers and descriptors
@@ -166,13 +209,10 @@ impl Child<'_> {
             )
         };
         let error = io::Error::last_os_error();
-        drop(blocked);
         drop(stack);
-        match self.cell {
-            _ if pid > 0 => Pid::from_raw(pid).ok_or(error),
-            // What gives everyone user namespaces is a matter of the kernel's.
-            Some(_) => Err(named("clone with namespaces of its own", error)),
-            None => Err(error),
+        match pid {
+            1.. => Pid::from_raw(pid).ok_or(error),
+            _ => Err(error),
         }
     }
 
@@ -207,7 +247,7 @@ impl Child<'_> {
         // What it creates is for its user alone.
         umask(Mode::RWXG | Mode::RWXO);
         rustix::stdio::dup2_stdin(self.null)?;
-        rustix::stdio::dup2_stdout(self.log)?;
+        rustix::stdio::dup2_stdout(self.output)?;
         rustix::stdio::dup2_stderr(self.log)?;
         close_all_but(self.inherited)?;
         place(self.placed)
@@ -243,18 +283,13 @@ impl Child<'_> {
     }
 }
 
-/// An error that names the step it is of.
-fn named(step: &str, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{step}: {error}"))
-}
-
 /// What the child runs. It must not return into the caller's frames, which are
 /// on another stack, and does not: clone(2) ends it with what this returns.
 extern "C" fn run(child: *mut libc::c_void) -> libc::c_int {
     // SAFETY: `start` passes its own `Child` and does not touch it before this
     // process is gone from its memory.
-    let child = unsafe { &mut *child.cast::<Child<'_>>() };
-    child.failure = child.become_program().err();
+    let child = unsafe { &*child.cast::<Child<'_>>() };
+    child.failure.tell(child.become_program().err());
     127
 }
 
@@ -396,7 +431,7 @@ mod tests {
     use rustix::thread::{UnshareFlags, unshare_unsafe};
     use std::fs::read_to_string;
 
-    fn start(program: &str, arguments: &[&str], log: &File) -> io::Result<Pid> {
+    fn start(program: &str, arguments: &[&str], log: &File) -> Result<Pid, Error> {
         start_in(None, program, arguments, log)
     }
 
@@ -405,7 +440,7 @@ mod tests {
         program: &str,
         arguments: &[&str],
         log: &File,
-    ) -> io::Result<Pid> {
+    ) -> Result<Pid, Error> {
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
         spawn(&Launch {
             program: Path::new(program),
@@ -413,8 +448,10 @@ mod tests {
             inherited: &[],
             placed: &[],
             log,
+            output: None,
             may_override_modes: false,
             cell,
+            cgroup: None,
         })
     }
 
@@ -604,12 +641,19 @@ mod tests {
     #[test]
     fn a_program_that_cannot_be_executed_is_told_and_leaves_no_child() {
         let log = tempfile::tempfile().unwrap();
-        let error = start("/no/such/program", &[], &log).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        let error = start("/etc/passwd", &[], &log).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
-        let error = start("/bin/true", &["nul\0in it"], &log).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        let kind = |program: &str, arguments: &[&str]| match start(program, arguments, &log)
+            .unwrap_err()
+        {
+            Error::Path { path, source, .. } => {
+                assert_eq!(path, Path::new(program));
+                source.kind()
+            }
+            other => panic!("{other}"),
+        };
+        assert_eq!(kind("/no/such/program", &[]), io::ErrorKind::NotFound);
+        assert_eq!(kind("/etc/passwd", &[]), io::ErrorKind::PermissionDenied);
+        let refused = kind("/bin/true", &["nul\0in it"]);
+        assert_eq!(refused, io::ErrorKind::InvalidInput);
         let children = read_to_string("/proc/thread-self/children");
         assert_eq!(children.unwrap_or_default(), "");
     }

@@ -12,7 +12,9 @@ use super::vmm::Vmm;
 use super::{MEMORY_FILE, Qemu, STATE_FILE};
 use crate::error::Error;
 use crate::log::open_log;
-use crate::process::{Confined, Confinement, Launch, Needs, Process, User, open_taps, spawn};
+use crate::process::{
+    Cgroup, Confined, Confinement, Launch, Needs, Process, User, open_taps, spawn,
+};
 use crate::socket::{Listener, connect_at};
 use crate::span::{Timeline, now};
 use crate::spec::{AgentDevice, Backing, VmSpec};
@@ -120,6 +122,7 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
         .chain(handed.all().map(AsFd::as_fd))
         .chain(user.map(User::lock))
         .collect();
+    let cgroup = Cgroup::of(spec)?;
     let cell = driver.confinement.cell(Needs::default())?;
     let pid = spawn(&Launch {
         program: &driver.program,
@@ -127,10 +130,11 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
         inherited: &inherited,
         placed: &[],
         log: &log,
+        output: None,
         may_override_modes: cell.is_none() && opens_for_writing(driver, spec),
         cell: cell.as_ref(),
-    })
-    .map_err(Error::path("execve", &driver.program))?;
+        cgroup: cgroup.as_ref(),
+    })?;
     let process = Process::child(pid)?;
     let at = timeline.since("fork, execve", begun);
     Ok(Started {

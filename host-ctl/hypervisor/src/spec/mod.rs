@@ -41,6 +41,10 @@ pub struct VmSpec {
     pub cpu_model: Option<String>,
     /// File for the VMM's standard error, which is appended to.
     pub log: PathBuf,
+    /// The directory of the cgroup that the VMM is started in (cgroup v2); made
+    /// by the caller, who also sets its limits. `None` is the caller's own.
+    #[serde(default)]
+    pub cgroup: Option<PathBuf>,
 }
 
 /// A guest's RAM.
@@ -179,6 +183,9 @@ pub struct Rebind {
     pub disks: BTreeMap<String, PathBuf>,
     /// What network interfaces are connected to, by the interface's id.
     pub nics: BTreeMap<String, NicBackend>,
+    /// The cgroup that its VMM is started in. None is the caller's own: that of
+    /// the saved VM is never this one's.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// The longest kernel command line: COMMAND_LINE_SIZE is 2048 on x86, with the
@@ -196,6 +203,7 @@ impl VmSpec {
     /// another kind.
     pub fn rebound(&self, rebind: &Rebind) -> Result<Self, Error> {
         let mut spec = self.clone();
+        spec.cgroup.clone_from(&rebind.cgroup);
         fn set<T: Clone>(old: &mut T, new: Option<&T>) {
             if let Some(new) = new {
                 old.clone_from(new);
@@ -288,11 +296,17 @@ impl VmSpec {
             }
             AgentDevice::Vsock { .. } => None,
         };
+        let cgroup = self.cgroup.as_deref().map(|path| ("cgroup", path));
         let disks = self
             .disks
             .iter()
             .map(|disk| ("disks.path", disk.path.as_path()));
-        let mut all = fixed.into_iter().chain(memory).chain(agent).chain(disks);
+        let mut all = fixed
+            .into_iter()
+            .chain(memory)
+            .chain(agent)
+            .chain(cgroup)
+            .chain(disks);
         all.try_for_each(|(field, path)| clean_path(field, path).map(drop))
     }
 

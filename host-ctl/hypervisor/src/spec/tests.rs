@@ -33,6 +33,7 @@ fn spec() -> VmSpec {
         }],
         cpu_model: None,
         log: "/log".into(),
+        cgroup: None,
     }
 }
 
@@ -116,6 +117,7 @@ fn a_rebind_changes_what_it_names_and_nothing_else() {
         }),
         disks: [("b".to_owned(), PathBuf::from("/c"))].into(),
         nics: [("n".to_owned(), NicBackend::User)].into(),
+        cgroup: Some("/sys/fs/cgroup/clone".into()),
         ..Rebind::default()
     };
     let mut expected = spec();
@@ -130,6 +132,7 @@ fn a_rebind_changes_what_it_names_and_nothing_else() {
     };
     expected.disks[1].path = "/c".into();
     expected.nics[0].backend = NicBackend::User;
+    expected.cgroup = Some("/sys/fs/cgroup/clone".into());
     assert_eq!(spec().rebound(&rebind).unwrap(), expected);
 }
 

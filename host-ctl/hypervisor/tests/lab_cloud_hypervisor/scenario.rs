@@ -53,6 +53,7 @@ impl Scene {
             nics: Vec::new(),
             cpu_model: None,
             log: self.path(&format!("{name}.log")),
+            cgroup: None,
         }
     }
 

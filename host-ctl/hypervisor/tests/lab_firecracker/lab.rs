@@ -90,6 +90,7 @@ impl Lab {
             nics: Vec::new(),
             cpu_model: None,
             log: run.join("vmm.log"),
+            cgroup: None,
         }
     }
 

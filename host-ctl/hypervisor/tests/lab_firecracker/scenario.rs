@@ -59,6 +59,7 @@ impl Scene {
             nics: Vec::new(),
             cpu_model: None,
             log: own.join("log"),
+            cgroup: None,
         }
     }
 

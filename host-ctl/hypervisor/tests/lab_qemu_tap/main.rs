@@ -46,6 +46,7 @@ mod qemu {
             }],
             cpu_model: None,
             log: directory.join("vmm.log"),
+            cgroup: None,
         }
     }
 

@@ -45,6 +45,7 @@ fn spec(disks: usize, nics: usize) -> VmSpec {
         nics: (0..nics).map(nic).collect(),
         cpu_model: None,
         log: "/run/log".into(),
+        cgroup: None,
     }
 }
 

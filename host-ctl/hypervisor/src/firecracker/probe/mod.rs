@@ -112,10 +112,12 @@ async fn run_guest(program: &Path, confinement: &Confinement) -> Result<(), Erro
         inherited: &held,
         placed: &[(kernel.as_fd(), KERNEL), (configuration.as_fd(), INITRD)],
         log: &output,
+        output: None,
         may_override_modes: false,
         cell: cell.as_ref(),
+        cgroup: None,
     };
-    let pid = spawn(&launch).map_err(Error::path("execve", program))?;
+    let pid = spawn(&launch)?;
     let process = Process::child(pid)?;
     let ended = timeout(DEADLINE, process.exited()).await;
     let Ok(exit) = ended else {

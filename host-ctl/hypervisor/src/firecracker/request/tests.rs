@@ -29,6 +29,7 @@ fn spec() -> VmSpec {
         nics: Vec::new(),
         cpu_model: None,
         log: "/run/secret/log".into(),
+        cgroup: None,
     }
 }
 

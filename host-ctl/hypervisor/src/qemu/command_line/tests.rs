@@ -45,6 +45,7 @@ fn spec() -> VmSpec {
         }],
         cpu_model: None,
         log: "/log".into(),
+        cgroup: None,
     }
 }
 

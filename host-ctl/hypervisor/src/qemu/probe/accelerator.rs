@@ -46,8 +46,9 @@ pub struct AcceleratorProbe {
     pub accelerator: Accelerator,
     /// Why it is this one.
     pub reason: String,
-    /// What the answer depends on.
-    key: Key,
+    /// What the answer depends on; none where nothing was shown, so that it is
+    /// asked again.
+    key: Option<Key>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,26 +79,45 @@ pub(super) async fn probe(
         host: KvmHost::here(),
         version: version_text.to_owned(),
     };
-    if let Some(known) = known.filter(|known| known.key == key) {
+    if let Some(known) = known.filter(|known| known.is_answer_to(&key)) {
         return known.clone();
     }
-    let (accelerator, reason) = match try_kvm(request.kernel, tried).await {
-        Ok(reason) => (Accelerator::Kvm, reason),
-        Err(reason) => (Accelerator::Tcg, reason),
-    };
-    AcceleratorProbe {
-        accelerator,
-        reason,
-        key,
+    AcceleratorProbe::of(try_kvm(request.kernel, tried).await, key)
+}
+
+impl AcceleratorProbe {
+    /// What follows from a try: that of one which could not be made holds for
+    /// this time only.
+    fn of(tried: Result<Result<String, String>, Error>, key: Key) -> Self {
+        let (accelerator, reason, key) = match tried {
+            Ok(Ok(reason)) => (Accelerator::Kvm, reason, Some(key)),
+            Ok(Err(reason)) => (Accelerator::Tcg, reason, Some(key)),
+            Err(error) => {
+                let reason = format!("kvm could not be tried: {error}");
+                (Accelerator::Tcg, reason, None)
+            }
+        };
+        Self {
+            accelerator,
+            reason,
+            key,
+        }
+    }
+
+    fn is_answer_to(&self, key: &Key) -> bool {
+        self.key.as_ref() == Some(key)
     }
 }
 
-/// Says why KVM can be used, or why not.
-async fn try_kvm(kernel: Option<&Path>, tried: Tried<'_>) -> Result<String, String> {
-    let kernel = kernel.ok_or("no kernel was given to try kvm with")?;
-    open_kvm().map_err(|error| format!("open {KVM}: {error}"))?;
-    let heard = run(kernel, tried).await;
-    heard.map_err(|error| format!("kvm could not be tried: {error}"))?
+/// Says why KVM can be used, or why not; an error, why that cannot be said.
+async fn try_kvm(kernel: Option<&Path>, tried: Tried<'_>) -> Result<Result<String, String>, Error> {
+    let Some(kernel) = kernel else {
+        return Ok(Err("no kernel was given to try kvm with".to_owned()));
+    };
+    if let Err(error) = open_kvm() {
+        return Ok(Err(format!("open {KVM}: {error}")));
+    }
+    run(kernel, tried).await
 }
 
 /// Starts the kernel, without a root file system, and listens to its console.
@@ -134,10 +154,12 @@ async fn run(kernel: &Path, tried: Tried<'_>) -> Result<Result<String, String>, 
         inherited: &inherited,
         placed: &[],
         log: &log,
+        output: None,
         may_override_modes: false,
         cell: cell.as_ref(),
+        cgroup: None,
     };
-    let pid = spawn(&launch).map_err(Error::path("execve", program))?;
+    let pid = spawn(&launch)?;
     let process = Process::child(pid)?;
     drop(theirs);
 
@@ -235,4 +257,34 @@ async fn listen(console: &UnixStream, progress: &mut Progress) -> Listening {
         heard.drain(..surplus);
     }
     Listening::Ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> Key {
+        Key {
+            kernel_digest: Some("digest".to_owned()),
+            host: KvmHost::here(),
+            version: "7.2.0".to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_a_try_has_shown_is_kept_and_that_there_was_none_is_not() {
+        let words = || "words".to_owned();
+        for shown in [Ok(words()), Err(words())] {
+            let probe = AcceleratorProbe::of(Ok(shown.clone()), key());
+            assert_eq!(probe.accelerator == Accelerator::Kvm, shown.is_ok());
+            let text = serde_json::to_string(&probe).unwrap();
+            let kept: AcceleratorProbe = serde_json::from_str(&text).unwrap();
+            assert!(kept.is_answer_to(&key()), "{shown:?}");
+        }
+        let reason = "clone with namespaces of its own: no space".to_owned();
+        let probe = AcceleratorProbe::of(Err(Error::Confinement { reason }), key());
+        assert_eq!(probe.accelerator, Accelerator::Tcg);
+        assert!(probe.reason.contains("could not be tried"), "{probe:?}");
+        assert!(!probe.is_answer_to(&key()));
+    }
 }
