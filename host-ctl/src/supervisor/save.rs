@@ -126,6 +126,26 @@ impl Save {
         }
     }
 
+    /// One that has come to a step which never ends; it holds `held`.
+    #[cfg(test)]
+    pub(super) fn stuck(freezing: bool, client: Client, held: impl Send + 'static) -> Self {
+        let step = async move {
+            let _held = held;
+            pending().await
+        };
+        Self {
+            name: "second".parse().unwrap(),
+            client,
+            phase: if freezing {
+                Phase::Freezing
+            } else {
+                Phase::Quiescing
+            },
+            timeline: Timeline::new(),
+            step: Box::pin(step),
+        }
+    }
+
     /// Gives it up, and tells who asked for it.
     pub(super) fn give_up(self) -> oneshot::Receiver<()> {
         let reason = "it was stopped before it was a template".to_owned();

@@ -23,11 +23,15 @@ struct Scene {
     service: JoinHandle<Result<(), ServeError>>,
 }
 
-impl Scene {
-    fn set() -> Self {
-        Self::with_kernel(tempfile::tempdir().unwrap(), "/k".into())
-    }
+/// A stand-in in a state root of its own, and what supervises it.
+struct Stage {
+    root: tempfile::TempDir,
+    vm: Arc<StandIn>,
+    supervised: Supervised,
+    sockets: Sockets,
+}
 
+impl Stage {
     fn with_kernel(root: tempfile::TempDir, kernel: PathBuf) -> Self {
         let paths = Paths::below(&root.path().join("state")).unwrap();
         let id = SandboxId::random().unwrap();
@@ -53,7 +57,7 @@ impl Scene {
         };
         let sockets = Sockets::bind(&directory).unwrap();
         let supervised = Supervised {
-            paths: paths.clone(),
+            paths,
             vm: Arc::from(stand_in as Box<dyn Vm>),
             link: AgentLink::keep(nowhere, None),
             console: None,
@@ -61,11 +65,32 @@ impl Scene {
             record,
         };
         Self {
+            root,
+            vm,
+            supervised,
+            sockets,
+        }
+    }
+}
+
+impl Scene {
+    fn set() -> Self {
+        Self::with_kernel(tempfile::tempdir().unwrap(), "/k".into())
+    }
+
+    fn with_kernel(root: tempfile::TempDir, kernel: PathBuf) -> Self {
+        let Stage {
+            root,
+            vm,
+            supervised,
+            sockets,
+        } = Stage::with_kernel(root, kernel);
+        Self {
             _root: root,
             vm,
-            id,
+            id: supervised.record.id.clone(),
             // A dead supervisor cannot be revived by a program that is none.
-            commands: Supervisors::with_program(paths, "/nonexistent".into()),
+            commands: Supervisors::with_program(supervised.paths.clone(), "/nonexistent".into()),
             service: tokio::spawn(supervised.serve(sockets)),
         }
     }
@@ -349,4 +374,77 @@ fn dials_both_sockets() {
             answer => println!("answer: {answer}"),
         }
     }
+}
+
+/// Somebody who asks and is told on another way than a connection.
+fn client() -> (Client, oneshot::Receiver<Reply>) {
+    let (answer, answered) = oneshot::channel();
+    let (_, written) = oneshot::channel();
+    (Client { answer, written }, answered)
+}
+
+/// Stops a sandbox whose save is quiescing, or freezing, its guest, and sees what
+/// becomes of it.
+async fn stop_amid_a_save(freezing: bool) {
+    let Stage {
+        root: _root,
+        vm,
+        mut supervised,
+        sockets: _sockets,
+    } = Stage::with_kernel(tempfile::tempdir().unwrap(), "/k".into());
+    supervised.write_state(State::Saved).unwrap();
+    let (saver, told) = client();
+    let step = Arc::new(());
+    let mut save = Some(Save::stuck(freezing, saver, Arc::clone(&step)));
+    let needs_vm = save.as_ref().is_some_and(Save::needs_vm);
+    assert_eq!(
+        needs_vm, !freezing,
+        "a VM that is being killed ends unheard"
+    );
+
+    // What else is asked has to wait.
+    let (other, answered) = client();
+    let asked = Asked {
+        request: Request::Resume {},
+        client: other,
+    };
+    supervised.hear(asked, &mut save).await;
+    let refused = answered.await.unwrap();
+    assert!(matches!(refused, Reply::Failed { .. }), "{refused:?}");
+    assert_eq!(Arc::strong_count(&step), 2, "its step goes on");
+
+    // A guest that may be frozen is given no grace: an hour would be one.
+    let (stopper, answered) = client();
+    let asked = Asked {
+        request: Request::Stop {
+            grace_millis: 3_600_000,
+        },
+        client: stopper,
+    };
+    let written = timeout(Duration::from_secs(5), supervised.hear(asked, &mut save));
+    assert_eq!(written.await.unwrap().len(), 2, "both are answered");
+    assert!(vm.is_over.load(Ordering::SeqCst));
+    assert!(save.is_none());
+    assert_eq!(Arc::strong_count(&step), 1, "what the step held is gone");
+    let Reply::Status(status) = answered.await.unwrap() else {
+        panic!("the stop failed");
+    };
+    assert_eq!(status.state, State::Stopped);
+    let Reply::Failed { reason } = told.await.unwrap() else {
+        panic!("it was saved");
+    };
+    assert!(reason.contains("stopped before"), "{reason}");
+    let record = SandboxRecord::read(&supervised.paths, &supervised.record.id).unwrap();
+    assert_eq!(record.state, State::Stopped);
+    assert_eq!(record.exit.as_deref(), Some("killed by stop"));
+}
+
+#[test]
+fn a_stop_ends_a_save_whose_guest_is_asked_to_freeze() {
+    run(stop_amid_a_save(false));
+}
+
+#[test]
+fn a_stop_ends_a_save_whose_vm_is_being_saved() {
+    run(stop_amid_a_save(true));
 }
