@@ -115,6 +115,10 @@ pub enum TemplateCommand {
     Inspect(TemplateArgument),
     /// Hashes every file of a template against its manifest.
     Verify(TemplateArgument),
+    /// Writes a template to one file, encrypted.
+    Export(TemplateExportArguments),
+    /// Makes a template of such a file.
+    Import(TemplateImportArguments),
     /// Removes a template; its clones live on.
     Rm(TemplateArgument),
 }
@@ -235,6 +239,48 @@ pub struct TemplateSaveArguments {
     pub sandbox: String,
 }
 
+/// `template export`.
+#[derive(Debug, Args)]
+pub struct TemplateExportArguments {
+    /// The template's name, or its digest or the beginning of it.
+    pub template: String,
+    /// The file, which must not be there yet.
+    #[arg(short = 'o', long = "file", value_name = "FILE")]
+    pub file: PathBuf,
+    /// A secret that whoever is to import it has too: 64 hexadecimal digits, in a
+    /// file that nobody else may read.
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Does not encrypt it: whoever reads the file has all that was in the
+    /// guest's memory. With --key-file it is signed.
+    #[arg(long)]
+    pub plaintext: bool,
+}
+
+/// `template import`.
+#[derive(Debug, Args)]
+pub struct TemplateImportArguments {
+    /// The file.
+    pub file: PathBuf,
+    /// By which name the template is to be found.
+    #[arg(long)]
+    pub name: Option<TemplateName>,
+    /// The secret that it was made with; what was made without is refused.
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// Takes a file that nothing shows the maker of.
+    #[arg(long, conflicts_with = "key_file")]
+    pub trust_unsigned: bool,
+    /// Takes another user's template: clones of both then have in common how fast
+    /// pages of it are read (the host's cache), kernel and program addresses,
+    /// stack canaries, TCP sequence secrets and what else lay in memory.
+    #[arg(long)]
+    pub share: bool,
+    /// The most that its files may take of the disk, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 64 << 10)]
+    pub limit: u32,
+}
+
 /// A template by name or digest.
 #[derive(Debug, Args)]
 pub struct TemplateArgument {
@@ -254,6 +300,11 @@ pub struct CloneArguments {
     /// What the VMM cannot do is refused.
     #[arg(long, value_name = "MODE", value_enum)]
     pub memory: Option<CloneMemory>,
+    /// Takes another user's template: clones of both then have in common how fast
+    /// pages of it are read (the host's cache), kernel and program addresses,
+    /// stack canaries, TCP sequence secrets and what else lay in memory.
+    #[arg(long)]
+    pub share: bool,
     /// Starts the VMM without namespaces and a user of its own, also where they
     /// could be had.
     #[arg(long)]

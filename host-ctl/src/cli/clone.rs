@@ -7,7 +7,7 @@ use super::text::{Table, escape};
 use super::{CliError, Context, runtime};
 use crate::config::{SandboxId, TemplateDigest};
 use crate::host::explain;
-use crate::store::Store;
+use crate::store::{LEAKS, Store};
 use crate::supervisor::client::{ClientError, Supervisors};
 use crate::supervisor::order::{Handover, Making, Order};
 use crate::timeline::{Report, Timeline, now};
@@ -63,7 +63,10 @@ struct Failure {
 pub(super) fn clone(context: &Context, arguments: &CloneArguments) -> Result<ExitCode, CliError> {
     let timeline = Timeline::new();
     timeline.record("start of host-ctl", context.begun, now());
-    let store = Store::open(context.paths())?;
+    let mut store = Store::open(context.paths())?;
+    if arguments.share {
+        store = store.shared();
+    }
     let digest = {
         let _span = timeline.step("clone: resolve the template");
         store.resolve(&arguments.template)?
@@ -72,6 +75,7 @@ pub(super) fn clone(context: &Context, arguments: &CloneArguments) -> Result<Exi
         making: Making::Clone {
             template: digest.clone(),
             memory: arguments.memory.map(CloneMemory::mode),
+            share: arguments.share,
         },
         insecure: arguments.insecure,
         readiness: if arguments.ready {
@@ -305,6 +309,13 @@ fn tables(rows: &[Row]) -> String {
             let (id, reason) = (&handover.sandbox, escape(reason));
             let _ = writeln!(text, "{id}: cold boot instead, because {reason}");
         }
+        if let Some(owner) = handover.shared_with {
+            let id = &handover.sandbox;
+            let _ = writeln!(
+                text,
+                "{id}: has in common with clones of uid {owner}: {LEAKS}"
+            );
+        }
     }
     text
 }
@@ -415,6 +426,7 @@ mod tests {
             sandbox,
             confined: hypervisor::Confined::Namespaces,
             limited: Limited::Nothing("here".to_owned()),
+            shared_with: None,
         };
         row(handover, &[], None, 1_000_000)
     }
@@ -447,6 +459,17 @@ mod tests {
         );
         assert!(text.contains("1 ready, 0 failed"), "{text}");
         assert!(text.contains("<= 1.50 ms"), "{text}");
+    }
+
+    #[test]
+    fn a_clone_of_another_owners_template_says_what_that_leaks() {
+        let mut row = some_row(None);
+        row.handover.shared_with = Some(1234);
+        let text = describe(&some_outcome(vec![row]), false);
+        assert!(text.contains("uid 1234"), "{text}");
+        for leak in ["cache", "addresses of kernel", "canaries", "tcp sequence"] {
+            assert!(text.contains(leak), "{leak}: {text}");
+        }
     }
 
     #[test]

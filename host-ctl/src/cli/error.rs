@@ -4,7 +4,7 @@ use super::attach::AttachError;
 use crate::config::{ConfigError, NameError};
 use crate::host::{CallFailed, RecordError};
 use crate::sandbox::driver::DriverError;
-use crate::store::{CloneRefusal, StoreError};
+use crate::store::{ArchiveError, CloneRefusal, StoreError};
 use crate::supervisor::client::ClientError;
 use crate::template::BuildError;
 use std::io;
@@ -31,6 +31,9 @@ pub enum CliError {
     /// There is no such template, or it cannot be used.
     #[error(transparent)]
     Template(#[from] CloneRefusal),
+    /// A template was not exported or imported.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     /// No template was built.
     #[error("build the template")]
     Build(#[from] BuildError),

@@ -2,6 +2,7 @@
 //! resolves what was meant, acts as a client of supervisors and store, and
 //! prints. Errors are told once, here.
 
+mod archive;
 pub mod arguments;
 pub mod attach;
 mod clone;

@@ -1,10 +1,10 @@
-//! `template build|save|list|inspect|verify|rm`.
+//! `template build|save|list|inspect|verify|rm`; see `archive` for the others.
 
 use super::arguments::{
     TemplateArgument, TemplateBuildArguments, TemplateCommand, TemplateSaveArguments,
 };
 use super::text::{Table, bytes, escape, since};
-use super::{CliError, Context, runtime};
+use super::{CliError, Context, archive, runtime};
 use crate::config::{SandboxId, TemplateDigest, TemplateName};
 use crate::sandbox::driver::{GuestKernel, driver};
 use crate::store::{CloneRefusal, ColdBoots, Manifest, SavedWarmUp, Store, Summary};
@@ -25,6 +25,8 @@ pub(super) fn template(context: &Context, command: TemplateCommand) -> Result<Ex
         TemplateCommand::List => list(context, &store),
         TemplateCommand::Inspect(argument) => inspect(context, &store, &argument),
         TemplateCommand::Verify(argument) => verify(context, &store, &argument),
+        TemplateCommand::Export(arguments) => archive::export(context, &store, &arguments),
+        TemplateCommand::Import(arguments) => archive::import(context, &store, &arguments),
         TemplateCommand::Rm(argument) => remove(context, &store, &argument),
     }
 }

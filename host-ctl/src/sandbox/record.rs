@@ -33,6 +33,9 @@ pub struct SandboxRecord {
     pub spec: SandboxSpec,
     /// The template it was cloned from.
     pub template: Option<TemplateDigest>,
+    /// The owner of that template, if that is another user.
+    #[serde(default)]
+    pub shared_with: Option<u32>,
     /// How many saves lie between it and its first boot; 0 for a boot.
     #[serde(default)]
     pub saves: u32,
@@ -76,6 +79,7 @@ impl SandboxRecord {
                 .map_or(0, |time| time.as_secs()),
             spec,
             template: None,
+            shared_with: None,
             saves: 0,
             warm_up: SavedWarmUp::default(),
             fallback: None,

@@ -101,19 +101,23 @@ impl Store {
             .map_err(failed("open", &draft))?;
         copy(file, &copied).map_err(failed("copy", source))?;
         // The copy is what will be used, so the copy is what is hashed.
-        let sha256 = Sha256::of_file(&copied).map_err(failed("read", &draft))?;
-        copied
-            .set_permissions(Permissions::from_mode(0o400))
-            .map_err(failed("chmod", &draft))?;
-        share_with_vmms(&copied, &draft, 0o400)?;
-        copied.sync_all().map_err(failed("fsync", &draft))?;
+        self.keep(&draft)
+    }
+
+    /// Keeps a file that lies in a staging directory, which it leaves.
+    pub(super) fn keep(&self, draft: &Path) -> Result<Blob, StoreError> {
+        let file = open_blob(draft).map_err(failed("open", draft))?;
+        let sha256 = Sha256::of_file(&file).map_err(failed("read", draft))?;
+        file.set_permissions(Permissions::from_mode(0o400))
+            .map_err(failed("chmod", draft))?;
+        share_with_vmms(&file, draft, 0o400)?;
+        file.sync_all().map_err(failed("fsync", draft))?;
         // Locked before it has its name, so that no sweep comes in between.
-        let lock = open_blob(&draft).map_err(failed("open", &draft))?;
-        let lock = flock_within(lock, FlockOperation::LockShared, SWEEP_WAIT)
-            .map_err(failed("flock", &draft))?
-            .ok_or_else(|| StoreError::SweepBusy(draft.clone()))?;
+        let lock = flock_within(file, FlockOperation::LockShared, SWEEP_WAIT)
+            .map_err(failed("flock", draft))?
+            .ok_or_else(|| StoreError::SweepBusy(draft.to_owned()))?;
         let path = self.blob_path(&sha256);
-        fs::rename(&draft, &path).map_err(failed("rename", &path))?;
+        fs::rename(draft, &path).map_err(failed("rename", &path))?;
         sync_directory(&self.blobs())?;
         let metadata = lock.metadata().map_err(failed("fstat", &path))?;
         self.remember(&path, &metadata, &sha256);

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::LEAKS;
 use crate::config::{ConfigError, NameError, TemplateDigest};
 use crate::host::{CallFailed, LockError, RecordError, TreeError, explain};
 
@@ -85,7 +86,10 @@ pub enum CloneRefusal {
     #[error("its manifest is that of template {0}")]
     Misplaced(TemplateDigest),
     /// Another user made it.
-    #[error("it belongs to uid {owner}, this is uid {user}")]
+    #[error(
+        "it belongs to uid {owner}, this is uid {user}; --share takes it all the same, and with it \
+         that clones of both have in common {LEAKS}"
+    )]
     Owner {
         /// Who made it.
         owner: u32,

@@ -15,6 +15,7 @@
 //! VM. What is published is never written again; a template is replaced only
 //! by another directory.
 
+mod archive;
 mod blob;
 mod check;
 mod cold_boots;
@@ -40,6 +41,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{Paths, private_directory};
 
+pub use archive::{ArchiveError, ArchiveKey, Imported, LEAKS, Protection, Trust};
 pub use blob::Blob;
 pub use check::Checked;
 pub use cold_boots::ColdBoots;
@@ -58,6 +60,8 @@ pub use template::{Summary, Template};
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    /// Whether templates of other owners are taken.
+    shares: bool,
 }
 
 impl Store {
@@ -68,6 +72,7 @@ impl Store {
     pub fn open(paths: &Paths) -> Result<Store, StoreError> {
         let store = Store {
             root: paths.store.clone(),
+            shares: false,
         };
         private_directory(&store.root)?;
         for directory in [
@@ -82,6 +87,14 @@ impl Store {
             private_directory(&directory)?;
         }
         Ok(store)
+    }
+
+    /// The same store, whose templates are taken whoever made them. Clones of
+    /// theirs and ours have [`LEAKS`] in common then.
+    #[must_use]
+    pub fn shared(mut self) -> Store {
+        self.shares = true;
+        self
     }
 
     fn root(&self) -> &Path {

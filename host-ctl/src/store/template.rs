@@ -118,7 +118,7 @@ impl Store {
     }
 
     /// Reads a template's manifest and checks that it is this store's, this
-    /// user's and that template's.
+    /// user's ([`Store::shared`] takes any) and that template's.
     ///
     /// # Errors
     /// When there is none, or it is not.
@@ -145,7 +145,7 @@ impl Store {
             return Err(CloneRefusal::Misplaced(own));
         }
         let user = geteuid().as_raw();
-        if requirements.owner != user {
+        if requirements.owner != user && !self.shares {
             return Err(CloneRefusal::Owner {
                 owner: requirements.owner,
                 user,

@@ -14,25 +14,25 @@ use crate::timeline::Timeline;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-struct Home {
+pub(super) struct Home {
     directory: tempfile::TempDir,
-    store: Store,
+    pub(super) store: Store,
 }
 
 impl Home {
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.directory.path()
     }
 }
 
-fn home() -> Home {
+pub(super) fn home() -> Home {
     let directory = tempfile::tempdir().unwrap();
     let paths = Paths::below(&directory.path().join("state")).unwrap();
     let store = Store::open(&paths).unwrap();
     Home { directory, store }
 }
 
-fn requirements(vcpus: u8) -> Requirements {
+pub(super) fn requirements(vcpus: u8) -> Requirements {
     let image = Sha256::of(b"image");
     Requirements {
         format: FORMAT,
@@ -87,7 +87,7 @@ fn saved(store: &Store) -> Staging {
     staging
 }
 
-fn build(store: &Store, requirements: &Requirements, blobs: &[Blob]) -> Published {
+pub(super) fn build(store: &Store, requirements: &Requirements, blobs: &[Blob]) -> Published {
     let Claim::Build(lock) = store.claim(requirements, DEADLINE).unwrap() else {
         panic!("there is one already");
     };

@@ -28,6 +28,7 @@ use crate::timeline::{Timeline, now};
 use agent_client::{AgentClient, ClientError};
 use hypervisor::{Accelerator, Backing, MemoryMode};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 use std::time::Duration;
 
 /// How long the agent of a sandbox that was just booted may take to accept a
@@ -131,6 +132,8 @@ struct Plan {
     memory: Option<MemoryMode>,
     spec: SandboxSpec,
     template: Option<TemplateDigest>,
+    /// Its owner, if that is another user.
+    shared_with: Option<u32>,
     /// What a boot in place of a clone still lacks.
     warm_up: SavedWarmUp,
     /// How many saves the template is from its first boot, if it was saved from
@@ -157,8 +160,19 @@ pub(super) async fn make(
         Making::Boot { spec, kernel } => {
             plan_of_boot(paths, spec, &kernel, order.insecure, &timeline).await
         }
-        Making::Clone { template, memory } => {
-            plan_of_clone(paths, template, memory, order.insecure, &timeline).await
+        Making::Clone {
+            template,
+            memory,
+            share,
+        } => {
+            let store = Store::open(paths).map(|store| if share { store.shared() } else { store });
+            match store {
+                Ok(store) => {
+                    let taken = (store, template);
+                    plan_of_clone(paths, taken, memory, order.insecure, &timeline).await
+                }
+                Err(error) => Err(error.into()),
+            }
         }
     };
     let made = match made {
@@ -191,6 +205,7 @@ async fn plan_of_boot(
         memory: None,
         spec,
         template,
+        shared_with: None,
         warm_up: SavedWarmUp::default(),
         saved: None,
         clone: clone.map_or(Err(None), |clone| clone.map_err(Some)),
@@ -199,14 +214,13 @@ async fn plan_of_boot(
 
 async fn plan_of_clone(
     paths: &Paths,
-    digest: TemplateDigest,
+    (store, digest): (Store, TemplateDigest),
     memory: Option<MemoryMode>,
     insecure: bool,
     timeline: &Timeline,
 ) -> Result<Plan, MakeError> {
-    let (store, template, spec, kernel, warm_up, saved) = {
+    let (template, spec, kernel, warm_up, saved, owner) = {
         let _span = timeline.step("clone: read the manifest");
-        let store = Store::open(paths)?;
         let spec = cold_spec(&store, &digest).map_err(MakeError::NoSpec)?;
         if spec.has_slots() {
             return Err(MakeError::Empty);
@@ -216,7 +230,8 @@ async fn plan_of_clone(
         let kernel = requirements.machine.kernel.clone();
         let saved = requirements.origin.as_ref().map(|origin| origin.generation);
         let warm_up = requirements.warm_up.clone();
-        (store, template, spec, kernel, warm_up, saved)
+        let owner = requirements.owner;
+        (template, spec, kernel, warm_up, saved, owner)
     };
     let driver = {
         let _span = timeline.step("clone: probe the vmm");
@@ -247,6 +262,7 @@ async fn plan_of_clone(
         memory,
         spec,
         template: Some(digest),
+        shared_with: (owner != geteuid().as_raw()).then_some(owner),
         warm_up,
         saved,
         clone: clone.map_err(Some),
@@ -323,6 +339,7 @@ async fn carry_out(
     }
     if plan.template.is_some() && fallback.is_none() {
         record.saves = plan.saved.unwrap_or(1);
+        record.shared_with = plan.shared_with;
     }
     record.fallback = fallback;
     commit(paths, directory, record, made, accelerator, timeline).await
@@ -488,6 +505,7 @@ async fn commit(
         accelerator,
         confined: made.vm.record().confined,
         limited: record.limited(),
+        shared_with: record.shared_with,
         addresses: record.head.tap.as_ref().map(|tap| tap.addresses),
         clock_error_nanos: made.clock_error_nanos,
         round_trip_nanos: made.round_trip_nanos,

@@ -45,6 +45,8 @@ pub enum Making {
         template: TemplateDigest,
         /// How its RAM gets there; none is the VMM's own way.
         memory: Option<MemoryMode>,
+        /// Whether another owner's template is taken.
+        share: bool,
     },
 }
 
@@ -91,6 +93,9 @@ pub struct Handover {
     pub confined: Confined,
     /// What limits its VMM.
     pub limited: Limited,
+    /// The owner of its template, if that is another user: see
+    /// [`crate::store::LEAKS`].
+    pub shared_with: Option<u32>,
     /// The addresses of its link, if it has a network.
     pub addresses: Option<AddressPair>,
     /// How far the guest's clock is from the host's, at most; none for a cold
@@ -120,6 +125,7 @@ mod tests {
             making: Making::Clone {
                 template: "a".repeat(64).parse().unwrap(),
                 memory: Some(MemoryMode::OnDemand),
+                share: true,
             },
         };
         let text = serde_json::to_string(&order).unwrap();

@@ -41,7 +41,7 @@ pub fn plan_clone(
     let capabilities = driver.capabilities();
     // Whose it is, is no question of what fits.
     let origin = have.origin.clone();
-    let wanted = requirements(
+    let mut wanted = requirements(
         &spec,
         &images,
         &have.warm_up,
@@ -49,6 +49,8 @@ pub fn plan_clone(
         capabilities,
         &platform,
     );
+    // Whose it may be, the store has decided.
+    wanted.owner = have.owner;
     if let Some(difference) = compare(&wanted, have).map_err(Box::new)? {
         return Err(difference.into());
     }
