@@ -345,3 +345,94 @@ fn a_guest_that_is_silent_after_its_resume_is_given_up_in_time_and_booted_cold()
     );
     assert!(processes::machines(home.path()).is_empty());
 }
+
+/// Whether a file holds these bytes.
+fn holds(path: &Path, wanted: &[u8]) -> bool {
+    let bytes = fs::read(path).unwrap();
+    // The first byte alone is looked for quickly.
+    let mut at = 0;
+    while let Some(found) = bytes[at..].iter().position(|byte| *byte == wanted[0]) {
+        at += found;
+        if bytes[at..].starts_with(wanted) {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
+
+#[test]
+fn what_the_guest_freed_before_the_freeze_is_in_no_template_and_what_it_kept_is() {
+    let home = Home::new();
+    // Nobody tells the guest the marker itself: it computes it, into the memory
+    // of a shell, a pipe and a file, many times over.
+    let remember = |word: &str, then: &str| {
+        format!(
+            "sh -c 'h=$(echo {word} | sha256sum); for i in 1 2 3 4 5 6 7 8; do h=$h$h; done; \
+             echo $h > /tmp/{word}; {then}'"
+        )
+    };
+    let (freed, kept) = (
+        remember("freed", "busybox rm /tmp/freed"),
+        remember("kept", "true"),
+    );
+    let rootfs = images::busybox();
+    let mut arguments = vec!["template", "build", "shell", "--memory", "128", "--rootfs"];
+    arguments.extend([
+        rootfs.to_str().unwrap(),
+        "--warm",
+        &freed,
+        "--warm",
+        &kept,
+        "--",
+    ]);
+    arguments.extend(COMMAND);
+    let built = home.json(arguments);
+    let digest = built["digest"].as_str().unwrap();
+    let memory = home
+        .path()
+        .join("store/templates")
+        .join(digest)
+        .join("memory");
+    let marker = |word: &str| Sha256::of(format!("{word}\n").as_bytes()).to_string();
+    assert!(holds(&memory, marker("kept").as_bytes()), "it is not found");
+    assert!(!holds(&memory, marker("freed").as_bytes()), "it is found");
+}
+
+#[test]
+fn an_exported_template_wakes_in_another_home_and_nowhere_without_its_key() {
+    let (from, to) = (Home::new(), Home::new());
+    template(&from);
+    let [archive, key, other] = ["archive", "key", "other"].map(|name| from.path().join(name));
+    for (path, digits) in [(&key, "0a"), (&other, "0b")] {
+        fs::write(path, digits.repeat(32)).unwrap();
+        fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    }
+    let [archive, key, other] = [&archive, &key, &other].map(|path| path.to_str().unwrap());
+    let refused = from.failure(["template", "export", "shell", "-o", archive]);
+    assert!(refused.contains("--plaintext"), "{refused}");
+    let exported = from.json([
+        "template",
+        "export",
+        "shell",
+        "-o",
+        archive,
+        "--key-file",
+        key,
+    ]);
+    assert_eq!(exported["encrypted"], true, "{exported}");
+
+    let import = ["template", "import", archive, "--name", "shell"];
+    let refused = to.failure(import);
+    assert!(refused.contains("--trust-unsigned"), "{refused}");
+    let refused = to.failure(import.into_iter().chain(["--trust-unsigned"]));
+    assert!(refused.contains("encrypted"), "{refused}");
+    let refused = to.failure(import.into_iter().chain(["--key-file", other]));
+    assert!(refused.contains("not made with this key"), "{refused}");
+    let imported = to.json(import.into_iter().chain(["--key-file", key]));
+    assert_eq!(imported["digest"], exported["digest"]);
+    to.text(["template", "verify", "shell"]);
+    let clones = to.clone_template("shell", 1);
+    let id = sandbox(&clones[0]);
+    assert_eq!(to.text(["exec", id, "--", "echo", "works"]), "works\n");
+}
