@@ -365,6 +365,7 @@ mod tests {
                 backing: Backing::Anonymous,
                 cid: 3,
                 tap: None,
+                cgroup: None,
             })
         };
         assert!(vm(&empty).disks.iter().all(|disk| disk.path == files.slot));

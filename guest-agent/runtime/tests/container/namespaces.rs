@@ -411,7 +411,7 @@ fn owners_that_cannot_be_mapped_are_an_error_that_says_why() {
         let break_it: [Damage; 3] = [
             |spec| {
                 spec.mounts
-                    .push(crate::fixture::mount("/data", "tmpfs", &["idmap"]))
+                    .push(crate::fixture::mount("/data", "tmpfs", &["idmap"]));
             },
             |spec| {
                 let source = std::path::Path::new("/usr");

@@ -233,10 +233,10 @@ fn a_module_that_the_kernel_has_not_is_asked_of_no_process() {
         let (init, cgroup) = fixture.sleeper().await;
         let held: [(&str, Held); 3] = [
             ("AppArmor", |spec| {
-                spec.process.apparmor_profile = Some("some".into())
+                spec.process.apparmor_profile = Some("some".into());
             }),
             ("SELinux", |spec| {
-                spec.process.selinux_label = Some("a:b:c:s0".into())
+                spec.process.selinux_label = Some("a:b:c:s0".into());
             }),
             ("SELinux", |spec| spec.mount_label = Some("a:b:c:s0".into())),
         ];

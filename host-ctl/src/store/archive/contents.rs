@@ -92,7 +92,7 @@ impl Contents {
             }
         }
         self.check_files(u64::from(machine.memory_mib) << 20)?;
-        let disks = machine.disks.iter().map(|disk| &disk.image);
+        let disks = machine.disks.iter().filter_map(|disk| disk.image.as_ref());
         let wanted: BTreeSet<&str> = [&machine.kernel, &machine.initrd]
             .into_iter()
             .chain(disks)

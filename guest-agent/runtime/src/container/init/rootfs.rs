@@ -172,7 +172,7 @@ fn mount_parsed(
     }
     if options.copy_up {
         let given = |name: &&str| options.data.iter().any(|(key, _)| key == name);
-        if !["mode", "uid", "gid"].iter().any(|name| given(name)) {
+        if !["mode", "uid", "gid"].iter().any(given) {
             copy_up::copy_owner_and_mode(place.as_fd(), mount.as_fd())?;
         }
         copy_up::copy(place.as_fd(), mount.as_fd())?;
