@@ -26,6 +26,8 @@ done
 mkdir -p "$root/scratch" "$root/small"
 mount -t tmpfs -o size=1m,mode=0700 none "$root/small"
 export TMPDIR=/scratch
+# Where chroot is, out of users' way.
+PATH=$PATH:/usr/sbin:/sbin
 exec chroot "$root" "$@"
 "#;
 

@@ -208,6 +208,7 @@ fn a_process_that_is_added_is_in_the_user_namespace_too() {
         let error = exec.await.unwrap_err();
         assert!(error.to_string().contains("70000"), "{error}");
         fixture.remove(&created.cgroup).await;
+        assert_eq!(init.wait().await.code(), 137);
         assert_eq!(fixture.traces(), before);
     });
 }
