@@ -15,6 +15,7 @@ pub mod network;
 pub mod shared_files;
 pub mod storage;
 
+mod blocking;
 pub mod clock;
 pub mod entropy;
 pub mod guest_file;
@@ -25,4 +26,5 @@ pub mod metrics;
 mod ids;
 mod mount_options;
 
+pub use blocking::blocking;
 pub use ids::{ContainerId, ExecId, IdError};

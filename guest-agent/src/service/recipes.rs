@@ -84,13 +84,8 @@ where
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ServiceError> {
-    let outcome = Slot::default();
-    let slot = outcome.clone();
-    let work: Box<dyn FnOnce() + Send> = Box::new(move || slot.put(work()));
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| ServiceError::RecipePanicked)?;
-    outcome.take()
+    let outcome = guest_runtime::blocking(work).await;
+    outcome.map_err(|_| ServiceError::RecipePanicked)
 }
 
 /// One type for the tasks of all recipes: the runtime's code for a task is in

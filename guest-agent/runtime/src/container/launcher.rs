@@ -10,7 +10,6 @@ use super::spec::{ContainerSpec, NamespaceKind, ProcessSpec};
 use crate::cgroup::{CgroupPath, HookCgroup, WorkloadCgroup};
 use crate::process::{Process, Stdio, pipes};
 use std::fs::File;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -358,10 +357,6 @@ async fn validated<T: Clone + Send + 'static>(
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, LaunchError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| LaunchError::System {
-            call: "run a blocking task",
-            source: io::Error::other(error),
-        })
+    let outcome = crate::blocking(work).await;
+    outcome.map_err(LaunchError::system("run a blocking task"))
 }

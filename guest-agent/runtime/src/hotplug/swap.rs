@@ -37,9 +37,8 @@ pub async fn add_swap_device(slots: &[u8], deadline: Duration) -> Result<(), Hot
     let name = pci::wait_for(Class::Disk, slots, deadline).await?;
     let path = Path::new("/dev").join(name);
     let shown = path.clone();
-    tokio::task::spawn_blocking(move || add_swap(&path))
-        .await
-        .map_err(|error| failed("swapon", shown)(std::io::Error::other(error)))?
+    let added = crate::blocking(move || add_swap(&path)).await;
+    added.map_err(failed("swapon", shown))?
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 use super::{HotplugError, failed};
 use netlink_proto::sys::protocols::NETLINK_KOBJECT_UEVENT;
 use netlink_proto::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +29,8 @@ pub(super) async fn wait_for<T: Send + 'static>(
     let look = || {
         let look = Arc::clone(&look);
         async move {
-            let looked = tokio::task::spawn_blocking(move || look()).await;
-            looked.map_err(|error| failed("look for", "devices")(io::Error::other(error)))?
+            let looked = crate::blocking(move || look()).await;
+            looked.map_err(failed("look for", "devices"))?
         }
     };
     let wait = async {
