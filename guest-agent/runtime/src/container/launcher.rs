@@ -10,6 +10,7 @@ use super::spec::{ContainerSpec, NamespaceKind, ProcessSpec};
 use crate::cgroup::{CgroupPath, HookCgroup, WorkloadCgroup};
 use crate::process::{Process, Stdio, pipes};
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
