@@ -244,7 +244,7 @@ mod tests {
         let id = Path::new("/usr/bin/id");
         let answer = printed(id, "-u", &confinement).await.unwrap();
         assert_eq!(answer.trim(), uid.to_string());
-        let answer = printed(id, "-u", &confinement.without_user()).await;
+        let answer = printed(id, "-u", &Confinement::Namespaces).await;
         assert_eq!(answer.unwrap().trim(), "0");
     }
 }

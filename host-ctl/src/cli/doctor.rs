@@ -266,9 +266,9 @@ fn confinement() -> Result<Finding, CliError> {
         ok: tried.is_ok(),
         needed: false,
         found: match tried {
-            Ok(Confinement::User(_)) => "mounts, processes and network of its own; with qemu and \
-                                         firecracker a user of its own"
-                .to_owned(),
+            Ok(Confinement::User(_)) => {
+                "mounts, processes and network of its own, and a user".to_owned()
+            }
             Ok(_) => "mounts, processes and network of its own".to_owned(),
             Err(reason) => reason,
         },

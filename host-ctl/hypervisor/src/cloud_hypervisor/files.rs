@@ -10,23 +10,32 @@
 //!   the VM, and where the VMM has no access if it keeps itself to its files.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, OFlags, RenameFlags, SeekFrom, renameat_with};
 use rustix::io::Errno;
+use rustix::process::{getegid, geteuid};
 use serde_json::Value;
 
+use super::view::View;
 use super::{MEMORY_FILE, STATE_FILE};
 use crate::error::Error;
+use crate::process::User;
 use crate::spec::{Backing, VmSpec};
 
 /// The names of the VMM's own (docs/snapshot_restore.md of Cloud Hypervisor).
 const VMM_CONFIG: &str = "config.json";
 const VMM_STATE: &str = "state.json";
 const VMM_MEMORY: &str = "memory-ranges";
+
+/// The modes of what a VMM with a user of its own, by its group, goes through and
+/// reads.
+const PASSABLE: u32 = 0o710;
+const READABLE_DIRECTORY: u32 = 0o750;
+const READABLE: u32 = 0o640;
 
 /// The longest state that is read, in bytes: one of a VM of ours is below 1 MiB.
 const LONGEST_STATE: u64 = 64 << 20;
@@ -42,9 +51,16 @@ impl Files {
     pub(super) fn of(monitor: &Path) -> Self {
         let mut name = OsString::from(monitor);
         name.push(".files");
-        Self {
-            directory: name.into(),
-        }
+        Self::at(name.into())
+    }
+
+    /// The one that is there.
+    pub(super) fn at(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     pub(super) fn kernel(&self) -> PathBuf {
@@ -78,16 +94,44 @@ impl Files {
         create_directory(&self.save())
     }
 
+    /// Lets a VMM with a user of its own through it, to write its states.
+    pub(super) fn share(&self, user: &User) -> Result<(), Error> {
+        user.show(&self.directory, PASSABLE)?;
+        user.share_directory(&self.save())
+    }
+
+    /// Creates the memory file of a new VM, unless its RAM lies in none; says which.
+    pub(super) fn create_memory(
+        &self,
+        spec: &VmSpec,
+        user: Option<&User>,
+    ) -> Result<Option<PathBuf>, Error> {
+        let Backing::FileBacked { path, .. } = &spec.memory.backing else {
+            return Ok(None);
+        };
+        let file = create_exclusively(path).map_err(Error::path("create", path))?;
+        let made = file
+            .set_len(u64::from(spec.memory.size_mib) << 20)
+            .map_err(Error::path("ftruncate", path))
+            .and_then(|()| {
+                let shared = user.map_or(Ok(()), |user| user.share(&file));
+                shared.map_err(Error::path("fchown", path))
+            });
+        if made.is_err() {
+            // The first error counts.
+            let _ = fs::remove_file(path);
+        }
+        made.map(|()| Some(path.clone()))
+    }
+
     /// Removes it with all that is in it; gone already is as good.
     pub(super) fn remove(&self) {
         let _ = fs::remove_dir_all(&self.directory);
     }
 
-    /// Shows kernel and initrd to the VMM.
-    pub(super) fn show_kernel(&self, spec: &VmSpec) -> Result<(), Error> {
-        for (target, link) in [(&spec.kernel, self.kernel()), (&spec.initrd, self.initrd())] {
-            // A clear error, before there is a process.
-            File::open(target).map_err(Error::path("open", target))?;
+    /// Shows kernel and initrd to the VMM, where it sees them.
+    pub(super) fn show_kernel(&self, seen: &VmSpec) -> Result<(), Error> {
+        for (target, link) in [(&seen.kernel, self.kernel()), (&seen.initrd, self.initrd())] {
             symlink(target, &link).map_err(Error::path("symlink", &link))?;
         }
         Ok(())
@@ -109,10 +153,12 @@ impl Files {
         &self,
         state: &SavedState,
         config: &Value,
-        spec: &VmSpec,
+        view: &View,
+        user: Option<&User>,
     ) -> Result<(), Error> {
         let directory = self.restore();
         create_directory(&directory)?;
+        let spec = &view.spec;
         let write = |name: &str, bytes: &[u8]| {
             let path = directory.join(name);
             let written = create_exclusively(&path)
@@ -122,10 +168,16 @@ impl Files {
         write(VMM_CONFIG, config.to_string().as_bytes())?;
         write(VMM_STATE, &state.bytes)?;
         let memory = directory.join(VMM_MEMORY);
-        if let Some(target) = &state.memory {
+        let mut read = vec![directory.join(VMM_CONFIG), directory.join(VMM_STATE)];
+        if let Some(target) = &view.saved_memory {
             symlink(target, &memory).map_err(Error::path("symlink", memory))?;
         } else if matches!(spec.memory.backing, Backing::FileBacked { .. }) {
             create_hole(&memory, u64::from(spec.memory.size_mib) << 20)?;
+            read.push(memory);
+        }
+        if let Some(user) = user {
+            user.show(&directory, READABLE_DIRECTORY)?;
+            read.iter().try_for_each(|path| user.show(path, READABLE))?;
         }
         Ok(())
     }
@@ -302,7 +354,8 @@ fn move_file(from: &Path, to: &Path) -> io::Result<u64> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // Looked at where the VMM cannot exchange it any more.
         Ok(()) => match fs::symlink_metadata(to) {
-            Ok(moved) if moved.is_file() => Ok(moved.len()),
+            // By another name it might be a file that is not the VMM's to give.
+            Ok(moved) if moved.is_file() && moved.nlink() == 1 => own(to, &moved),
             found => {
                 // The first error counts.
                 let _ = fs::remove_file(to);
@@ -322,6 +375,15 @@ fn move_file(from: &Path, to: &Path) -> io::Result<u64> {
         }
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// Makes a file that a VMM with a user of its own has left ours; its size.
+fn own(path: &Path, found: &Metadata) -> io::Result<u64> {
+    let (user, group) = (geteuid().as_raw(), getegid().as_raw());
+    if found.uid() != user {
+        lchown(path, Some(user), Some(group))?;
+    }
+    Ok(found.len())
 }
 
 #[cfg(test)]
@@ -368,6 +430,17 @@ mod tests {
         files.collect(&target, Some(MEMORY_FILE)).unwrap_err();
         assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
         assert!(elsewhere.exists());
+    }
+
+    #[test]
+    fn what_has_another_name_is_not_taken_for_the_vmms() {
+        let (directory, files, target) = made();
+        let elsewhere = directory.path().join("elsewhere");
+        fs::write(&elsewhere, "{}").unwrap();
+        fs::hard_link(&elsewhere, files.save().join(VMM_STATE)).unwrap();
+        files.collect(&target, None).unwrap_err();
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+        assert_eq!(fs::read(&elsewhere).unwrap(), b"{}");
     }
 
     #[test]

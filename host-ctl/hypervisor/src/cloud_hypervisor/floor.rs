@@ -7,6 +7,7 @@ use super::CloudHypervisor;
 use super::config::{Surroundings, restore as restore_request, restored_vm};
 use super::files::{Files, SavedState};
 use super::launch::arguments;
+use super::view::{Start, View};
 use super::vmm::path;
 use crate::error::Error;
 use crate::floor::RestInput;
@@ -36,7 +37,9 @@ impl CloudHypervisor {
             confines_files: self.confines_files,
         };
         let config = restored_vm(spec, around)?;
-        files.prepare_restore(&SavedState::read(state)?, &config, spec)?;
+        let state = SavedState::read(state)?;
+        let view = View::of(spec, &files, Start::Restore(&state), None)?;
+        files.prepare_restore(&state, &config, &view, None)?;
         let load = restore_request(spec, &files.restore(), mode)?;
         Ok(RestInput {
             program: self.program.clone(),

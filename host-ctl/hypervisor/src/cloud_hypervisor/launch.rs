@@ -5,11 +5,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::CloudHypervisor;
-use super::files::{Files, create_exclusively};
+use super::files::Files;
+use super::view::View;
 use super::vmm::Vmm;
 use crate::error::Error;
 use crate::log::open_log;
-use crate::process::{Cgroup, Confined, Launch, Needs, Process, open_taps, spawn};
+use crate::process::{Cgroup, Confined, Launch, Needs, Process, User, open_taps, spawn};
 use crate::rest::RestVmm;
 use crate::socket::{Listener, vacate};
 use crate::span::{Timeline, now};
@@ -70,14 +71,20 @@ impl Belongings {
     }
 
     /// Creates the memory file of a new VM.
-    pub(super) fn create_memory(&mut self, spec: &VmSpec) -> Result<(), Error> {
-        let Backing::FileBacked { path, .. } = &spec.memory.backing else {
-            return Ok(());
-        };
-        let file = create_exclusively(path).map_err(Error::path("create", path))?;
-        self.others.push(RemovedFile(Some(path.clone())));
-        let resized = file.set_len(memory_size(spec));
-        resized.map_err(Error::path("ftruncate", path))
+    pub(super) fn create_memory(
+        &mut self,
+        spec: &VmSpec,
+        user: Option<&User>,
+    ) -> Result<(), Error> {
+        let made = self.files.create_memory(spec, user)?;
+        self.others.extend(made.map(|path| RemovedFile(Some(path))));
+        Ok(())
+    }
+
+    /// Removes what the VMM makes and is taken elsewhere, as long as it is not.
+    pub(super) fn expect(&mut self, made: Option<&Path>) {
+        let made = made.map(|path| RemovedFile(Some(path.to_owned())));
+        self.others.extend(made);
     }
 
     fn keep(self) {
@@ -165,9 +172,11 @@ pub(super) fn check_memory(spec: &VmSpec) -> Result<(), Error> {
 pub(super) fn launch(
     driver: &CloudHypervisor,
     spec: &VmSpec,
+    view: &View,
     belongings: Belongings,
     timeline: Timeline,
 ) -> Result<Started, Error> {
+    let user = driver.confinement.user();
     let begun = now();
     for disk in &spec.disks {
         // A clear error, before there is a process.
@@ -184,13 +193,17 @@ pub(super) fn launch(
     let cell = driver.confinement.cell(Needs {
         // It has its taps as descriptors, but asks for their MTU by their names.
         host_network: !spec.nics.is_empty(),
-        writes_by_path: true,
+        opens_taps: false,
+        writes_by_path: user.is_none(),
     })?;
+    let inherited: Vec<_> = std::iter::once(socket.as_fd())
+        .chain(user.map(User::lock))
+        .collect();
     let pid = spawn(&Launch {
         program: &driver.program,
         arguments: &arguments,
-        inherited: &[socket.as_fd()],
-        placed: &[],
+        inherited: &inherited,
+        placed: &view.inherited(),
         log: &log,
         output: None,
         may_override_modes: false,

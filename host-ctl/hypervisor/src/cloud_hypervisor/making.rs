@@ -9,6 +9,7 @@ use super::CloudHypervisor;
 use super::config::{Surroundings, interfaces, new_vm, restore as restore_request, restored_vm};
 use super::files::SavedState;
 use super::launch::{Belongings, Started, check_memory, launch};
+use super::view::{Start, View};
 use super::vm::ChVm;
 use super::vmm::{path, refused};
 use crate::error::Error;
@@ -20,12 +21,15 @@ use crate::spec::{Backing, MemoryMode, VmSpec};
 pub(super) async fn boot(driver: &CloudHypervisor, spec: &VmSpec) -> Result<ChVm, Error> {
     let timeline = Timeline::default();
     let begun = now();
+    let user = driver.confinement.user();
     let mut belongings = Belongings::prepare(spec)?;
-    belongings.files.show_kernel(spec)?;
-    belongings.create_memory(spec)?;
+    belongings.create_memory(spec, user)?;
+    let view = View::of(spec, &belongings.files, Start::Boot, user)?;
+    belongings.expect(view.made_console());
+    belongings.files.show_kernel(&view.spec)?;
     timeline.since("bind, mkdir, create memory", begun);
-    let config = new_vm(spec, surroundings(driver, &belongings))?;
-    let started = launch(driver, spec, belongings, timeline)?;
+    let config = new_vm(&view.spec, surroundings(driver, &view))?;
+    let started = launch(driver, spec, &view, belongings, timeline)?;
     let (vmm, deadlines) = (&started.vmm, driver.deadlines);
     let request = Request::put(path::CREATE, Some(config));
     vmm.ask("boot", request, deadlines.start).await?;
@@ -38,6 +42,7 @@ pub(super) async fn boot(driver: &CloudHypervisor, spec: &VmSpec) -> Result<ChVm
     vmm.ask("boot", request, deadlines.boot).await?;
     let begun = now();
     started.belongings.files.hide_kernel()?;
+    view.take_console(&spec.console)?;
     vmm.timeline.since("unlink", begun);
     Ok(ChVm::new(started, spec))
 }
@@ -55,15 +60,20 @@ pub(super) async fn restore(
     check_where_memory_is(&state, spec)?;
     check_memory(spec)?;
     let begun = timeline.since("read the state", begun);
-    let belongings = Belongings::prepare(spec)?;
-    let config = restored_vm(spec, surroundings(driver, &belongings))?;
-    belongings.files.prepare_restore(&state, &config, spec)?;
+    let user = driver.confinement.user();
+    let mut belongings = Belongings::prepare(spec)?;
+    let view = View::of(spec, &belongings.files, Start::Restore(&state), user)?;
+    belongings.expect(view.made_console());
+    let config = restored_vm(&view.spec, surroundings(driver, &view))?;
+    let files = &belongings.files;
+    files.prepare_restore(&state, &config, &view, user)?;
     timeline.since("bind, mkdir, write the state", begun);
-    let request = restore_request(spec, &belongings.files.restore(), mode)?;
-    let started = launch(driver, spec, belongings, timeline)?;
+    let request = restore_request(spec, &view.files.restore(), mode)?;
+    let started = launch(driver, spec, &view, belongings, timeline)?;
     load(driver, &started, request).await?;
     let begun = now();
     started.belongings.files.finish_restore()?;
+    view.take_console(&spec.console)?;
     started.vmm.timeline.since("unlink, rmdir", begun);
     Ok(ChVm::new(started, spec))
 }
@@ -77,9 +87,9 @@ async fn load(driver: &CloudHypervisor, started: &Started, request: Value) -> Re
     loaded.map(drop).map_err(refused("restore"))
 }
 
-fn surroundings<'a>(driver: &CloudHypervisor, belongings: &'a Belongings) -> Surroundings<'a> {
+fn surroundings<'a>(driver: &CloudHypervisor, view: &'a View) -> Surroundings<'a> {
     Surroundings {
-        files: &belongings.files,
+        files: &view.files,
         confines_files: driver.confines_files,
     }
 }

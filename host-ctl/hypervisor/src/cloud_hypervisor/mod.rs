@@ -18,7 +18,8 @@
 //!
 //! Where the kernel can (Landlock), the VMM keeps itself to the files of its VM.
 //! Among them is the whole directory of the agent's socket, in which it may make
-//! and remove files: whoever keeps records elsewhere keeps them from it.
+//! and remove files: whoever keeps records elsewhere keeps them from it. One with
+//! a user of its own gets at nothing else to begin with ([`view`]).
 //!
 //! A guest that resets is over: the VMM has no such option, but finds no kernel
 //! to start again and ends with status 1.
@@ -32,6 +33,7 @@ mod floor;
 mod launch;
 mod making;
 mod probe;
+mod view;
 mod vm;
 mod vmm;
 
@@ -114,11 +116,16 @@ impl CloudHypervisor {
         }
     }
 
-    /// The same, whose VMs are confined. Their user stays ours: it opens files and makes sockets by their paths.
+    /// The same, whose VMs are confined. One with a user of its own has no
+    /// /dev/userfaultfd, and so loads no RAM on demand.
     #[must_use]
-    pub fn confined(self, confinement: Confinement) -> Self {
+    pub fn confined(mut self, confinement: Confinement) -> Self {
+        if confinement.user().is_some() {
+            let modes = &mut self.capabilities.memory_modes;
+            modes.retain(|mode| *mode != MemoryMode::OnDemand);
+        }
         Self {
-            confinement: confinement.without_user(),
+            confinement,
             ..self
         }
     }
@@ -174,7 +181,7 @@ impl CloudHypervisor {
             (MemoryMode::Copy, true) => "copying a memory file",
             (MemoryMode::OnDemand, true) => "loading a memory file on demand",
             (mode, _) if self.capabilities.memory_modes.contains(&mode) => return Ok(mode),
-            _ => "loading ram on demand: the host has no /dev/userfaultfd",
+            _ => "loading ram on demand: the vmm has no /dev/userfaultfd",
         };
         Err(Error::Unsupported(reason))
     }

@@ -12,7 +12,7 @@ use super::launch::arguments;
 use super::vmm::path;
 use crate::error::{Error, quote};
 use crate::log::last_line;
-use crate::process::{Confinement, Launch, Needs, Process, landlock_version, spawn};
+use crate::process::{Confinement, Launch, Needs, Process, User, landlock_version, spawn};
 use crate::program::{FileIdentity, KVM, find, open_kvm, unusable};
 use crate::rest::{Request, RestVmm};
 use crate::socket::Listener;
@@ -95,11 +95,14 @@ async fn ask(program: &Path, confinement: &Confinement) -> Result<(Version, Stri
     let log = directory.0.join("log");
     let listener = Listener::bind(&socket)?;
     let log_file = crate::log::open_log(&log)?;
-    let cell = confinement.without_user().cell(Needs::default())?;
+    let cell = confinement.cell(Needs::default())?;
+    let inherited: Vec<_> = std::iter::once(listener.descriptor.as_fd())
+        .chain(confinement.user().map(User::lock))
+        .collect();
     let pid = spawn(&Launch {
         program,
         arguments: &arguments(listener.descriptor.as_raw_fd()),
-        inherited: &[listener.descriptor.as_fd()],
+        inherited: &inherited,
         placed: &[],
         log: &log_file,
         output: None,

@@ -11,6 +11,7 @@ use super::DRIVER;
 use super::config::directory_url;
 use super::files::{Files, is_free};
 use super::launch::Started;
+use super::view::files_seen;
 use super::vmm::{Vmm, path, refused};
 use crate::error::Error;
 use crate::process::Process;
@@ -23,6 +24,8 @@ use crate::vm::{Deadlines, Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
 pub(crate) struct ChVm {
     vmm: Vmm,
     files: Files,
+    /// The same, as the VMM sees them.
+    seen: Files,
     record: VmRecord,
     /// Whether the memory file belongs to a saved state now.
     saved: AtomicBool,
@@ -34,8 +37,10 @@ impl ChVm {
         let confined = started.confined;
         let vmm = started.settle();
         let record = VmRecord::new(DRIVER, vmm.rest.process.identity(), spec, confined);
+        let files = Files::of(&spec.monitor);
         Self {
-            files: Files::of(&spec.monitor),
+            seen: files_seen(confined, &files),
+            files,
             vmm,
             record,
             saved: AtomicBool::new(false),
@@ -66,7 +71,7 @@ impl ChVm {
 
     /// Has the VMM write its state, and moves it to a directory.
     async fn write_state(&self, directory: &Path) -> Result<(Vec<std::path::PathBuf>, u64), Error> {
-        let destination = json!({ "destination_url": directory_url(&self.files.save())? });
+        let destination = json!({ "destination_url": directory_url(&self.seen.save())? });
         let request = Request::put(path::SNAPSHOT, Some(destination));
         let deadline = self.vmm.deadlines.save_of(&self.record);
         let written = self.vmm.ask("save", request, deadline).await;
@@ -233,6 +238,7 @@ pub(crate) async fn adopt(
     Ok(ChVm {
         saved: AtomicBool::new(shared && files.is_saved()),
         vmm,
+        seen: files_seen(record.confined, &files),
         files,
         record: record.clone(),
     })

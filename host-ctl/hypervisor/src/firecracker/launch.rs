@@ -194,6 +194,7 @@ pub(super) async fn launch(
         // It opens a tap by its name only; of sockets, its filter of system
         // calls lets it make Unix ones only.
         host_network: !spec.nics.is_empty(),
+        opens_taps: !spec.nics.is_empty(),
         writes_by_path: user.is_none(),
     })?;
     let pid = spawn(&Launch {

@@ -97,14 +97,6 @@ impl Confinement {
         }
     }
 
-    /// The same without a user, for a VMM that opens files by their paths.
-    pub(crate) fn without_user(&self) -> Self {
-        match self {
-            Self::User(_) => Self::Namespaces,
-            other => other.clone(),
-        }
-    }
-
     /// Its user, if it has one of its own.
     pub(crate) fn user(&self) -> Option<&User> {
         match self {
@@ -127,7 +119,7 @@ impl Confinement {
         let devices = match self {
             Self::Insecure => return Ok(None),
             Self::Namespaces => Vec::new(),
-            Self::User(_) => devices(needs.host_network)?,
+            Self::User(_) => devices(needs.opens_taps)?,
         };
         let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID;
         if !needs.host_network {
@@ -139,7 +131,7 @@ impl Confinement {
         Ok(Some(Cell {
             flags,
             read_only: !needs.writes_by_path,
-            taps: needs.host_network,
+            taps: needs.opens_taps,
             devices,
             user: self.user().map(|user| (user.uid, user.group)),
         }))
@@ -149,9 +141,11 @@ impl Confinement {
 /// What a VMM cannot do without.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Needs {
+    /// It asks for links by their names.
+    pub(crate) host_network: bool,
     /// It opens tap devices by their names. One with a user of its own has to be
     /// given them, see [`User::give_taps`].
-    pub(crate) host_network: bool,
+    pub(crate) opens_taps: bool,
     /// It makes files and sockets by their paths.
     pub(crate) writes_by_path: bool,
 }
@@ -218,6 +212,15 @@ impl User {
             directory.set_permissions(Permissions::from_mode(0o1770))
         });
         shared.map_err(Error::path("fchown", path))
+    }
+
+    /// Lets it use a file or a directory of ours as the mode lets our group.
+    pub(crate) fn show(&self, path: &Path, mode: u32) -> Result<(), Error> {
+        let shown = File::open(path).and_then(|file| {
+            fchown(&file, None, Some(self.uid))?;
+            file.set_permissions(Permissions::from_mode(mode))
+        });
+        shown.map_err(Error::path("fchown", path))
     }
 
     /// Opens a file for it to open again by its descriptor.

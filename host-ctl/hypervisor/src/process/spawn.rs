@@ -568,6 +568,7 @@ mod tests {
         let confinement = Confinement::strictest(0x7e00_0000).unwrap();
         let needs = Needs {
             host_network: true,
+            opens_taps: true,
             writes_by_path: false,
         };
         // The directory of a device is passable whatever our umask is.
