@@ -1,7 +1,7 @@
 //! Calls about the guest as a whole: sandbox, details, entropy, clock.
 
 use super::Agent;
-use super::container::mount_all;
+use super::container::{mount_all, unmount_all};
 use super::error::ServiceError;
 use super::recipes::blocking;
 use super::secret::Secret;
@@ -96,10 +96,18 @@ impl Agent {
                         .await?;
                 }
                 // What can fail first: the names are never changed for nothing.
-                mount_all(request.storages).await?;
+                let mounted = mount_all(request.storages).await?;
                 if let Some(path) = request.guest_hooks {
-                    let hooks = blocking(move || Hooks::of_directory(&path)).await??;
-                    agent.set_guest_hooks(hooks);
+                    // They may lie on what was mounted.
+                    let found = blocking(move || Hooks::of_directory(&path)).await;
+                    match found.and_then(|hooks| Ok(hooks?)) {
+                        Ok(hooks) => agent.set_guest_hooks(hooks),
+                        Err(error) => {
+                            // The first failure is what counts.
+                            let _ = unmount_all(mounted.into()).await;
+                            return Err(error);
+                        }
+                    }
                 }
                 if !request.hostname.is_empty() {
                     hostname::set(&request.hostname)

@@ -106,12 +106,14 @@ pub struct HugetlbStats {
 const NANOS_PER_MICRO: u64 = 1000;
 
 impl CgroupPath {
-    /// Reads all numbers. It may block.
+    /// Reads all numbers, of the outer cgroup: it is charged first for what both
+    /// are limited in, and a container cannot change what it says. It may block.
     ///
     /// # Errors
     /// Those of the files: the cgroup may be gone.
     pub fn stats(&self) -> Result<CgroupStats, CgroupError> {
-        let directory = Files(self.as_ref());
+        let [outer, _] = self.both();
+        let directory = Files(outer);
         Ok(CgroupStats {
             cpu: cpu(&directory.required("cpu.stat")?),
             memory: memory(&directory)?,

@@ -6,7 +6,8 @@ use super::id_mapping::outside;
 use super::spec::{
     ContainerSpec, DeviceNode, DeviceSpec, MountSpec, NamespaceKind, ProcessSpec, TimeOffset,
 };
-use crate::mount_options::{MountOptions, propagation_of};
+use crate::mount_options::{MountOptions, Propagation, propagation_of};
+use rustix::mount::MountPropagationFlags;
 use std::path::{Component, Path};
 
 /// File systems a container may have mounted anew.
@@ -43,6 +44,8 @@ impl ContainerSpec {
             }
             _ => {}
         }
+        let propagation = self.root.propagation.as_deref().and_then(propagation_of);
+        self.validate_propagation(propagation, Path::new("/"))?;
         self.validate_namespaces()?;
         self.validate_users()?;
         super::sysctl::validate(self)?;
@@ -56,6 +59,7 @@ impl ContainerSpec {
         for mount in &self.mounts {
             let options = validate_mount(mount)?;
             self.validate_id_map(mount, &options)?;
+            self.validate_propagation(options.propagation, &mount.destination)?;
         }
         self.devices
             .iter()
@@ -167,6 +171,26 @@ impl ContainerSpec {
             if outside(mappings, id).is_none() {
                 return refuse(format!("user or group {id} without a mapping"));
             }
+        }
+        Ok(())
+    }
+}
+
+impl ContainerSpec {
+    /// What the kernel does when a user namespace gets a copy of mounts, and not
+    /// when it is given some: none may be a peer of the guest's, or what is
+    /// mounted in the namespace would be there as well (mount_namespaces(7)).
+    fn validate_propagation(
+        &self,
+        propagation: Option<Propagation>,
+        place: &Path,
+    ) -> Result<(), Refused> {
+        let shared = propagation.is_some_and(|one| one.flag == MountPropagationFlags::SHARED);
+        if shared && self.has_own(NamespaceKind::User) {
+            return refuse(format!(
+                "shared propagation of {} in a user namespace",
+                place.display()
+            ));
         }
         Ok(())
     }

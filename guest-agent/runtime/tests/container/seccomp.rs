@@ -3,8 +3,8 @@
 
 use crate::fixture::{DEADLINE, capabilities, process, run, shell};
 use guest_runtime::container::{
-    ArgumentOperator, ArgumentTest, CapabilitySets, SeccompAction, SeccompProfile, SeccompRule,
-    StartError,
+    ArgumentOperator, ArgumentTest, CapabilitySets, HookSpec, SeccompAction, SeccompProfile,
+    SeccompRule, StartError,
 };
 
 fn profile(rules: Vec<SeccompRule>) -> SeccompProfile {
@@ -184,6 +184,19 @@ fn a_container_makes_no_socket_of_the_transport_unless_it_may() {
             spec.process.seccomp = Some(profile(vec![rule(&["seccomp"], errno(1))]));
             let (status, said, stderr) = fixture.output(&spec).await;
             assert_eq!((status, said.as_str()), (0, refused.as_str()), "{stderr}");
+            // In its start hooks, too, which are the image's.
+            let mut spec = perl(no_new_privileges, false);
+            let note = format!("open(STDOUT, '>', '/data/hook'); {SOCKETS}");
+            spec.hooks.start_container = vec![HookSpec {
+                path: "/usr/bin/perl".into(),
+                args: ["perl", "-e", &note].map(Into::into).into(),
+                env: Vec::new(),
+                timeout: std::time::Duration::from_secs(10),
+            }];
+            let (status, _, stderr) = fixture.output(&spec).await;
+            assert_eq!(status, 0, "{stderr}");
+            let hook = std::fs::read_to_string(fixture.root().join("data/hook")).unwrap();
+            assert_eq!(hook, refused);
             // As the kernel has it.
             let (_, said, _) = fixture.output(&perl(no_new_privileges, true)).await;
             let (vsock, rest) = said.split_once(' ').unwrap();

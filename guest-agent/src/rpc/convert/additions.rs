@@ -8,6 +8,7 @@ use guest_runtime::container::{
 };
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 
 /// The annotation. Part of the request, it is shown to the policy as the rest.
 const ADDITIONS: &str = "dev.tardigrade.oci";
@@ -134,9 +135,7 @@ impl Additions {
             // The parameter and the field are the same, uts_namespaces(7).
             spec.sysctl.insert("kernel.domainname".into(), name);
         }
-        for fields in self.mounts {
-            map_mount(&mut spec.mounts, fields)?;
-        }
+        map_mounts(&mut spec.mounts, self.mounts)?;
         let offsets = self.linux.time_offsets.into_iter();
         spec.time_offsets = offsets
             .map(|(clock, TimeOffsetFields { secs, nanosecs })| {
@@ -171,32 +170,42 @@ impl Additions {
     }
 }
 
-fn map_mount(mounts: &mut [MountSpec], fields: MountFields) -> Result<(), ConvertError> {
-    let destination = std::path::Path::new(&fields.destination);
-    let mut found = mounts
-        .iter_mut()
-        .filter(|mount| mount.destination == destination);
-    let (Some(mount), None) = (found.next(), found.next()) else {
-        let wanted = fields.destination;
-        return Err(unsupported(format!(
-            "a fragment of not one mount, {wanted:?}"
-        )));
+/// Gives mounts their own mappings: each fragment is about one mount, and each
+/// mount is looked at once.
+fn map_mounts(mounts: &mut [MountSpec], fragments: Vec<MountFields>) -> Result<(), ConvertError> {
+    let refused = |destination: &Path| {
+        let destination = destination.display();
+        unsupported(format!("a fragment of not one mount, {destination}"))
     };
-    let all = |mappings: Vec<IdMappingFields>| {
-        let mappings = mappings.into_iter();
-        mappings
-            .map(|one| IdMapping {
-                inside: one.container_id,
-                outside: one.host_id,
-                size: one.size,
-            })
-            .collect()
+    let mut wanted = BTreeMap::new();
+    for fields in fragments {
+        let destination = PathBuf::from(&fields.destination);
+        if wanted.insert(destination.clone(), (fields, 0)).is_some() {
+            return Err(refused(&destination));
+        }
+    }
+    for mount in mounts {
+        if let Some((fields, found)) = wanted.get_mut(&mount.destination) {
+            *found += 1;
+            mount.id_mappings = Some(IdMappings {
+                users: id_mappings(&fields.uid_mappings),
+                groups: id_mappings(&fields.gid_mappings),
+            });
+        }
+    }
+    match wanted.iter().find(|(_, (_, found))| *found != 1) {
+        Some((destination, _)) => Err(refused(destination)),
+        None => Ok(()),
+    }
+}
+
+fn id_mappings(fields: &[IdMappingFields]) -> Vec<IdMapping> {
+    let mapping = |one: &IdMappingFields| IdMapping {
+        inside: one.container_id,
+        outside: one.host_id,
+        size: one.size,
     };
-    mount.id_mappings = Some(IdMappings {
-        users: all(fields.uid_mappings),
-        groups: all(fields.gid_mappings),
-    });
-    Ok(())
+    fields.iter().map(mapping).collect()
 }
 
 fn scheduler(fields: SchedulerFields) -> Result<Scheduler, ConvertError> {

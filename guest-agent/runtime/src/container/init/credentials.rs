@@ -33,10 +33,27 @@ pub(super) fn own_streams(user: &UserSpec) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Limits, scheduling, user, capabilities and no_new_privs, in this order. Without
-/// no_new_privs the filters come before the capabilities are gone: that takes
-/// CAP_SYS_ADMIN, seccomp(2). With it, they come last of all, with [`install`].
-pub(super) fn drop_all(process: &ProcessSpec, filters: &[Filter]) -> Result<(), Failure> {
+/// What judges the calls of a process.
+pub(super) struct Filters {
+    /// The agent's own.
+    pub(super) own: Option<Filter>,
+    /// The container's.
+    pub(super) profile: Option<Filter>,
+}
+
+impl Filters {
+    /// The container's, if it waits for the last moment: with no_new_privs it
+    /// can, and need not let the call be made that starts the workload.
+    pub(super) fn last(&self, process: &ProcessSpec) -> Option<&Filter> {
+        self.profile.as_ref().filter(|_| process.no_new_privileges)
+    }
+}
+
+/// Limits, scheduling, user, capabilities and no_new_privs, in this order. The
+/// filters come before the capabilities are gone: that takes CAP_SYS_ADMIN,
+/// seccomp(2). But for [`Filters::last`], which comes with [`install`]: the
+/// agent's own one judges the container's start hooks, too.
+pub(super) fn drop_all(process: &ProcessSpec, filters: &Filters) -> Result<(), Failure> {
     for rlimit in &process.rlimits {
         rlimit
             .apply()
@@ -57,11 +74,18 @@ pub(super) fn drop_all(process: &ProcessSpec, filters: &[Filter]) -> Result<(), 
         let subject = format!("{}:{}", process.user.uid, process.user.gid);
         Failure::at(Step::User, subject)(error.into())
     })?;
-    if !filters.is_empty() && !process.no_new_privileges {
+    let profile = match filters.last(process) {
+        Some(_) => None,
+        None => filters.profile.as_ref(),
+    };
+    // The agent's own is the first, since the profile need not let another be
+    // installed.
+    let early: Vec<&Filter> = filters.own.iter().chain(profile).collect();
+    if !early.is_empty() {
         // To be another user has taken them out of the effective set.
         let kept = permitted().map_err(capabilities("permitted"))?;
         set(kept, kept, 0).map_err(capabilities("effective"))?;
-        install(filters)?;
+        early.into_iter().try_for_each(install)?;
     }
     set(
         mask(&sets.effective),
@@ -86,11 +110,9 @@ pub(super) fn become_root() -> Result<(), Failure> {
     set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(failed)
 }
 
-/// Has the filters judge every call from here on, each that of the next one as
-/// well.
-pub(super) fn install(filters: &[Filter]) -> Result<(), Failure> {
-    let mut filters = filters.iter();
-    filters.try_for_each(|one| one.install().map_err(Failure::at(Step::Seccomp, "")))
+/// Has a filter judge every call from here on.
+pub(super) fn install(filter: &Filter) -> Result<(), Failure> {
+    filter.install().map_err(Failure::at(Step::Seccomp, ""))
 }
 
 fn capabilities(set: &'static str) -> impl FnOnce(Errno) -> Failure {

@@ -13,14 +13,15 @@ mod working_directory;
 
 use super::channel::{Channel, ChannelError};
 use super::destination;
-use super::error::{Failure, Refused, Step};
+use super::error::{Failure, Step};
 use super::hooks::{HookKind, inside};
 use super::message::{Go, InitOrder, Report};
-use super::seccomp::{Filter, refuse_vsock};
+use super::seccomp::{Filter, SeccompProfile, refuse_vsock};
 use super::security;
 use super::spec::{ContainerSpec, ProcessSpec};
 use super::stage::{CgroupView, Inheritance, Taken};
 use super::sysctl;
+use credentials::Filters;
 use rustix::io::Errno;
 use rustix::system::sethostname;
 use std::io;
@@ -74,13 +75,19 @@ fn serve(channel: &mut Channel, inheritance: Inheritance) -> Result<i32, Failure
     }
 }
 
-/// Made before anything is done: what is left to do then is a call each. The
-/// agent's own is the first, since the profile need not let another be installed.
-fn filters_of(process: &ProcessSpec) -> Result<Vec<Filter>, Failure> {
+/// Made before anything is done: what is left to do then is a call each.
+fn filters_of(process: &ProcessSpec) -> Result<Filters, Failure> {
+    let made = |profile: Option<&SeccompProfile>| {
+        profile.map(Filter::of).transpose().map_err(|refused| {
+            let failed = Failure::at(Step::Seccomp, refused.0);
+            failed(Errno::INVAL.into())
+        })
+    };
     let own = (!process.vsock).then(refuse_vsock);
-    let filters = own.iter().chain(&process.seccomp).map(Filter::of);
-    let filters: Result<_, Refused> = filters.collect();
-    filters.map_err(|refused| Failure::at(Step::Seccomp, refused.0)(Errno::INVAL.into()))
+    Ok(Filters {
+        own: made(own.as_ref())?,
+        profile: made(process.seccomp.as_ref())?,
+    })
 }
 
 /// Everything of a container that is not its process's own; gives its
@@ -165,7 +172,7 @@ fn open_container_terminal(
 fn become_workload(
     channel: &mut Channel,
     process: &ProcessSpec,
-    filters: &[Filter],
+    filters: &Filters,
     stdio: Vec<OwnedFd>,
     terminal: Option<terminal::Pair>,
 ) -> Result<(), Failure> {
@@ -194,7 +201,7 @@ fn become_workload(
 }
 
 /// All but the last privilege is gone after it.
-fn settle(process: &ProcessSpec, filters: &[Filter]) -> Result<(), Failure> {
+fn settle(process: &ProcessSpec, filters: &Filters) -> Result<(), Failure> {
     credentials::own_streams(&process.user)?;
     working_directory::enter(&process.cwd)?;
     execute::prepare(process.umask)?;
@@ -205,27 +212,22 @@ fn settle(process: &ProcessSpec, filters: &[Filter]) -> Result<(), Failure> {
 fn execute(
     channel: &mut Channel,
     process: &ProcessSpec,
-    filters: &[Filter],
+    filters: &Filters,
     proc: Option<&OwnedFd>,
 ) -> Result<i32, Failure> {
     // The hooks, which this process has executed before, are not held to it.
     security::apply(process, proc)?;
     // The others were installed before.
-    let filters = if process.no_new_privileges {
-        filters
-    } else {
-        &[]
-    };
-    let found = if filters.is_empty() {
-        Ok(())
-    } else {
-        execute::find(process)
+    let last = filters.last(process);
+    let found = match last {
+        Some(_) => execute::find(process),
+        None => Ok(()),
     };
     let lost = |error| Failure::at(Step::Orders, "")(io::Error::other(error));
-    // Before the filters, which need not let it be said.
+    // Before the filter, which need not let it be said.
     channel.send(&Report::Executing, &[]).map_err(lost)?;
-    if found.is_ok() {
-        credentials::install(filters)?;
+    if let Some(filter) = last.filter(|_| found.is_ok()) {
+        credentials::install(filter)?;
     }
     let errno = match found {
         Ok(()) => execute::execute(process),

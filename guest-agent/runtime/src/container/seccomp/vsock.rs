@@ -9,6 +9,7 @@
 //! its own use that. A ring of io_uring(7) makes sockets that no filter is asked
 //! about: there is none, as under the profiles that container engines have.
 
+use super::table::is_known;
 use super::{
     ArgumentOperator, ArgumentTest, SeccompAction, SeccompArchitecture, SeccompFlag,
     SeccompProfile, SeccompRule,
@@ -40,6 +41,14 @@ pub(in crate::container) fn refuse_vsock() -> SeccompProfile {
             })
             .collect(),
     };
+    let mut rules = vec![
+        rule("socket", NO_FAMILY, Some(FAMILY)),
+        rule("io_uring_setup", NO_CALL, None),
+    ];
+    // Of a call that no program here can make nobody knows the number.
+    if is_known("socketcall") {
+        rules.push(rule("socketcall", NO_CALL, Some(SOCKET)));
+    }
     SeccompProfile {
         default_action: SeccompAction::Allow,
         architectures: vec![
@@ -49,10 +58,6 @@ pub(in crate::container) fn refuse_vsock() -> SeccompProfile {
         ],
         // It looks at no secrets: programs need not become slower for it.
         flags: vec![SeccompFlag::SpeculationAllowed],
-        rules: vec![
-            rule("socket", NO_FAMILY, Some(FAMILY)),
-            rule("socketcall", NO_CALL, Some(SOCKET)),
-            rule("io_uring_setup", NO_CALL, None),
-        ],
+        rules,
     }
 }
