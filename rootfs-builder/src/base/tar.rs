@@ -114,6 +114,9 @@ impl<R: Read> Reader<R> {
                 b'4' => Kind::BlockDevice,
                 b'5' => Kind::Directory,
                 b'6' => Kind::Fifo,
+                // One for each member: more of them would be memory that no count
+                // of members bounds.
+                b'x' if extended => return Err(TarError::Odd("extension")),
                 b'x' => {
                     extension.read(&self.extension(&header)?)?;
                     extended = true;

@@ -118,6 +118,7 @@ fn what_an_image_cannot_hold_is_refused_by_name() {
     let long = "d/".repeat(49) + "x";
     let attribute = pax("SCHILY.xattr.security.capability", b"\x01\0");
     let sparse = pax("GNU.sparse.major", b"1");
+    let path = pax("path", b"a");
     let cases: &[(&[TarMember<'_>], &str)] = &[
         (&[member("../x", b'0', b"")], "keep a member"),
         (&[member("a/../../x", b'0', b"")], "keep a member"),
@@ -151,6 +152,10 @@ fn what_an_image_cannot_hold_is_refused_by_name() {
             "the record GNU.sparse.major",
         ),
         (&[member("pax", b'x', b"")], "odd end"),
+        (
+            &[member("pax", b'x', &path), member("pax", b'x', &path)],
+            "odd extension",
+        ),
         (&[member("pax", b'x', b"9 path")], "odd extension"),
         (
             &[
