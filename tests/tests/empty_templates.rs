@@ -98,6 +98,31 @@ fn a_run_that_no_empty_template_serves_is_booted_and_says_why_if_one_should_have
 }
 
 #[test]
+fn a_run_is_not_woken_from_what_an_archive_has_brought() {
+    let home = Home::new();
+    small(&home);
+    let archive = home.path().join("archive");
+    let archive = archive.to_str().unwrap();
+    home.text(["template", "export", "small", "--plaintext", "-o", archive]);
+    home.text(["template", "rm", "small"]);
+    let words = [
+        "template",
+        "import",
+        archive,
+        "--trust-unsigned",
+        "--name",
+        "small",
+    ];
+    home.text(words);
+    let booted = run(&home, "128");
+    assert_eq!(booted["booted"], true, "{booted}");
+    assert_eq!(booted["fallback"], Value::Null, "{booted}");
+    // One that was built here takes its place.
+    small(&home);
+    assert_eq!(run(&home, "128")["booted"], false);
+}
+
+#[test]
 fn an_empty_template_is_neither_cloned_nor_waits_for_what_its_container_lacks() {
     let home = Home::new();
     small(&home);

@@ -240,6 +240,7 @@ fn publish_again(home: &Home, requirements: fn(&mut Requirements), memory: fn(&P
         *byte = u8::from_str_radix(digits, 16).unwrap();
     }
     let draft = Draft {
+        imported: None,
         agent_version: manifest.agent_version,
         quiesce_id,
         blobs: &blobs,

@@ -6,6 +6,8 @@ use crate::timeline::Timeline;
 use agent_client::{AgentClient, ClientError};
 use std::time::Duration;
 
+/// The step from which on a container may run.
+const START: &str = "start container";
 /// How long one call may take.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -45,6 +47,13 @@ impl ContainerError {
     }
 }
 
+impl ContainerError {
+    /// Whether the container may run, or have run.
+    pub(crate) fn was_starting(&self) -> bool {
+        matches!(self, Self::Agent { step: START, .. })
+    }
+}
+
 /// What a recipe calls the two steps of each container.
 #[derive(Clone, Copy)]
 pub(super) struct Steps {
@@ -81,7 +90,7 @@ pub(super) async fn start_containers(
         }
         let _span = timeline.step(steps.start);
         let started = client.start_container(&container.id, CALL_DEADLINE).await;
-        started.map_err(failed("start container"))?;
+        started.map_err(failed(START))?;
     }
     Ok(())
 }

@@ -171,6 +171,17 @@ impl SandboxSpec {
         self.disks.iter().any(Option::is_none)
     }
 
+    /// Whether each image that is there is short enough for a slot.
+    #[must_use]
+    pub fn fits_slots(&self) -> bool {
+        let mut images = self.disks.iter().flatten();
+        images.all(|image| {
+            image
+                .metadata()
+                .is_ok_and(|found| found.len() <= SLOT_BYTES)
+        })
+    }
+
     /// The images, each by the id of its disk.
     #[must_use]
     pub fn images(&self) -> BTreeMap<String, PathBuf> {

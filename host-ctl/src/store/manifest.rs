@@ -184,6 +184,19 @@ pub struct Manifest {
     pub files: Vec<SavedFile>,
     /// The blobs it needs; their names are their digests.
     pub blobs: Vec<SavedFile>,
+    /// Where it comes from, if it was not made in this store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub imported: Option<SavedImport>,
+}
+
+/// What is known of a template that an archive has brought. Its requirements say
+/// what it claims to be, and not what its memory holds: it is woken by who asks
+/// for it, and never in place of one that would have been made here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedImport {
+    /// Numeric user id of who made it.
+    pub owner: u32,
 }
 
 /// How a file's digest is made.

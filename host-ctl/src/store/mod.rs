@@ -50,7 +50,7 @@ pub use digest::Sha256;
 pub use error::{CloneRefusal, Property, StoreError};
 pub use manifest::{
     FORMAT, Hashing, Manifest, Requirements, SavedAgentDevice, SavedContainer, SavedDisk,
-    SavedFile, SavedMachine, SavedNic, SavedOrigin, SavedVmm, SavedWarmUp,
+    SavedFile, SavedImport, SavedMachine, SavedNic, SavedOrigin, SavedVmm, SavedWarmUp,
 };
 pub use publish::{BuildLock, Claim, Draft, Published};
 pub use staging::Staging;

@@ -14,8 +14,8 @@ use super::check::{describe, hash_file, open_read_only};
 use super::share::share_with_vmms;
 use super::template::MANIFEST;
 use super::{
-    Blob, CloneRefusal, Hashing, Manifest, Requirements, SavedFile, Staging, Store, StoreError,
-    Template,
+    Blob, CloneRefusal, Hashing, Manifest, Requirements, SavedFile, SavedImport, Staging, Store,
+    StoreError, Template,
 };
 use crate::config::TemplateDigest;
 use crate::host::{Lock, failed, sync_directory, write_atomically};
@@ -52,6 +52,8 @@ pub struct Draft<'a> {
     /// privately (QEMU before 8.2): an owner that is not root then needs the
     /// permission to.
     pub memory_opened_for_writing: bool,
+    /// Where it comes from, if it was not made here.
+    pub imported: Option<SavedImport>,
 }
 
 /// A template that was just published, and what that cost.
@@ -92,16 +94,19 @@ impl Store {
         }
     }
 
-    /// A template that is there and whole. One that is damaged is built anew.
+    /// A template that is there, whole, and made here. Any other is built anew.
     fn usable(&self, digest: &TemplateDigest) -> Option<Template> {
         let template = self.load(digest).ok()?;
+        if template.manifest().imported.is_some() {
+            return None;
+        }
         self.check(&template).ok()?;
         Some(template)
     }
 
     /// Publishes what was saved in a staging directory: files read-only and
     /// fsynced, hashed, described by a sealed manifest, renamed into place.
-    /// Replaces a damaged template of the same digest. The VM that saved it
+    /// Replaces a damaged or imported template of the same digest. The VM that saved it
     /// must be dead.
     ///
     /// # Errors
@@ -129,6 +134,7 @@ impl Store {
             touched_bytes,
             files,
             blobs: describe_blobs(draft.blobs)?,
+            imported: draft.imported,
         };
         {
             let _span = timeline.step("build: write the manifest");
@@ -157,7 +163,7 @@ impl Store {
         let target = self.templates().join(digest.as_str());
         match renameat_with(CWD, staging.path(), CWD, &target, RenameFlags::NOREPLACE) {
             Ok(()) => staging.release(),
-            // A damaged one: they change places, and dropping the staging
+            // One that is not usable: they change places, and dropping the staging
             // directory removes it.
             Err(Errno::EXIST) => {
                 renameat_with(CWD, staging.path(), CWD, &target, RenameFlags::EXCHANGE)

@@ -92,6 +92,7 @@ pub(super) fn build(store: &Store, requirements: &Requirements, blobs: &[Blob]) 
         panic!("there is one already");
     };
     let draft = Draft {
+        imported: None,
         agent_version: "0.1.0".into(),
         quiesce_id: [7; 16],
         blobs,
@@ -291,6 +292,7 @@ fn of_two_builds_at_once_one_builds_and_the_other_uses_it() {
                     }
                     Claim::Build(lock) => {
                         let draft = Draft {
+                            imported: None,
                             agent_version: "0.1.0".into(),
                             quiesce_id: [1; 16],
                             blobs: &[],
@@ -464,6 +466,7 @@ fn an_empty_staging_directory_is_not_published() {
         panic!("there is one already");
     };
     let draft = Draft {
+        imported: None,
         agent_version: String::new(),
         quiesce_id: [0; 16],
         blobs: &[],
@@ -503,6 +506,7 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
     // Whatever is left; the write that fails is the point.
     let _ = fs::write(&filler, vec![1u8; 2 << 20]);
     let draft = Draft {
+        imported: None,
         agent_version: String::new(),
         quiesce_id: [0; 16],
         blobs: &[],

@@ -195,7 +195,9 @@ async fn plan_of_boot(
     };
     let _span = timeline.span("boot: look for a template of this size");
     let store = Store::open(paths)?;
-    let template = emptied_template(&store, &spec, &driver)?;
+    // What cannot be looked for is not there: a boot needs none.
+    let found = emptied_template(&store, &spec, &driver).unwrap_or(None);
+    let template = found.filter(|_| spec.fits_slots());
     let clone = template.as_ref().map(|digest| {
         let plan = plan_clone(&store, digest, &driver);
         plan.map_err(|refusal| refusal.reason())
@@ -230,7 +232,8 @@ async fn plan_of_clone(
         let kernel = requirements.machine.kernel.clone();
         let saved = requirements.origin.as_ref().map(|origin| origin.generation);
         let warm_up = requirements.warm_up.clone();
-        let owner = requirements.owner;
+        let made_by = template.manifest().imported;
+        let owner = made_by.map_or(requirements.owner, |imported| imported.owner);
         (template, spec, kernel, warm_up, saved, owner)
     };
     let driver = {
@@ -380,8 +383,9 @@ async fn bring_to_life(
         Err(reason) => reason.clone(),
         Ok(clone) => match restore(verified(clone, plan), site).await {
             Ok(made) => return Ok((made, None)),
-            // A boot would only hear the same again.
-            Err(RestoreError::Container(error)) if !error.is_silence() => {
+            // A boot would only hear the same again, or start again what may have
+            // begun its work.
+            Err(RestoreError::Container(error)) if !error.is_silence() || error.was_starting() => {
                 return Err(MakeError::Clone(error.into()));
             }
             // What was asked for by name is not replaced by something else.

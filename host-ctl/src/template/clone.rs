@@ -67,8 +67,8 @@ pub fn plan_clone(
 }
 
 /// The template that holds the machine of a sandbox with nothing in it, if one
-/// was built: of the same size, devices, files and VMM. `spec` is made of kept
-/// files.
+/// was built here: of the same size, devices, files and VMM. One that an archive
+/// has brought is not taken unasked. `spec` is made of kept files.
 ///
 /// # Errors
 /// When files or CPU cannot be told.
@@ -92,7 +92,10 @@ pub fn emptied_template(
         &platform,
     );
     let digest = wanted.digest()?;
-    Ok(store.has(&digest).then_some(digest))
+    let imported = store
+        .load(&digest)
+        .is_ok_and(|template| template.manifest().imported.is_some());
+    Ok((store.has(&digest) && !imported).then_some(digest))
 }
 
 /// What to boot when a template cannot be cloned: only its manifest is read. A

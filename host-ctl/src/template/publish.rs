@@ -40,6 +40,7 @@ impl Publication<'_> {
         timeline: &Timeline,
     ) -> Result<Built, BuildError> {
         let draft = Draft {
+            imported: None,
             agent_version: frozen.agent_version,
             quiesce_id: *frozen.quiesce_id.as_bytes(),
             blobs: self.kept.blobs(),

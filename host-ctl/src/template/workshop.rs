@@ -1,8 +1,8 @@
 //! The place where one template is built: a run directory, so that a sweep
 //! finds what a kill leaves, and a staging directory.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use hypervisor::{Backing, Capabilities, Vm};
@@ -148,7 +148,10 @@ impl Workshop {
 /// descriptors.
 fn make_slot(path: &Path) -> Result<(), CallFailed> {
     let mut how = OpenOptions::new();
-    how.write(true).create_new(true).mode(0o444);
+    how.write(true).create_new(true).mode(0o400);
     let slot = how.open(path).map_err(failed("create", path))?;
+    // Whatever the umask.
+    slot.set_permissions(Permissions::from_mode(0o444))
+        .map_err(failed("chmod", path))?;
     slot.set_len(SLOT_BYTES).map_err(failed("ftruncate", path))
 }

@@ -7,7 +7,9 @@
 //! states in a directory for that; console and states are taken out of there.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open};
@@ -173,7 +175,23 @@ impl View {
     pub(super) fn take_console(&self, console: &Path) -> Result<(), Error> {
         match &self.console {
             None => Ok(()),
-            Some(made) => std::fs::rename(made, console).map_err(Error::path("rename", made)),
+            Some(made) => {
+                std::fs::rename(made, console).map_err(Error::path("rename", made))?;
+                // Looked at where the VMM cannot exchange it any more: by a link we
+                // would be led to another's.
+                let found = std::fs::symlink_metadata(console);
+                if found
+                    .as_ref()
+                    .is_ok_and(|found| found.file_type().is_socket())
+                {
+                    return Ok(());
+                }
+                // The first error counts.
+                let _ = std::fs::remove_file(console);
+                let no_socket = || io::Error::other("the vmm made no socket");
+                let error = found.err().unwrap_or_else(no_socket);
+                Err(Error::path("stat", console)(error))
+            }
         }
     }
 }

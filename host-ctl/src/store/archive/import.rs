@@ -16,7 +16,7 @@ use super::key::{ArchiveKey, Kind};
 use super::{ArchiveError, runs};
 use crate::host::failed;
 use crate::store::check::hash_file;
-use crate::store::{Blob, BuildLock, Claim, Draft, Store, Template};
+use crate::store::{Blob, BuildLock, Claim, Draft, SavedImport, Store, Template};
 use crate::timeline::Timeline;
 
 /// Most bytes of what an archive says of itself, as of any record.
@@ -39,7 +39,7 @@ pub enum Trust {
 pub struct Imported {
     /// The template.
     pub template: Template,
-    /// Whether it was there already.
+    /// Whether this store has made the same itself, and keeps that.
     pub existing: bool,
     /// Who made it, if that was another user: its clones and theirs have
     /// [`super::LEAKS`] in common.
@@ -85,7 +85,7 @@ impl Store {
                 });
             }
         };
-        let template = self.unpack(&mut input, &contents, declared, &lock)?;
+        let template = self.unpack(&mut input, (&contents, owner), declared, &lock)?;
         Ok(Imported {
             template,
             existing: false,
@@ -96,7 +96,7 @@ impl Store {
     fn unpack(
         &self,
         input: &mut Reader<impl Read>,
-        contents: &Contents,
+        (contents, owner): (&Contents, u32),
         declared: u64,
         lock: &BuildLock,
     ) -> Result<Template, ArchiveError> {
@@ -117,6 +117,7 @@ impl Store {
             quiesce_id: contents.quiesce_id()?,
             blobs: &blobs,
             memory_opened_for_writing: contents.memory_opened_for_writing,
+            imported: Some(SavedImport { owner }),
         };
         let published = self.publish(staging, lock, &draft, &Timeline::new())?;
         Ok(published.template)

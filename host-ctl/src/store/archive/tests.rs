@@ -11,7 +11,8 @@ use super::chunks::{Reader, Writer};
 use super::contents::{Contents, Entry};
 use super::*;
 use crate::store::tests::{Home, build, home, requirements};
-use crate::store::{Blob, Hashing, Requirements, Sha256, Store, Template};
+use crate::store::{Blob, Claim, Hashing, Requirements, SavedImport, Sha256, Store, Template};
+use std::time::Duration;
 
 /// More than any template here takes.
 const ROOMY: u64 = 1 << 30;
@@ -81,7 +82,7 @@ fn a_template_is_the_same_in_another_store_however_it_was_protected() {
         let blocks = fs::metadata(imported.template.memory()).unwrap().blocks();
         assert!(blocks * 512 < 1 << 20, "its holes are holes");
         let again = to.store.import_template(&archive, &trust, false, ROOMY);
-        assert!(again.unwrap().existing);
+        assert!(!again.unwrap().existing);
     }
 }
 
@@ -222,6 +223,29 @@ fn another_owners_template_is_taken_only_to_be_shared_and_is_ours_then() {
     let imported = import(&archive, true).unwrap();
     assert_eq!(imported.shared_with, Some(user + 1));
     assert_eq!(imported.template.manifest().requirements.owner, user);
+}
+
+#[test]
+fn what_an_archive_has_brought_is_never_taken_for_what_was_built_here() {
+    let (contents, files) = honest();
+    let to = home();
+    let archive = archive(&contents, &files, b"");
+    let import = || {
+        to.store
+            .import_template(archive.path(), &Trust::Anybody, false, ROOMY)
+    };
+    let first = import().unwrap();
+    let manifest = first.template.manifest();
+    let owner = contents.requirements.owner;
+    assert_eq!(manifest.imported, Some(SavedImport { owner }));
+    // A build of just this makes its own, and another archive replaces it.
+    let claimed = to.store.claim(&contents.requirements, Duration::ZERO);
+    assert!(matches!(claimed.unwrap(), Claim::Build(_)));
+    assert!(!import().unwrap().existing);
+    // It can be woken by who asks for it.
+    to.store
+        .check(&to.store.load(first.template.digest()).unwrap())
+        .unwrap();
 }
 
 #[test]
