@@ -1,6 +1,7 @@
 //! Bytes: the agent's file, and what processes hold in memory.
 
 use super::{Failure, Goal, report};
+use rustix::process::{Pid, Signal, kill_process};
 use std::ops::Add;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 const MEGABYTE: f64 = 1e6;
 /// Bytes.
 pub(super) const MEBIBYTE: f64 = 1_048_576.0;
+/// How long an idle agent may take to end.
+const END_DEADLINE: Duration = Duration::from_secs(10);
 pub(super) const START_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The policy that the resident size is measured under, beside the built-in
@@ -38,9 +41,22 @@ fn idle(program: &Path, arguments: &[&str]) -> Result<f64, Failure> {
         .stderr(Stdio::null())
         .spawn()?;
     let resident = wait_for(&mut child, &socket).and_then(|()| status(child.id(), "VmRSS:"));
-    child.kill()?;
-    child.wait()?;
+    end(&mut child)?;
     resident
+}
+
+/// Ends an agent as it wants to be ended: then it removes its cgroup.
+fn end(child: &mut Child) -> Result<(), Failure> {
+    let pid = Pid::from_child(child);
+    kill_process(pid, Signal::TERM)?;
+    let deadline = Instant::now() + END_DEADLINE;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            child.kill()?;
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 /// Waits until an agent listens.
