@@ -353,6 +353,11 @@ mod tests {
         ];
         assert_eq!(did, wanted);
 
+        // What it made is no socket: nobody is led to it.
+        assert!(view.take_console(&spec.console).is_err());
+        assert!(fs::symlink_metadata(&spec.console).is_err());
+        let made = view.made_console().unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(made).unwrap();
         view.take_console(&spec.console).unwrap();
         assert!(fs::symlink_metadata(&spec.console).is_ok());
         assert!(!files.is_saved());
