@@ -200,15 +200,19 @@ fn see_identity(home: &Home, clone: &Value) {
 /// The control: without Quiesce and Thaw the very same program repeats itself,
 /// and the clock is stale. If this test fails, the one above proves nothing.
 ///
-/// A young kernel reseeds by itself every few seconds, all copies of a template
-/// at the same moment; where that comes before the first draws, they differ by
-/// luck. So several templates are tried, until one shows what naive clones do.
+/// A young kernel reseeds by itself, all copies of a template at the same
+/// moment; where that comes before the first draws, they differ by luck. It
+/// does so whenever its last seed is half as old as the machine
+/// (`crng_reseed_interval` in Linux), so at ages each twice the one before. The
+/// templates tried are frozen at ages spread evenly over such an octave: where
+/// one is about to reseed, the next has done so and has long to go.
 #[tokio::test]
 async fn naive_clones_repeat_each_other_and_live_in_the_past() {
     const TEMPLATES: usize = 6;
     let qemu = machine::qemu().await.unwrap();
-    for _ in 0..TEMPLATES {
-        let (randoms, uuids, behind) = naive_copies(&qemu).await;
+    for template in 0..TEMPLATES {
+        let part = template as f64 / TEMPLATES as f64;
+        let (randoms, uuids, behind) = naive_copies(&qemu, part).await;
         println!(
             "control: {randoms} results of getrandom and {uuids} uuids repeat; the clock is {} ms behind",
             behind / 1_000_000
@@ -221,9 +225,16 @@ async fn naive_clones_repeat_each_other_and_live_in_the_past() {
     panic!("naive clones drew no equal random numbers");
 }
 
+/// How long a guest has been up, in seconds.
+async fn age(guest: &Machine) -> f64 {
+    let (_, shown) = guest.exec(&["cat", "/proc/uptime"]).await.unwrap();
+    shown.split(' ').next().unwrap().parse().unwrap()
+}
+
 /// Draws that copies of one template share after the freeze, of getrandom and
-/// of uuids, and how many nanoseconds the copies' clock is behind.
-async fn naive_copies(qemu: &Qemu) -> (usize, usize, i128) {
+/// of uuids, and how many nanoseconds the copies' clock is behind. The machine
+/// is frozen when the logarithm of its age has this fractional part, to base 2.
+async fn naive_copies(qemu: &Qemu, part: f64) -> (usize, usize, i128) {
     const TRIGGER: &str = "/tmp/trigger";
     /// Draws looked at around the freeze: some seconds of them.
     const HISTORY: usize = 30_000;
@@ -237,6 +248,12 @@ async fn naive_copies(qemu: &Qemu) -> (usize, usize, i128) {
     let deadline = Instant::now() + DEADLINE;
     while booted.exec(&["cat", RECORD]).await.unwrap().0 != 0 {
         assert!(Instant::now() < deadline, "the probe wrote no record");
+    }
+    let deadline = Instant::now() + DEADLINE;
+    let octaves = age(&booted).await.log2();
+    let frozen_from = ((octaves - part).ceil() + part).exp2();
+    while age(&booted).await < frozen_from {
+        assert!(Instant::now() < deadline, "the guest does not age");
     }
     booted.save(&template).await.unwrap();
     // So that a stale clock can be told from a good one.
