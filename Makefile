@@ -59,9 +59,9 @@ test-lab: tools nextest image probe lab-ready ## the tests of the lab, in it; RE
 	@$(TEST_LAB)
 
 .PHONY: test-cycles
-test-cycles: export LAB_DEADLINE ?= 86400
-test-cycles: export FILTER ?= test(/::cycles_of/)
-test-cycles: export LAB_OPTIONS ?= --env CYCLES=$(or $(CYCLES),500) --env NEXTEST_NO_CAPTURE=1
+test-cycles: export LAB_DEADLINE := $(or $(LAB_DEADLINE),86400)
+test-cycles: export FILTER := $(or $(FILTER),test(/::cycles_of/))
+test-cycles: override export LAB_OPTIONS := --env CYCLES=$(or $(CYCLES),500) --env NEXTEST_NO_CAPTURE=1 $(LAB_OPTIONS)
 test-cycles: test-lab ## CYCLES=500: save, restore and thaw so often on each VMM, in the lab
 
 .PHONY: lab
@@ -105,7 +105,7 @@ bench-image: host image probe ## figures of guest images; those of our own kerne
 
 # The guests of 32 clones, their VMMs and the template fit.
 .PHONY: bench-vmm
-bench-vmm: LAB_OPTIONS ?= --memory 6144
+bench-vmm: LAB_OPTIONS := $(or $(LAB_OPTIONS),--memory 6144)
 bench-vmm: host image probe floor lab-ready ## figures of each VMM, in the lab; REQUIRE_ALL=1: skip none
 	cargo build -q --release -p tardigrade-tests --bin bench
 	@HOST_CTL=$(HOST) RESTORE_FLOOR=$(FLOOR) $(LAB) run --quiet --kernel $(GUEST) --tools $(LAB_TOOLS)/bin \
