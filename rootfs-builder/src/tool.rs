@@ -2,15 +2,20 @@
 //! and with what it said where it fails.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 /// The most of a tool's complaints that is shown, in bytes.
 const MAX_COMPLAINT: usize = 4 << 10;
+
+/// How long a tool that is told to end may take for it: mmdebstrap ends its
+/// children then, and removes what it has unpacked.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// A program, and what it is run with.
 #[derive(Clone, Debug)]
@@ -173,7 +178,8 @@ pub fn command(name: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// Waits for the child's end; kills it at the deadline.
+/// Waits for the child's end. At the deadline it is told to end, and killed
+/// where it does not.
 fn wait(
     name: &'static str,
     child: &mut Child,
@@ -182,25 +188,33 @@ fn wait(
     let call = |call| move |source| ToolError::Call(call, source);
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())
         .map_err(|source| call("pidfd_open")(source.into()))?;
-    let timeout = Timespec {
-        tv_sec: i64::try_from(deadline.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(deadline.subsec_nanos()),
-    };
-    let ended = loop {
-        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
-            Ok(count) => break count > 0,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(source) => return Err(call("poll")(source.into())),
+    let in_time = ends_within(pidfd.as_fd(), deadline)?;
+    if !in_time {
+        pidfd_send_signal(&pidfd, Signal::TERM)
+            .map_err(|source| call("pidfd_send_signal")(source.into()))?;
+        if !ends_within(pidfd.as_fd(), GRACE)? {
+            child.kill().map_err(call("kill"))?;
         }
-    };
-    if !ended {
-        child.kill().map_err(call("kill"))?;
     }
     let status = child.wait().map_err(call("wait"))?;
-    if ended {
+    if in_time {
         Ok(status)
     } else {
         Err(ToolError::Deadline(name, deadline))
+    }
+}
+
+fn ends_within(process: BorrowedFd<'_>, limit: Duration) -> Result<bool, ToolError> {
+    let timeout = Timespec {
+        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(limit.subsec_nanos()),
+    };
+    loop {
+        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)) {
+            Ok(count) => return Ok(count > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(source) => return Err(ToolError::Call("poll", source.into())),
+        }
     }
 }
 
@@ -224,6 +238,23 @@ mod tests {
         assert!(matches!(error, ToolError::Deadline(..)), "{error}");
         // Reaped as well: its end is known without waiting.
         assert!(child.try_wait().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_tool_that_is_too_slow_ends_its_own_children_first() {
+        let script = "sleep 1000 & trap 'kill $!; echo ended; exit' TERM; echo begun; wait";
+        let mut child = Command::new("sh")
+            .args(["-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = child.stdout.take().unwrap();
+        said.read_exact(&mut [0; 6]).unwrap();
+        wait("sh", &mut child, Duration::ZERO).unwrap_err();
+        // Its child had the same pipe: that ends with the last of them.
+        let mut rest = String::new();
+        said.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "ended\n");
     }
 
     #[test]
