@@ -50,7 +50,7 @@ async fn a_paused_container_stands_still_until_it_is_resumed() {
         )
         .await;
     calls.run(&guest, "other", &["sleep", "1000"]).await;
-    let file = guest.cgroup.join("c-web/own/cgroup.events");
+    let file = guest.cgroup.join("c-web/cgroup.events");
     let is_frozen = || fs::read_to_string(&file).unwrap().contains("frozen 1");
     for _ in 0..3 {
         calls.pause("web").await.unwrap();

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 impl WorkloadCgroup {
-    /// Freezes one container and waits until the kernel says so.
+    /// Freezes one container, by the cgroup that only the agent can reach, and
+    /// waits until the kernel says so.
     ///
     /// # Errors
     /// [`CgroupError::Deadline`] if it does not within `deadline`: the freeze
@@ -17,8 +18,8 @@ impl WorkloadCgroup {
         cgroup: &CgroupPath,
         deadline: Duration,
     ) -> Result<(), CgroupError> {
-        write(cgroup.as_ref(), "cgroup.freeze", "1")?;
-        events::wait_for(cgroup.as_ref(), "frozen 1", deadline).await
+        write(cgroup.outer(), "cgroup.freeze", "1")?;
+        events::wait_for(cgroup.outer(), "frozen 1", deadline).await
     }
 
     /// Lets one container run again.
@@ -26,7 +27,7 @@ impl WorkloadCgroup {
     /// # Errors
     /// Those of the write.
     pub fn unfreeze_container(&self, cgroup: &CgroupPath) -> Result<(), CgroupError> {
-        write(cgroup.as_ref(), "cgroup.freeze", "0")
+        write(cgroup.outer(), "cgroup.freeze", "0")
     }
 
     /// Changes the limits of a container that `resources` has; the others stay.

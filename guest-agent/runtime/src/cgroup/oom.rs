@@ -14,12 +14,13 @@ const EVENTS: &str = "memory.events";
 const SIZE: usize = 1024;
 
 impl CgroupPath {
-    /// How many were killed so far, in the cgroup and all below it.
+    /// How many were killed so far, in the outer cgroup and all below it,
+    /// whichever limit it was for.
     ///
     /// # Errors
     /// Those of the file, which is not there without the memory controller.
     pub fn oom_kills(&self) -> Result<u64, CgroupError> {
-        let path = self.as_ref().join(EVENTS);
+        let path = self.outer().join(EVENTS);
         let kills = File::open(&path).and_then(kills);
         kills.map_err(failed("read", &path))
     }
@@ -30,7 +31,7 @@ impl CgroupPath {
     /// # Errors
     /// As [`CgroupPath::oom_kills`].
     pub async fn oom_kills_beyond(&self, known: u64) -> Result<u64, CgroupError> {
-        let path = self.as_ref().join(EVENTS);
+        let path = self.outer().join(EVENTS);
         let watch = async {
             let events = Arc::new(File::open(&path)?.into());
             // The kernel tells a change by POLLPRI to those who have read the

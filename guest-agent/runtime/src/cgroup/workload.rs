@@ -58,6 +58,12 @@ impl CgroupPath {
         }
     }
 
+    /// The outer one: all that the container uses is counted in it.
+    #[must_use]
+    pub fn outer(&self) -> &Path {
+        &self.outer
+    }
+
     /// Both, the outer one first.
     pub(super) fn both(&self) -> [&Path; 2] {
         [&self.outer, &self.own]

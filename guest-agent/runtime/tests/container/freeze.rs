@@ -39,6 +39,30 @@ fn a_frozen_workload_does_nothing_and_goes_on_where_it_was() {
 }
 
 #[test]
+fn what_a_containers_own_cgroup_is_told_ends_no_pause() {
+    run(|fixture| async move {
+        let created = echo(&fixture).await;
+        created.start.start(DEADLINE).await.unwrap();
+        let (stdin, stdout) = (created.stdio.stdin.unwrap(), created.stdio.stdout.unwrap());
+        let workload = fixture.launcher.workload();
+        let own: &std::path::Path = created.cgroup.as_ref();
+        workload
+            .freeze_container(&created.cgroup, DEADLINE)
+            .await
+            .unwrap();
+        std::fs::write(own.join("cgroup.freeze"), "0").unwrap();
+        stdin.write_all(b"hello\n").await.unwrap();
+        let silent = tokio::time::timeout(Duration::from_millis(200), stdout.read(100)).await;
+        assert!(silent.is_err(), "{silent:?}");
+        // Nor does it keep a container from going on.
+        std::fs::write(own.join("cgroup.freeze"), "0").unwrap();
+        workload.unfreeze_container(&created.cgroup).unwrap();
+        assert_eq!(stdout.read(100).await.unwrap(), b"hello\n");
+        fixture.remove(&created.cgroup).await;
+    });
+}
+
+#[test]
 fn an_empty_workload_freezes_at_once() {
     run(|fixture| async move {
         let workload = fixture.launcher.workload();
