@@ -2,7 +2,7 @@
 
 use super::channel::Channel;
 use super::error::{CreateError, ExecError, LaunchError, Refused, StartError};
-use super::hooks::HookKind;
+use super::hooks::{HookError, HookKind};
 use super::launch::{Launch, Newborn, executed};
 use super::message::{Go, InitOrder, Place, StageOrder};
 use super::program::Program;
@@ -127,13 +127,11 @@ impl Launcher {
         spec: &ContainerSpec,
         stdin: bool,
     ) -> Result<CreatedContainer, CreateError> {
-        validated(
-            spec.process.seccomp.is_some(),
-            spec,
-            ContainerSpec::validate,
-        )
+        validated(spec, |spec| {
+            spec.validate()?;
+            spec.require_modules()
+        })
         .await??;
-        spec.require_modules()?;
         let cgroup = self.workload.create_container(
             &spec.cgroup_name,
             &spec.resources,
@@ -170,9 +168,10 @@ impl Launcher {
             .launch(place, descriptors, order, &spec.process, stdin, hooks)
             .await?;
         if newborn.is_waiting {
-            let pid = Some(newborn.pid());
-            for kind in [HookKind::Prestart, HookKind::CreateRuntime] {
-                self.run_hooks(spec, kind, pid).await?;
+            if let Err(error) = self.run_creation_hooks(spec, newborn.pid()).await {
+                // It is killed, and waited for.
+                blocking(move || drop(newborn)).await?;
+                return Err(error.into());
             }
             let deadline = Instant::now() + LAUNCH_DEADLINE + hooks;
             newborn = blocking(move || newborn.proceed(deadline)).await??;
@@ -185,6 +184,13 @@ impl Launcher {
             hooks: spec.hooks.time(HookKind::StartContainer),
         };
         Ok((process, stdio, start))
+    }
+
+    async fn run_creation_hooks(&self, spec: &ContainerSpec, pid: i32) -> Result<(), HookError> {
+        for kind in [HookKind::Prestart, HookKind::CreateRuntime] {
+            self.run_hooks(spec, kind, Some(pid)).await?;
+        }
+        Ok(())
     }
 
     /// Adds a process to the container of `init`, in all its namespaces and in
@@ -250,8 +256,11 @@ impl Launcher {
         process: &ProcessSpec,
         stdin: bool,
     ) -> Result<ExecProcess, ExecError> {
-        validated(process.seccomp.is_some(), process, ProcessSpec::validate).await??;
-        process.require_modules()?;
+        validated(process, |process| {
+            process.validate()?;
+            process.require_modules()
+        })
+        .await??;
         let order = InitOrder::Process(Box::new(process.clone()));
         let (mut newborn, ours) = self
             .launch(place, descriptors, order, process, stdin, Duration::ZERO)
@@ -339,16 +348,13 @@ fn has_other_namespace(pid: i32, kind: &str) -> io::Result<bool> {
     }
 }
 
-/// Whether it can be done at all. A system call filter is made to find out, of
-/// whatever the host has sent: that is not for the agent's one thread.
+/// Whether it can be done at all. To find out, files are looked at, and a system
+/// call filter is made, of whatever the host has sent: that is not for the
+/// agent's one thread.
 async fn validated<T: Clone + Send + 'static>(
-    filtered: bool,
     wanted: &T,
     validate: fn(&T) -> Result<(), Refused>,
 ) -> Result<Result<(), Refused>, LaunchError> {
-    if !filtered {
-        return Ok(validate(wanted));
-    }
     let wanted = wanted.clone();
     blocking(move || validate(&wanted)).await
 }

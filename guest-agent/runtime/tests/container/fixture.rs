@@ -73,6 +73,7 @@ pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Fixture) -> F) {
         return skip("no cgroup v2 hierarchy is mounted");
     };
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    leave_the_mounts_of_others();
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let name = format!("tardigrade-test-{}-{number}", std::process::id());
     let cgroup = hierarchy.join(name);
@@ -102,6 +103,15 @@ pub(crate) fn run<F: Future<Output = ()>>(test: impl FnOnce(Fixture) -> F) {
     if let Err(panic) = outcome {
         resume_unwind(panic);
     }
+}
+
+/// Has this thread, and those it starts, see no mount that others make
+/// meanwhile: tests look at all there are.
+fn leave_the_mounts_of_others() {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    guest_kernel::namespace::unshare_mount().unwrap();
+    let apart = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", apart).unwrap();
 }
 
 /// Where a cgroup v2 hierarchy is mounted, /proc/self/mounts.
@@ -365,7 +375,7 @@ impl Fixture {
             .collect();
         cgroups.sort();
         Traces {
-            mounts: fs::read_to_string("/proc/self/mountinfo").unwrap(),
+            mounts: fs::read_to_string("/proc/thread-self/mountinfo").unwrap(),
             cgroups,
             children: children(),
         }

@@ -114,7 +114,7 @@ fn namespaces_are_its_own() {
             .iter()
             .zip(&lines[3..])
         {
-            let outside = std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+            let outside = std::fs::read_link(format!("/proc/thread-self/ns/{kind}")).unwrap();
             assert_ne!(outside.to_str().unwrap(), *inside);
         }
     });
@@ -129,7 +129,7 @@ fn a_namespace_that_is_not_asked_for_is_shared_unless_it_keeps_the_agent_safe() 
         spec.namespaces.clear();
         spec.hostname = None;
         let (_, stdout, _) = fixture.output(&spec).await;
-        let outside = |kind| std::fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+        let outside = |kind| std::fs::read_link(format!("/proc/thread-self/ns/{kind}")).unwrap();
         let inside: Vec<&str> = stdout.lines().collect();
         assert_eq!(inside[0], outside("net").to_str().unwrap());
         assert_ne!(inside[1], outside("pid").to_str().unwrap());

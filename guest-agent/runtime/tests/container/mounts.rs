@@ -1,7 +1,7 @@
 //! The tree a container sees.
 
 use crate::fixture::{bind, mount, run, shell};
-use guest_runtime::container::{CreateError, IdentityFiles, LaunchError, Step};
+use guest_runtime::container::{ContainerSpec, CreateError, IdentityFiles, LaunchError, Step};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -297,7 +297,7 @@ fn mounts_pass_between_guest_and_container_as_their_options_say() {
         }
         // What was mounted in the container is in the guest where it is
         // shared, and only there.
-        let own = fs::read_to_string("/proc/self/mounts").unwrap();
+        let own = fs::read_to_string("/proc/thread-self/mounts").unwrap();
         for (volume, shared) in [(&volumes[1], false), (&volumes[2], true)] {
             let point = format!("inside {} ", volume.0.join("in").display());
             assert_eq!(own.contains(&point), shared, "{point}");
@@ -386,6 +386,37 @@ fn a_tmpfs_can_begin_with_what_it_covers() {
         let before = fixture.traces();
         let error = fixture.launcher.create(&spec, false).await.unwrap_err();
         assert!(error.to_string().contains("No space left"), "{error}");
+        assert_eq!(fixture.traces(), before);
+    });
+}
+
+#[test]
+fn a_device_that_cannot_be_copied_into_a_tmpfs_is_named() {
+    run(|fixture| async move {
+        use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+        let data = fixture.root().join("data");
+        fs::create_dir(data.join("sub")).unwrap();
+        let node = |name: &str, kind, number| {
+            mknodat(CWD, data.join(name), kind, Mode::RUSR, number).unwrap();
+        };
+        node("sub/zero", FileType::CharacterDevice, makedev(1, 5));
+        let copying = |mut spec: ContainerSpec| {
+            let copied = mount("/data", "tmpfs", &["tmpcopyup"]);
+            spec.mounts.push(copied);
+            spec
+        };
+        let before = fixture.traces();
+        // Root of the guest may make one.
+        let plain = copying(fixture.spec(shell("stat -c '%F %t' /data/sub/zero")));
+        let said = fixture.output(&plain).await;
+        assert_eq!(
+            said,
+            (0, "character special file 1\n".into(), String::new())
+        );
+        let mapped = copying(fixture.mapped_spec(shell("true")));
+        let error = fixture.launcher.create(&mapped, false).await.unwrap_err();
+        let text = "on /data, tmpcopyup of device sub/zero: Operation not permitted";
+        assert!(error.to_string().contains(text), "{error}");
         assert_eq!(fixture.traces(), before);
     });
 }

@@ -394,6 +394,49 @@ fn the_owners_of_a_volume_are_mapped_where_it_is_asked_for() {
         spec.mounts.push(own);
         let (_, said, stderr) = fixture.output(&spec).await;
         assert_eq!(said, "65534 65534\n1007 1008\n", "{stderr}");
+        // And in the processes' namespace of a pod.
+        let pod = fixture.spec(process(&["sleep", "1000"]));
+        let pod = fixture.launcher.create(&pod, false).await.unwrap();
+        pod.start.start(DEADLINE).await.unwrap();
+        spec.cgroup_name = "other".into();
+        let path = format!("/proc/{}/ns/pid", pod.process.pid());
+        join(&mut spec, NamespaceKind::Pid, path);
+        let (_, said, stderr) = fixture.output(&spec).await;
+        assert_eq!(said, "65534 65534\n1007 1008\n", "{stderr}");
+        fixture.remove(&pod.cgroup).await;
+    });
+}
+
+/// A process in a user namespace where nobody is user or group 0.
+fn nobody_is_root() -> std::process::Child {
+    use std::process::{Command, Stdio};
+    let mut child = Command::new("unshare")
+        .args(["--user", "--map-user=1", "--map-group=1"])
+        .args(["sh", "-c", "echo there; exec sleep 1000"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let said = child.stdout.as_mut().unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(said), &mut line).unwrap();
+    assert_eq!(line, "there\n");
+    child
+}
+
+#[test]
+fn a_joined_user_namespace_without_a_root_is_refused_by_name() {
+    run(|fixture| async move {
+        let mut child = nobody_is_root();
+        let before = fixture.traces();
+        let mut spec = fixture.spec(shell("true"));
+        let path = format!("/proc/{}/ns/user", child.id());
+        join(&mut spec, NamespaceKind::User, path);
+        let error = fixture.launcher.create(&spec, false).await.unwrap_err();
+        let text = "nobody in it is user and group 0";
+        assert!(error.to_string().contains(text), "{error}");
+        assert_eq!(fixture.traces(), before);
+        child.kill().unwrap();
+        child.wait().unwrap();
     });
 }
 
@@ -493,5 +536,23 @@ fn a_time_namespace_has_clocks_of_its_own_and_its_processes_share_them() {
         );
         let error = fixture.launcher.create(&spec, false).await.unwrap_err();
         assert!(error.to_string().contains("boottime"), "{error}");
+    });
+}
+
+#[test]
+fn to_join_mounts_or_cgroups_of_others_is_refused_by_name() {
+    run(|fixture| async move {
+        let before = fixture.traces();
+        for (kind, file) in [
+            (NamespaceKind::Mount, "mnt"),
+            (NamespaceKind::Cgroup, "cgroup"),
+        ] {
+            let mut spec = fixture.spec(shell("true"));
+            join(&mut spec, kind, format!("/proc/self/ns/{file}"));
+            let error = fixture.launcher.create(&spec, false).await.unwrap_err();
+            let text = format!("joining a namespace of kind {kind:?} is not supported");
+            assert_eq!(error.to_string(), text);
+        }
+        assert_eq!(fixture.traces(), before);
     });
 }

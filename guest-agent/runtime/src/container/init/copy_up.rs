@@ -20,13 +20,31 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 const FILES_MAX: usize = 1 << 16;
 const DEPTH_MAX: usize = 64;
 
+/// Why something was not copied.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct CopyError {
+    pub(super) errno: Errno,
+    /// The path of the device node that it was about, which only root of the
+    /// guest may make.
+    pub(super) device: Option<String>,
+}
+
+impl From<Errno> for CopyError {
+    fn from(errno: Errno) -> Self {
+        Self {
+            errno,
+            device: None,
+        }
+    }
+}
+
 /// Copies what is in `from` to `to`, the empty root of a file system of the
 /// container's own. The size of that is what bounds the bytes.
 ///
 /// # Errors
 /// `NOSPC` for more files than are copied, or bytes than there is room for;
 /// `NAMETOOLONG` for what lies too deep; otherwise those of the calls.
-pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<()> {
+pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> std::result::Result<(), CopyError> {
     let from = open_directory(from, c".", ResolveFlags::empty())?;
     let top = open_directory(to, c".", ResolveFlags::empty())?;
     let mut copier = Copier {
@@ -52,9 +70,15 @@ struct Copier<'a> {
 }
 
 impl Copier<'_> {
-    fn fill(&mut self, from: &OwnedFd, to: &OwnedFd, path: &[u8], depth: usize) -> Result<()> {
+    fn fill(
+        &mut self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        path: &[u8],
+        depth: usize,
+    ) -> std::result::Result<(), CopyError> {
         if depth > DEPTH_MAX {
-            return Err(Errno::NAMETOOLONG);
+            return Err(Errno::NAMETOOLONG.into());
         }
         for entry in Dir::read_from(from)? {
             let entry = entry?;
@@ -64,7 +88,7 @@ impl Copier<'_> {
             }
             self.files += 1;
             if self.files > FILES_MAX {
-                return Err(Errno::NOSPC);
+                return Err(Errno::NOSPC.into());
             }
             let mut below = path.to_vec();
             below.extend_from_slice(name.to_bytes());
@@ -80,7 +104,7 @@ impl Copier<'_> {
         name: &CStr,
         mut path: Vec<u8>,
         depth: usize,
-    ) -> Result<()> {
+    ) -> std::result::Result<(), CopyError> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let found = openat(from, name, flags, Mode::empty())?;
         let stat = fstat(&found)?;
@@ -94,20 +118,21 @@ impl Copier<'_> {
                 Ok(found) => self.fill(&found, &copy, &path, depth + 1)?,
                 // Something is mounted there.
                 Err(Errno::XDEV) => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
             // Last: its mode may keep files from being made in it.
-            return own(copy.as_fd(), &stat);
+            return Ok(own(copy.as_fd(), &stat)?);
         }
         let file = (stat.st_dev, stat.st_ino);
         if stat.st_nlink > 1 {
             if let Some(first) = self.linked.get(&file) {
-                return linkat(self.top, first.as_c_str(), to, name, AtFlags::empty());
+                let first = first.as_c_str();
+                return Ok(linkat(self.top, first, to, name, AtFlags::empty())?);
             }
-            let path = CString::new(path).map_err(|_| Errno::INVAL)?;
+            let path = CString::new(path.clone()).map_err(|_| Errno::INVAL)?;
             self.linked.insert(file, path);
         }
-        match kind {
+        let copied = match kind {
             FileType::RegularFile => copy_file(from, to, name),
             FileType::Symlink => {
                 let target = readlinkat(from, name, Vec::new())?;
@@ -117,11 +142,19 @@ impl Copier<'_> {
             }
             kind => {
                 let mode = Mode::from_raw_mode(stat.st_mode);
-                mknodat(to, name, kind, mode, stat.st_rdev)?;
+                mknodat(to, name, kind, mode, stat.st_rdev).map_err(|errno| {
+                    let is_device = errno == Errno::PERM && kind != FileType::Fifo;
+                    let path = String::from_utf8_lossy(&path).into_owned();
+                    CopyError {
+                        errno,
+                        device: is_device.then_some(path),
+                    }
+                })?;
                 let (user, group) = owner(&stat);
                 chownat(to, name, user, group, AtFlags::SYMLINK_NOFOLLOW)
             }
-        }
+        };
+        Ok(copied?)
     }
 }
 
@@ -165,7 +198,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::path::Path;
 
-    fn copied(from: &Path, to: &Path) -> Result<()> {
+    fn copied(from: &Path, to: &Path) -> std::result::Result<(), CopyError> {
         let open = |path: &Path| File::open(path).unwrap();
         copy(open(from).as_fd(), open(to).as_fd())
     }
@@ -215,7 +248,7 @@ mod tests {
         deep(DEPTH_MAX + 2);
         let again = tempfile::tempdir().unwrap();
         let error = copied(from.path(), again.path()).unwrap_err();
-        assert_eq!(error, Errno::NAMETOOLONG);
+        assert_eq!(error, Errno::NAMETOOLONG.into());
     }
 
     #[test]
@@ -229,6 +262,7 @@ mod tests {
             files: FILES_MAX,
             linked: HashMap::new(),
         };
-        assert_eq!(copier.fill(&from, &to, b"", 0), Err(Errno::NOSPC));
+        let copied = copier.fill(&from, &to, b"", 0);
+        assert_eq!(copied, Err(Errno::NOSPC.into()));
     }
 }

@@ -118,7 +118,10 @@ fn mount_one(
     devices: &[Node<'_>],
     label: Option<&str>,
 ) -> Result<(), Failure> {
-    let failed = |error: io::Error| Failure::at(Step::Mount, spec.name())(error);
+    let failed = |error: io::Error| match error.downcast::<Failure>() {
+        Ok(told) => told,
+        Err(error) => Failure::at(Step::Mount, spec.name())(error),
+    };
     let mut options = MountOptions::parse(&spec.options)
         .map_err(|_| failed(io::Error::from_raw_os_error(nix::libc::EINVAL)))?;
     let fstype = spec.fstype.as_deref().unwrap_or_default();
@@ -175,11 +178,22 @@ fn mount_parsed(
         if !["mode", "uid", "gid"].iter().any(given) {
             copy_up::copy_owner_and_mode(place.as_fd(), mount.as_fd())?;
         }
-        copy_up::copy(place.as_fd(), mount.as_fd())?;
+        let copied = copy_up::copy(place.as_fd(), mount.as_fd());
+        copied.map_err(|error| not_copied(spec, error))?;
     }
     set_all(mount.as_fd(), &options)?;
     attach(mount.as_fd(), place.as_fd())?;
     Ok(None)
+}
+
+/// Names the device node that may not be made, if it was for one.
+fn not_copied(spec: &MountSpec, error: copy_up::CopyError) -> io::Error {
+    let copy_up::CopyError { errno, device } = error;
+    let Some(device) = device else {
+        return errno.into();
+    };
+    let subject = format!("{}, tmpcopyup of device {device}", spec.name());
+    io::Error::other(Failure::at(Step::Mount, subject)(errno.into()))
 }
 
 /// Has a mount be what its options say.

@@ -113,7 +113,7 @@ fn clone(channel: &mut Channel) -> Result<(Cloned, Inheritance), Failure> {
             allow(&order.rlimits, has_own_users)?;
             let entrance = Entrance::open(&spec)?;
             entrance.enter()?;
-            let taken = Taken::take(&spec, entrance.users())?;
+            let taken = Taken::take(&spec, &entrance)?;
             let namespaces = entrance.enter_users()?;
             let inheritance = Inheritance {
                 view: CgroupView::Own,

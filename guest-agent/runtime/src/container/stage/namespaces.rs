@@ -2,7 +2,7 @@
 //! a process makes for its children are made.
 
 use crate::container::error::{Failure, Step};
-use crate::container::id_mapping::{IdMapping, IdMappings, lines, parse};
+use crate::container::id_mapping::{IdMapping, IdMappings, lines, outside, parse};
 use crate::container::spec::{ContainerSpec, NamespaceKind, TimeOffset};
 use guest_kernel::clone::Namespaces;
 use guest_kernel::namespace::unshare_time_of_children;
@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::thread::{
     LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
 };
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,11 +33,15 @@ pub(super) struct Entrance<'a> {
     joined: Vec<(NamespaceKind, &'a Path, OwnedFd)>,
     /// Its user namespace, if it has one of its own.
     users: Option<OwnedFd>,
+    /// Those that mounts have their owners mapped by, by their place in the
+    /// spec.
+    owners: BTreeMap<usize, OwnedFd>,
 }
 
 impl<'a> Entrance<'a> {
     /// Opens all before the first is entered: a path means what it means to the
-    /// agent. A new user namespace is made here, with its mappings.
+    /// agent. New user namespaces are made here, with their mappings: what holds
+    /// them is a child, and once a pid namespace is entered children are in it.
     pub(super) fn open(spec: &'a ContainerSpec) -> Result<Self, Failure> {
         let mut joined = Vec::new();
         let mut users = None;
@@ -53,16 +58,25 @@ impl<'a> Entrance<'a> {
                 (_, None) => {}
             }
         }
+        let mut owners = BTreeMap::new();
+        for (index, mount) in spec.mounts.iter().enumerate() {
+            if let Some(mappings) = &mount.id_mappings {
+                owners.insert(index, user_namespace(mappings)?);
+            }
+        }
         Ok(Self {
             spec,
             joined,
             users,
+            owners,
         })
     }
 
-    /// Its user namespace, if it has one of its own.
-    pub(super) fn users(&self) -> Option<BorrowedFd<'_>> {
-        self.users.as_ref().map(AsFd::as_fd)
+    /// The user namespace that the owners of a mount are mapped by, if they are
+    /// to be: its own, or the container's.
+    pub(super) fn owners(&self, mount: usize) -> Option<BorrowedFd<'_>> {
+        let own = self.owners.get(&mount).or(self.users.as_ref());
+        own.map(AsFd::as_fd)
     }
 
     /// Enters those that are joined, but for the user namespace, and makes the
@@ -92,11 +106,14 @@ impl<'a> Entrance<'a> {
             let kind = Some(LinkNameSpaceType::User);
             move_into_link_name_space(users.as_fd(), kind).map_err(failed)?;
             let expected = &self.spec.id_mappings;
-            if !expected.is_empty() && expected.clone().sorted() != own_mappings()? {
-                let subject = "user: its mappings are not those of the spec";
-                return Err(Failure::at(Step::JoinNamespace, subject)(
-                    Errno::INVAL.into(),
-                ));
+            let found = own_mappings()?;
+            let refused = |subject| Failure::at(Step::JoinNamespace, subject)(Errno::INVAL.into());
+            if !expected.is_empty() && expected.clone().sorted() != found {
+                return Err(refused("user: its mappings are not those of the spec"));
+            }
+            // It is set up by root, who has to be someone.
+            if outside(&found.users, 0).is_none() || outside(&found.groups, 0).is_none() {
+                return Err(refused("user: nobody in it is user and group 0"));
             }
         }
         let asked = self.spec.namespaces.iter().map(|one| one.kind);
@@ -131,7 +148,7 @@ fn at_path(path: &Path) -> impl FnOnce(io::Error) -> Failure {
 }
 
 /// A new user namespace that nobody is in.
-pub(super) fn user_namespace(mappings: &IdMappings) -> Result<OwnedFd, Failure> {
+fn user_namespace(mappings: &IdMappings) -> Result<OwnedFd, Failure> {
     let failed = |subject| Failure::at(Step::UserNamespace, subject);
     let holder = Holder::new().map_err(failed("clone3"))?;
     let process = format!("/proc/{}", holder.pid());

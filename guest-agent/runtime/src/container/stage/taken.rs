@@ -3,7 +3,7 @@
 //! no way through the guest's directories, and may neither make device nodes
 //! nor mount a file system over a namespace that is not its own.
 
-use super::namespaces::user_namespace;
+use super::namespaces::Entrance;
 use crate::container::destination::{attach, clone_mount, find_in_guest, new_mount, open_root};
 use crate::container::error::{Failure, Step};
 use crate::container::id_mapping::outside;
@@ -43,11 +43,8 @@ pub(in crate::container) struct Taken {
 
 impl Taken {
     /// Takes all. The namespaces that the container joins have been entered,
-    /// but for `users`, its user namespace.
-    pub(super) fn take(
-        spec: &ContainerSpec,
-        users: Option<BorrowedFd<'_>>,
-    ) -> Result<Self, Failure> {
+    /// but for its user namespace.
+    pub(super) fn take(spec: &ContainerSpec, entrance: &Entrance<'_>) -> Result<Self, Failure> {
         let path = &spec.root.path;
         let root = take_tree(path, true)
             .map_err(|error| Failure::at(Step::Root, path.to_string_lossy())(error.into()))?;
@@ -55,7 +52,7 @@ impl Taken {
         for (index, mount) in spec.mounts.iter().enumerate() {
             let taken = take_mount(spec, mount).map_err(Failure::at(Step::Mount, mount.name()))?;
             if let Some(taken) = &taken {
-                map_owners(mount, taken.as_fd(), users)?;
+                map_owners(mount, taken.as_fd(), entrance.owners(index))?;
             }
             mounts.extend(taken.map(|taken| (index, taken)));
         }
@@ -109,17 +106,12 @@ fn take_mount(spec: &ContainerSpec, mount: &MountSpec) -> io::Result<Option<Owne
 fn map_owners(
     spec: &MountSpec,
     mount: BorrowedFd<'_>,
-    users: Option<BorrowedFd<'_>>,
+    owners: Option<BorrowedFd<'_>>,
 ) -> Result<(), Failure> {
     let options = MountOptions::parse(&spec.options).unwrap_or_default();
     let recursive = options.id_map == Some(Bind::Recursive);
-    let own = spec.id_mappings.as_ref().map(user_namespace).transpose()?;
-    let namespace = match (&own, options.id_map) {
-        (Some(own), _) => Some(own.as_fd()),
-        (None, Some(_)) => users,
-        (None, None) => None,
-    };
-    let Some(namespace) = namespace else {
+    let is_mapped = spec.id_mappings.is_some() || options.id_map.is_some();
+    let Some(namespace) = owners.filter(|_| is_mapped) else {
         return Ok(());
     };
     map_ids(mount, namespace, recursive).map_err(|error| {
