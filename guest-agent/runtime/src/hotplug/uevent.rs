@@ -9,6 +9,9 @@ use std::time::Duration;
 
 /// The multicast group of the kernel's own events.
 const KERNEL: u32 = 1;
+/// How long the look after the deadline may take: what is stuck in the kernel is
+/// not there.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// Looks, and looks again after each event of the kernel's, until `look` finds
 /// something. None after `deadline`. What an event says does not matter: whoever
@@ -47,7 +50,10 @@ pub(super) async fn wait_for<T: Send + 'static>(
     match tokio::time::timeout(deadline, wait).await {
         Ok(found) => found.map(Some),
         // What came with the last event is found as well.
-        Err(_) => look().await,
+        Err(_) => match tokio::time::timeout(LAST_LOOK, look()).await {
+            Ok(found) => found,
+            Err(_) => Ok(None),
+        },
     }
 }
 
@@ -62,6 +68,21 @@ mod tests {
         let brief = Duration::from_millis(20);
         let none: Option<u8> = wait_for(brief, || Ok(None)).await.unwrap();
         assert_eq!(none, None);
+    }
+
+    #[tokio::test]
+    async fn a_look_that_does_not_end_is_not_waited_for() {
+        let (end, stuck) = std::sync::mpsc::channel::<()>();
+        let stuck = std::sync::Mutex::new(stuck);
+        let look = move || {
+            let _ = stuck.lock().map(|stuck| stuck.recv());
+            Ok(None::<u8>)
+        };
+        let waited = wait_for(Duration::from_millis(20), look);
+        let waited = tokio::time::timeout(LAST_LOOK * 10, waited).await;
+        // The threads end with it.
+        drop(end);
+        assert_eq!(waited.unwrap().unwrap(), None);
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use std::time::Duration;
 
 const DIRECTORY: &str = "/run/kata-containers/shared/containers";
 
@@ -92,14 +93,17 @@ fn no_link_that_a_container_made_leads_a_file_to_its_neighbour() {
 fn a_container_that_swaps_a_directory_for_a_link_meanwhile_leads_nothing_astray() {
     use rustix::fs::{RenameFlags, renameat_with};
     use std::sync::atomic::{AtomicBool, Ordering};
+    /// At the least; and until something was placed and something refused, which
+    /// on a busy machine may take many.
     const ROUNDS: usize = 500;
+    const DEADLINE: Duration = Duration::from_secs(60);
     let inside = tempfile::tempdir().unwrap();
     let outside = tempfile::tempdir().unwrap();
     let files = SharedFiles::below(inside.path());
     std::fs::create_dir(inside.path().join("a")).unwrap();
     std::os::unix::fs::symlink(outside.path(), inside.path().join("b")).unwrap();
     let done = AtomicBool::new(false);
-    let mut placed = 0;
+    let (mut placed, mut refused) = (0, 0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (a, b) = (inside.path().join("a"), inside.path().join("b"));
@@ -107,21 +111,35 @@ fn a_container_that_swaps_a_directory_for_a_link_meanwhile_leads_nothing_astray(
                 renameat_with(CWD, &a, CWD, &b, RenameFlags::EXCHANGE).unwrap();
             }
         });
-        for round in 0..ROUNDS {
-            let path = format!("a/made{round}/file");
+        let mut place = |path: String, content| {
             let mut file = piece(&path, 1, 0, b"x");
-            placed += usize::from(files.place(&file).is_ok());
-            file.content = Content::Directory;
-            file.path = format!("a/directory{round}").into();
-            placed += usize::from(files.place(&file).is_ok());
-            file.content = Content::Symlink { target: "x".into() };
-            file.path = format!("a/link{round}").into();
-            placed += usize::from(files.place(&file).is_ok());
+            file.content = content;
+            match files.place(&file) {
+                Ok(()) => placed += 1,
+                Err(_) => refused += 1,
+            }
+            placed > 0 && refused > 0
+        };
+        let begun = Instant::now();
+        for round in 0.. {
+            let regular = piece("", 1, 0, b"x").content;
+            place(format!("a/made{round}/file"), regular);
+            place(format!("a/directory{round}"), Content::Directory);
+            let target = "x".into();
+            let both = place(format!("a/link{round}"), Content::Symlink { target });
+            if round >= ROUNDS && both || begun.elapsed() > DEADLINE {
+                break;
+            }
+            // Of one processor the other thread has its part as well.
+            std::thread::yield_now();
         }
         done.store(true, Ordering::Relaxed);
     });
     // Refused or inside: never outside.
-    assert!(placed > 0);
+    assert!(
+        placed > 0 && refused > 0,
+        "{placed} placed, {refused} refused"
+    );
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
 }
 
