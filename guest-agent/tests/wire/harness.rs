@@ -3,9 +3,12 @@
 
 use guest_runtime::cgroup::{self, WorkloadCgroup};
 use protocols::wire::{agent, agent_ttrpc};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,6 +24,8 @@ use ttrpc::context::{Context, with_timeout};
 pub(crate) use agent_ttrpc::{AgentServiceClient, HealthClient};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+/// Names another agent than the one that was built with the tests.
+const AGENT_VARIABLE: &str = "GUEST_AGENT";
 const AGENT: &str = env!("CARGO_BIN_EXE_guest-agent");
 const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: [&str; 18] = [
@@ -37,6 +42,18 @@ pub(crate) fn skip(why: &str) {
         std::env::var_os("REQUIRE_ALL").is_none_or(|all| all != "1"),
         "REQUIRE_ALL=1 and a test was skipped: {why}"
     );
+}
+
+pub(crate) fn agent_program() -> OsString {
+    std::env::var_os(AGENT_VARIABLE).unwrap_or_else(|| AGENT.into())
+}
+
+/// A program that ends with this thread, whatever ends that: tests that are
+/// killed leave no agent behind.
+pub(crate) fn mortal(program: &OsStr) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).arg(program);
+    command
 }
 
 /// An agent, and all that belongs to it.
@@ -89,9 +106,10 @@ impl Guest {
             "mount -t tmpfs tmpfs /run && cd '{}' && {prepare} && \"$@\"; exit $?",
             directory.path().display()
         );
-        let mut namespaces = Command::new("unshare")
+        let mut namespaces = mortal("unshare".as_ref())
             .args(["--mount", "--net", "--pid", "--fork", "--mount-proc"])
-            .args(["--kill-child", "sh", "-c", &script, "sh", AGENT])
+            .args(["--kill-child", "sh", "-c", &script, "sh"])
+            .arg(agent_program())
             .arg("--server")
             .arg(format!("unix://{}", socket.display()))
             .arg("--cgroup")
@@ -137,6 +155,12 @@ impl Guest {
 
     pub(crate) fn root(&self) -> PathBuf {
         self.directory.path().join("root")
+    }
+
+    /// The agent's process.
+    pub(crate) fn pidfd(&self) -> OwnedFd {
+        let pid = Pid::from_raw(self.agent_pid).unwrap();
+        pidfd_open(pid, PidfdFlags::empty()).unwrap()
     }
 
     /// The agent's open descriptors.

@@ -1,8 +1,11 @@
 //! The agent as an ordinary process: where it listens, what it refuses, and
 //! how it ends.
 
-use crate::harness::{Calls, DEADLINE, Guest, HealthClient, assert_refused, context};
+use crate::harness::{
+    Calls, DEADLINE, Guest, HealthClient, agent_program, assert_refused, context, mortal,
+};
 use protocols::wire::{agent, types};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{BufRead, BufReader};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
@@ -55,7 +58,7 @@ impl Drop for Ordinary {
 }
 
 fn agent(scratch: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_guest-agent"));
+    let mut command = mortal(&agent_program());
     command.env_clear().env("TMPDIR", scratch);
     command
 }
@@ -273,4 +276,26 @@ async fn the_network_is_told_and_changed_before_there_is_a_sandbox() {
     let nothing = agent::AddARPNeighborsRequest::new();
     let nothing = client.add_arp_neighbors(context(), &nothing).await;
     assert_refused(nothing, Code::INVALID_ARGUMENT, "neighbors");
+}
+
+#[test]
+fn no_agent_outlives_the_test_that_has_started_it() {
+    let started = std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let guest = runtime.block_on(Guest::start())?;
+        Some((guest.pidfd(), guest))
+    });
+    let Some((agent, guest)) = started.join().unwrap() else {
+        return;
+    };
+    let mut watched = [PollFd::new(&agent, PollFlags::IN)];
+    let deadline = Timespec {
+        tv_sec: i64::try_from(DEADLINE.as_secs()).unwrap(),
+        tv_nsec: 0,
+    };
+    assert_eq!(poll(&mut watched, Some(&deadline)).unwrap(), 1);
+    drop(guest);
 }
