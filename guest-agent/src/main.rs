@@ -1,10 +1,12 @@
 //! The agent inside the microVM.
 //!
-//! One binary, four roles, picked by what it is started as:
+//! One binary, five roles, picked by what it is started as:
 //! - PID 1 (`/init` of an initrd, `/sbin/init` of a root disk): mounts, loads modules, reaps; runs no
 //!   agent logic ([`boot::init`]);
 //! - `guest-agent agent`, its child: serves the RPCs ([`boot::serve`]);
 //! - `guest-agent container-stage`: a container's child before its `execve`;
+//! - `guest-agent compact-memory`: has the kernel put free memory together, and
+//!   ends with it;
 //! - `guest-agent --server ADDRESS`: an ordinary process on a development
 //!   machine, where calls that would change the machine are refused.
 
@@ -28,6 +30,9 @@ fn main() -> ExitCode {
     let role = arguments.next();
     if role.as_deref() == Some(guest_runtime::container::STAGE_WORD.as_ref()) {
         guest_runtime::container::stage_main();
+    }
+    if role.as_deref() == Some(guest_runtime::memory::COMPACT_WORD.as_ref()) {
+        return guest_runtime::memory::compact_main();
     }
     if rustix::process::getpid().is_init() {
         return boot::init::run(name);

@@ -6,6 +6,7 @@
 //! key is not.
 
 use super::command_line::{last_value, words};
+use super::memory_words::MemoryWords;
 use protocols::{GuestAddress, VsockPeers};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -50,6 +51,8 @@ pub(crate) struct Configuration {
     /// Outside a VM: whether the network namespace was made for the agent,
     /// which may then change it.
     pub(crate) own_network: bool,
+    /// Whether there is a memory agent, and what it goes by.
+    pub(crate) memory: MemoryWords,
 }
 
 impl Configuration {
@@ -64,6 +67,7 @@ impl Configuration {
             in_guest,
             cgroup: None,
             own_network: false,
+            memory: MemoryWords::default(),
         }
     }
 
@@ -91,7 +95,8 @@ impl Configuration {
                 Some(("agent.log", value)) => {
                     configuration.log_level = log_level("agent.log", value)?;
                 }
-                _ => {}
+                Some((key, value)) => configuration.memory.take(key, value)?,
+                None => {}
             }
         }
         Ok(configuration)

@@ -9,6 +9,7 @@ pub(crate) mod command_line;
 pub(crate) mod configuration;
 pub(crate) mod init;
 mod mapping;
+mod memory_words;
 pub(crate) mod mounts;
 mod root_disk;
 pub(crate) mod serve;

@@ -5,6 +5,7 @@ use super::configuration::{Configuration, DEFAULT_POLICY};
 use crate::rpc;
 use crate::service::Agent;
 use crate::service::identity::{IdentityStore, random_hex};
+use crate::service::memory_agent::MemoryAgent;
 use authz::Gate;
 use guest_runtime::cgroup::{self, WorkloadCgroup};
 use guest_runtime::clock;
@@ -29,6 +30,8 @@ use ttrpc::r#async::{Server, Service};
 
 /// The word PID 1 starts the agent with.
 pub(crate) const AGENT_WORD: &str = "agent";
+/// Where PID 1 mounts cgroup v2.
+const HIERARCHY: &str = "/sys/fs/cgroup";
 /// The one cgroup that all workload lives below.
 const WORKLOAD_CGROUP: &str = "/sys/fs/cgroup/tardigrade";
 const IDENTITY_DIRECTORY: &str = "/run/tardigrade";
@@ -111,6 +114,7 @@ async fn serve(configuration: &Configuration, log: &Logger) -> io::Result<()> {
         };
         let up = agent.network.update_interface(&loopback).await;
         up.map_err(io::Error::other)?;
+        agent.start_memory_agent();
     }
     let served = serve_until_the_end(configuration, log, gate, &agent).await;
     if configuration.in_guest {
@@ -227,8 +231,14 @@ fn new_agent(configuration: &Configuration, log: Logger) -> io::Result<Agent> {
     let launcher = Launcher::new(workload).map_err(io::Error::other)?;
     let identity = IdentityStore::create(Path::new(IDENTITY_DIRECTORY), true);
     let agent = Agent::new(identity.map_err(io::Error::other)?)?;
+    let memory = configuration.memory.clone();
+    let memory_agent = memory.enabled.then(|| {
+        let (hierarchy, workload) = (Path::new(HIERARCHY), Path::new(WORKLOAD_CGROUP));
+        MemoryAgent::open(hierarchy, workload, memory.reclaim, memory.compaction)
+    });
     Ok(Agent {
         launcher: Some(Arc::new(launcher)),
+        memory_agent,
         log,
         in_guest: true,
         own_network: true,

@@ -17,7 +17,9 @@ impl From<ServiceError> for ttrpc::Error {
             ServiceError::WrongState { .. } | ServiceError::OutsideGuest { .. } => {
                 Code::FAILED_PRECONDITION
             }
-            ServiceError::Unavailable { .. } => Code::UNAVAILABLE,
+            ServiceError::Unavailable { .. } | ServiceError::MemoryAgentUnavailable { .. } => {
+                Code::UNAVAILABLE
+            }
             ServiceError::Deadline { .. } => Code::DEADLINE_EXCEEDED,
             ServiceError::TooManyQuestions => Code::RESOURCE_EXHAUSTED,
             ServiceError::Network(NetworkError::LinkNotFound { .. }) => Code::NOT_FOUND,

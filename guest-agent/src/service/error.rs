@@ -63,6 +63,8 @@ pub(crate) enum ServiceError {
     TooManyQuestions,
     #[error("mem-agent is disabled")]
     MemoryAgentDisabled,
+    #[error("mem-agent: the kernel has no {missing}")]
+    MemoryAgentUnavailable { missing: String },
     #[error("{call}")]
     System {
         call: &'static str,

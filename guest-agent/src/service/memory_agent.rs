@@ -1,34 +1,329 @@
-//! Settings of a memory agent in the guest. There is none: what is asked for
-//! is looked at, and refused by name.
+//! The memory agent: takes memory back from containers that do not need it, and
+//! has free memory put together, each once a period of its own.
+//!
+//! It is there where the command line asks for it. It works beside the agent's
+//! one thread, in pieces, and not at all from a Quiesce to its Release: a freeze
+//! waits for the piece under way, and a compaction is killed for it.
 
 use super::Agent;
 use super::error::ServiceError;
+use super::recipes::blocking;
 use authz::Authorized;
+use guest_runtime::container::ProcessSpec;
+use guest_runtime::memory::{
+    self, COMPACT_WORD, Compaction, CompactionChange, CompactionSettings, MemoryError, OutOfRange,
+    PRESSURE, PressureAlarm, Reading, Reclaim, ReclaimChange, ReclaimSettings,
+};
+use slog::{debug, info, warn};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+const SIGKILL: i32 = 9;
+/// The agent itself, for a process of its: a copy of what it was started from.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// Other settings for the reclaim of the workload's memory.
 #[derive(Debug)]
-pub(crate) struct SetMemoryReclaim;
+pub(crate) struct SetMemoryReclaim {
+    pub(crate) change: ReclaimChange,
+}
 
 /// Other settings for the compaction of the guest's memory.
 #[derive(Debug)]
-pub(crate) struct SetMemoryCompaction;
+pub(crate) struct SetMemoryCompaction {
+    pub(crate) change: CompactionChange,
+}
+
+/// What each of the two jobs goes by, or why it cannot be done.
+#[derive(Debug)]
+pub(crate) struct MemoryAgent {
+    reclaim: Result<watch::Sender<ReclaimSettings>, MemoryError>,
+    compaction: Result<watch::Sender<CompactionSettings>, MemoryError>,
+    /// Until the job begins.
+    reclaimer: Mutex<Option<Reclaim>>,
+}
+
+impl MemoryAgent {
+    /// One for the workload below the cgroup `workload`, in the hierarchy that
+    /// is mounted at `hierarchy`.
+    pub(crate) fn open(
+        hierarchy: &Path,
+        workload: &Path,
+        reclaim: ReclaimSettings,
+        compaction: CompactionSettings,
+    ) -> Self {
+        let (reclaimer, reclaim) = match Reclaim::open(hierarchy, workload) {
+            Ok(reclaimer) => (Some(reclaimer), Ok(watch::Sender::new(reclaim))),
+            Err(error) => (None, Err(error)),
+        };
+        let compaction = memory::compaction_is_there().map(|()| watch::Sender::new(compaction));
+        Self {
+            reclaim,
+            compaction,
+            reclaimer: Mutex::new(reclaimer),
+        }
+    }
+}
 
 impl Agent {
-    /// Refused, in the words of an agent whose memory agent is not enabled.
-    #[expect(clippy::unused_self, reason = "it is called as every other request is")]
+    /// Changes the settings that are named; the others stay.
     pub(crate) fn set_memory_reclaim(
         &self,
-        _request: Authorized<SetMemoryReclaim>,
+        request: Authorized<SetMemoryReclaim>,
     ) -> Result<(), ServiceError> {
-        Err(ServiceError::MemoryAgentDisabled)
+        let change = request.into_inner().change;
+        let settings = self.memory_agent().map(|agent| &agent.reclaim)?;
+        merge(settings, |settings| settings.change(&change))
     }
 
     /// As [`Agent::set_memory_reclaim`].
-    #[expect(clippy::unused_self, reason = "it is called as every other request is")]
     pub(crate) fn set_memory_compaction(
         &self,
-        _request: Authorized<SetMemoryCompaction>,
+        request: Authorized<SetMemoryCompaction>,
     ) -> Result<(), ServiceError> {
-        Err(ServiceError::MemoryAgentDisabled)
+        let change = request.into_inner().change;
+        let settings = self.memory_agent().map(|agent| &agent.compaction)?;
+        merge(settings, |settings| settings.change(&change))
+    }
+
+    fn memory_agent(&self) -> Result<&MemoryAgent, ServiceError> {
+        let agent = self.memory_agent.as_ref();
+        agent.ok_or(ServiceError::MemoryAgentDisabled)
+    }
+
+    /// Begins the jobs, if they were asked for; what cannot be done is logged,
+    /// and told to whoever changes its settings.
+    pub(crate) fn start_memory_agent(self: &Arc<Self>) {
+        let Some(memory_agent) = &self.memory_agent else {
+            return;
+        };
+        match &memory_agent.reclaim {
+            Ok(settings) => {
+                let reclaimer = memory_agent.reclaimer.lock();
+                let reclaimer = reclaimer.unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(reclaimer) = reclaimer {
+                    info!(self.log, "memory is reclaimed"; "by" => reclaimer.by());
+                    tokio::spawn(
+                        self.clone()
+                            .reclaim_for_ever(reclaimer, settings.subscribe()),
+                    );
+                }
+            }
+            Err(error) => warn!(self.log, "memory is not reclaimed"; "error" => %error),
+        }
+        match &memory_agent.compaction {
+            Ok(settings) => {
+                info!(self.log, "memory is compacted");
+                tokio::spawn(self.clone().compact_for_ever(settings.subscribe()));
+            }
+            Err(error) => warn!(self.log, "memory is not compacted"; "error" => %error),
+        }
+    }
+
+    async fn reclaim_for_ever(
+        self: Arc<Self>,
+        reclaimer: Reclaim,
+        mut settings: watch::Receiver<ReclaimSettings>,
+    ) {
+        let reclaimer = Arc::new(Mutex::new(reclaimer));
+        let due = |settings: &ReclaimSettings| (!settings.disabled).then_some(settings.period);
+        let mut last = Instant::now();
+        while let Some(settings) = next_period(&mut settings, due, &mut last).await {
+            if let Err(error) = self.reclaim(&reclaimer, settings).await {
+                debug!(self.log, "reclaim memory"; "error" => %error);
+            }
+        }
+    }
+
+    /// One round, as a recipe: a freeze waits for it, and it ends for a freeze.
+    async fn reclaim(
+        self: &Arc<Self>,
+        reclaimer: &Arc<Mutex<Reclaim>>,
+        settings: ReclaimSettings,
+    ) -> Result<(), ServiceError> {
+        self.lifecycle.require_running("reclaim memory")?;
+        let containers: Vec<PathBuf> = self.registry.all().iter().map(outer).collect();
+        let (agent, reclaimer) = (Arc::clone(self), Arc::clone(reclaimer));
+        let round = move || {
+            let mut reclaimer = reclaimer.lock().unwrap_or_else(PoisonError::into_inner);
+            reclaimer.round(&settings, &containers, &|| agent.lifecycle.is_running())
+        };
+        let log = self.log.clone();
+        let recipe = async move {
+            let reclaimed = blocking(round).await?.map_err(failed("reclaim memory"))?;
+            debug!(log, "reclaimed memory"; "seen" => reclaimed.seen, "from" => reclaimed.taken_from);
+            Ok(())
+        };
+        self.recipes.run(recipe).await
+    }
+
+    async fn compact_for_ever(self: Arc<Self>, mut settings: watch::Receiver<CompactionSettings>) {
+        let due = |settings: &CompactionSettings| (!settings.disabled).then_some(settings.period);
+        let mut last = Instant::now();
+        let mut compaction = Compaction::default();
+        let mut before = Reading::of(Path::new(PRESSURE));
+        while let Some(settings) = next_period(&mut settings, due, &mut last).await {
+            let now = Reading::of(Path::new(PRESSURE));
+            let is_calm = match (&before, &now) {
+                (Ok(before), Ok(now)) => !now.exceeds(before, settings.period_pressure_limit),
+                _ => false,
+            };
+            before = now;
+            if !is_calm || !self.lifecycle.is_running() {
+                continue;
+            }
+            if let Err(error) = self.compact(&mut compaction, &settings).await {
+                debug!(self.log, "compact memory"; "error" => %error);
+            }
+        }
+    }
+
+    async fn compact(
+        self: &Arc<Self>,
+        compaction: &mut Compaction,
+        settings: &CompactionSettings,
+    ) -> Result<(), ServiceError> {
+        let order = settings.order;
+        let small = blocking(move || Compaction::in_small_pieces(order));
+        let small = small.await?.map_err(failed("count free memory"))?;
+        if !compaction.is_due(small, settings) {
+            return Ok(());
+        }
+        let agent = Arc::clone(self);
+        let (limit, time) = (settings.pressure_limit, settings.time_max);
+        let ended = self
+            .recipes
+            .run(async move { agent.compact_once(limit, time).await })
+            .await?;
+        let left = blocking(move || Compaction::in_small_pieces(order));
+        let left = left.await?.map_err(failed("count free memory"))?;
+        compaction.ended(left);
+        debug!(self.log, "compacted memory"; "small" => small, "left" => left, "ended" => ended);
+        Ok(())
+    }
+
+    /// Has a process do it, and kills that when it takes too long, when others
+    /// wait for memory, and for a freeze. Which of them it was.
+    async fn compact_once(
+        &self,
+        pressure_limit: u8,
+        time_max: Duration,
+    ) -> Result<&'static str, ServiceError> {
+        self.lifecycle.require_running("compact memory")?;
+        let alarm = PressureAlarm::set(pressure_limit).map_err(failed("watch for pressure"))?;
+        let mut process = ProcessSpec::guest_root();
+        process.args = [OWN_PROGRAM, COMPACT_WORD].map(String::from).into();
+        let started = self.launcher()?.exec_in_guest(&process, false).await;
+        let compactor = started
+            .map_err(|source| ServiceError::System {
+                call: "start a compaction",
+                source: std::io::Error::other(source),
+            })?
+            .process;
+        let ended = tokio::select! {
+            status = compactor.wait() => if status.code() == 0 { "whole" } else { "failed" },
+            () = alarm.rings() => "pressure",
+            () = tokio::time::sleep(time_max) => "time",
+            () = self.lifecycle.quiesce_begins() => "quiesce",
+        };
+        // It may have ended by itself.
+        let _ = compactor.signal(SIGKILL);
+        compactor.wait().await;
+        Ok(ended)
+    }
+}
+
+fn outer(container: &Arc<super::container::Container>) -> PathBuf {
+    container.cgroup.outer().into()
+}
+
+/// Waits until a period has passed since the last one, by the settings as they
+/// are then; while there is none to wait for, until there is. None when nobody
+/// can change them any more.
+async fn next_period<T: Clone>(
+    settings: &mut watch::Receiver<T>,
+    period: impl Fn(&T) -> Option<Duration>,
+    last: &mut Instant,
+) -> Option<T> {
+    loop {
+        let current = settings.borrow_and_update().clone();
+        let passed = async {
+            match period(&current) {
+                Some(period) => tokio::time::sleep_until(*last + period).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = settings.changed() => changed.ok()?,
+            () = passed => {
+                *last = Instant::now();
+                return Some(current);
+            }
+        }
+    }
+}
+
+fn merge<T: Clone>(
+    settings: &Result<watch::Sender<T>, MemoryError>,
+    change: impl FnOnce(&mut T) -> Result<(), OutOfRange>,
+) -> Result<(), ServiceError> {
+    let sender = settings.as_ref().map_err(|error| match error {
+        MemoryError::Missing(what) => ServiceError::MemoryAgentUnavailable {
+            missing: (*what).into(),
+        },
+        other => ServiceError::MemoryAgentUnavailable {
+            missing: other.to_string(),
+        },
+    })?;
+    let mut outcome = Ok(());
+    sender.send_if_modified(|settings| {
+        outcome = change(settings);
+        outcome.is_ok()
+    });
+    outcome.map_err(|error| ServiceError::System {
+        call: "change the settings",
+        source: std::io::Error::other(error),
+    })
+}
+
+fn failed(call: &'static str) -> impl FnOnce(MemoryError) -> ServiceError {
+    move |source| ServiceError::System {
+        call,
+        source: std::io::Error::other(source),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Settings = Option<Duration>;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_period_counts_from_the_last_one_whatever_is_changed_meanwhile() {
+        let second = Duration::from_secs(1);
+        let sender = watch::Sender::new(Some(10 * second));
+        let mut settings = sender.subscribe();
+        let (begun, mut last) = (Instant::now(), Instant::now());
+        let same = |settings: &Settings| *settings;
+        next_period(&mut settings, same, &mut last).await.unwrap();
+        assert_eq!(begun.elapsed().as_secs(), 10);
+        // Off, then on again with less time: after that, and not twice.
+        let changes = async {
+            tokio::time::sleep(2 * second).await;
+            sender.send_replace(None);
+            tokio::time::sleep(20 * second).await;
+            sender.send_replace(Some(5 * second));
+        };
+        let (_, next) = tokio::join!(changes, next_period(&mut settings, same, &mut last));
+        assert_eq!(next, Some(Some(5 * second)));
+        assert_eq!(begun.elapsed().as_secs(), 32);
+        next_period(&mut settings, same, &mut last).await.unwrap();
+        assert_eq!(begun.elapsed().as_secs(), 37);
+        drop(sender);
+        assert_eq!(next_period(&mut settings, same, &mut last).await, None);
     }
 }

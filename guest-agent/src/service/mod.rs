@@ -63,6 +63,8 @@ pub(crate) struct Agent {
     pub(crate) tokens: Arc<streams::Tokens>,
     pub(crate) shared_files: Arc<SharedFiles>,
     pub(crate) oom_events: Arc<oom::OomEvents>,
+    /// Absent unless it was asked for.
+    pub(crate) memory_agent: Option<memory_agent::MemoryAgent>,
     pub(crate) scrapes: diagnostics::Scrapes,
     pub(crate) questions: diagnostics::Questions,
     /// The image's, for every container; of the last CreateSandbox that named
@@ -93,6 +95,7 @@ impl Agent {
             tokens: Arc::default(),
             shared_files: Arc::new(SharedFiles::below(Path::new(files::SHARED))),
             oom_events: Arc::default(),
+            memory_agent: None,
             scrapes: diagnostics::Scrapes::default(),
             questions: diagnostics::Questions::default(),
             guest_hooks: Mutex::default(),

@@ -60,7 +60,7 @@ async fn a_kernel_module_is_loaded_in_a_guest_alone() {
 }
 
 #[tokio::test]
-async fn there_is_no_memory_agent_and_its_settings_are_looked_at_first() {
+async fn outside_a_vm_there_is_no_memory_agent_and_its_settings_are_looked_at_first() {
     let Some(guest) = Guest::start().await else {
         return;
     };
@@ -80,6 +80,10 @@ async fn there_is_no_memory_agent_and_its_settings_are_looked_at_first() {
     compact.compact_order = Some(11);
     let refused = client.mem_agent_compact_set(context(), &compact).await;
     assert_refused(refused, Code::INVALID_ARGUMENT, "compact_order");
+    compact = agent::MemAgentCompactConfig::new();
+    compact.compact_sec_max = Some(-1);
+    let refused = client.mem_agent_compact_set(context(), &compact).await;
+    assert_refused(refused, Code::INVALID_ARGUMENT, "compact_sec_max");
 }
 
 /// Programs in the place of the distribution's: one tells its rules, the other

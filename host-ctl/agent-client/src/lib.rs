@@ -15,6 +15,7 @@ mod error;
 mod exec;
 mod id;
 mod lifecycle;
+mod memory;
 mod network;
 mod process;
 mod reply;
@@ -29,6 +30,7 @@ pub use id::{Generation, IdError, QuiesceId};
 pub use lifecycle::{
     GuestFile, HookResult, Identity, Purpose, Quiesced, Receipt, Released, Step, ThawOrder,
 };
+pub use memory::{MemoryCompaction, MemoryReclaim};
 pub use network::{Interface, Neighbor, Network, Prefix, Route};
 pub use process::ProcessName;
 pub use protocols::text::escape_untrusted;

@@ -6,15 +6,13 @@ use super::{ConvertError, invalid};
 use crate::service::hotplug::{AddSwap, AddSwapDevice, OnlineResources, ProbeMemory};
 use crate::service::memory_agent::{SetMemoryCompaction, SetMemoryReclaim};
 use crate::service::packet_filter::{GetPacketFilter, SetPacketFilter};
+use guest_runtime::memory::{
+    CompactionChange, CompactionSettings, OutOfRange, ReclaimChange, ReclaimSettings,
+};
 use protocols::wire::agent;
 
 /// The most processors a kernel can be built for on x86.
 const PROCESSORS_MAX: usize = 8192;
-/// The largest value of /proc/sys/vm/swappiness.
-const SWAPPINESS_MAX: u64 = 200;
-/// The largest order of pages that the kernel keeps.
-const ORDER_MAX: u64 = 10;
-const PERCENT_MAX: u64 = 100;
 
 impl TryFrom<agent::OnlineCPUMemRequest> for OnlineResources {
     type Error = ConvertError;
@@ -91,14 +89,18 @@ impl TryFrom<agent::MemAgentMemcgConfig> for SetMemoryReclaim {
     type Error = ConvertError;
 
     fn try_from(request: agent::MemAgentMemcgConfig) -> Result<Self, ConvertError> {
-        let limit = request.period_psi_percent_limit.map(u64::from);
-        let eviction = request.eviction_psi_percent_limit.map(u64::from);
-        let swappiness = request.swappiness_max.map(u64::from);
-        at_most("swappiness_max", swappiness, SWAPPINESS_MAX)?;
-        at_most("period_psi_percent_limit", limit, PERCENT_MAX)?;
-        at_most("eviction_psi_percent_limit", eviction, PERCENT_MAX)?;
-        not_zero("period_secs", request.period_secs)?;
-        Ok(Self)
+        let change = ReclaimChange {
+            disabled: request.disabled,
+            swap: request.swap,
+            swappiness_max: request.swappiness_max.map(u64::from),
+            period_secs: request.period_secs,
+            period_psi_percent_limit: request.period_psi_percent_limit.map(u64::from),
+            eviction_psi_percent_limit: request.eviction_psi_percent_limit.map(u64::from),
+            eviction_run_aging_count_min: request.eviction_run_aging_count_min,
+        };
+        // What can be does not depend on what is.
+        ReclaimSettings::default().change(&change)?;
+        Ok(Self { change })
     }
 }
 
@@ -106,32 +108,23 @@ impl TryFrom<agent::MemAgentCompactConfig> for SetMemoryCompaction {
     type Error = ConvertError;
 
     fn try_from(request: agent::MemAgentCompactConfig) -> Result<Self, ConvertError> {
-        let limit = request.period_psi_percent_limit.map(u64::from);
-        let compact = request.compact_psi_percent_limit.map(u64::from);
-        let order = request.compact_order.map(u64::from);
-        at_most("period_psi_percent_limit", limit, PERCENT_MAX)?;
-        at_most("compact_psi_percent_limit", compact, PERCENT_MAX)?;
-        at_most("compact_order", order, ORDER_MAX)?;
-        not_zero("period_secs", request.period_secs)?;
-        if let Some(seconds) = request.compact_sec_max.filter(|seconds| *seconds <= 0) {
-            return Err(invalid("compact_sec_max", &seconds.to_string())("no time"));
-        }
-        Ok(Self)
+        let change = CompactionChange {
+            disabled: request.disabled,
+            period_secs: request.period_secs,
+            period_psi_percent_limit: request.period_psi_percent_limit.map(u64::from),
+            compact_psi_percent_limit: request.compact_psi_percent_limit.map(u64::from),
+            compact_sec_max: request.compact_sec_max,
+            compact_order: request.compact_order.map(u64::from),
+            compact_threshold: request.compact_threshold,
+            compact_force_times: request.compact_force_times,
+        };
+        CompactionSettings::default().change(&change)?;
+        Ok(Self { change })
     }
 }
 
-fn at_most(field: &'static str, value: Option<u64>, limit: u64) -> Result<(), ConvertError> {
-    match value {
-        Some(value) if value > limit => Err(invalid(field, &value.to_string())(format!(
-            "more than {limit}"
-        ))),
-        _ => Ok(()),
-    }
-}
-
-fn not_zero(field: &'static str, value: Option<u64>) -> Result<(), ConvertError> {
-    match value {
-        Some(0) => Err(invalid(field, "0")("no time")),
-        _ => Ok(()),
+impl From<OutOfRange> for ConvertError {
+    fn from(error: OutOfRange) -> Self {
+        invalid(error.field, &error.value)(error.reason)
     }
 }

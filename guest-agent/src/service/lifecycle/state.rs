@@ -6,6 +6,7 @@ use crate::service::error::ServiceError;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// How far a release may move the clock: more than a host waits for a thaw, for
 /// as long as its request was under way is how late the clock can be.
@@ -96,6 +97,8 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
     state: Mutex<State>,
+    /// Told when a quiesce begins.
+    quiescing: Notify,
     /// The keys of [`Asked::entropy`]; the same in every copy, for they tell
     /// requests apart and keep nothing secret.
     keys: RandomState,
@@ -109,6 +112,7 @@ impl Lifecycle {
                 last: None,
                 has_links: false,
             }),
+            quiescing: Notify::new(),
             keys: RandomState::new(),
         }
     }
@@ -137,6 +141,22 @@ impl Lifecycle {
         }
     }
 
+    /// Whether the workload runs and may be worked on.
+    pub(in crate::service) fn is_running(&self) -> bool {
+        matches!(self.state().phase, Phase::Running)
+    }
+
+    /// Waits until the workload is to be frozen, if it runs.
+    pub(in crate::service) async fn quiesce_begins(&self) {
+        let quiescing = self.quiescing.notified();
+        tokio::pin!(quiescing);
+        // Before the look: nothing is missed in between.
+        quiescing.as_mut().enable();
+        if self.is_running() {
+            quiescing.await;
+        }
+    }
+
     /// Begins a quiesce: only from Running.
     pub(super) fn begin_quiesce(&self, seal: Seal) -> Result<(), ServiceError> {
         let mut state = self.state();
@@ -144,6 +164,7 @@ impl Lifecycle {
             Phase::Running => {
                 state.phase = Phase::Quiescing(seal);
                 state.last = None;
+                self.quiescing.notify_waiters();
                 Ok(())
             }
             _ => Err(wrong_state("quiesce", "the sandbox is not running")),
