@@ -7,12 +7,13 @@
 //! processes are moved for it: where those stand in the way (the rule of "no
 //! internal processes"), there are no limits, and that is said.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Seek};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Access, AtFlags, CWD, accessat, statfs};
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -41,8 +42,6 @@ const THREADS_TIMES: u64 = 8;
 const CGROUP2: u64 = 0x6367_7270;
 /// How long a killed VMM's last threads may take to leave.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(2);
-/// How often is looked whether they have: the kernel tells nobody.
-const LEAVE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Why a VMM has no limits of its own.
 #[derive(Debug, Error)]
@@ -255,17 +254,62 @@ impl CgroupRecord {
             return Ok(false);
         }
         let end = Instant::now() + LEAVE_DEADLINE;
+        let mut lodgers = None;
         loop {
             match fs::remove_dir(path) {
                 Ok(()) => return Ok(true),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-                Err(error)
-                    if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < end =>
-                {
-                    std::thread::sleep(LEAVE_INTERVAL);
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    let left = end.saturating_duration_since(Instant::now());
+                    let changed = match &mut lodgers {
+                        // What has changed since it was opened is told from now on.
+                        None => Lodgers::watch(path).map(|watched| {
+                            lodgers = watched;
+                            true
+                        }),
+                        Some(watched) => watched.changed(left),
+                    };
+                    if !changed.map_err(failed("poll cgroup.events", path))? {
+                        return Err(failed("rmdir", path)(error));
+                    }
                 }
                 Err(error) => return Err(failed("rmdir", path)(error)),
             }
+        }
+    }
+}
+
+/// Whether a cgroup has processes, as far as that changes (Linux's
+/// Documentation/admin-guide/cgroup-v2.rst, "Un-populated Notification").
+struct Lodgers(File);
+
+impl Lodgers {
+    /// None when the cgroup is gone.
+    fn watch(cgroup: &Path) -> io::Result<Option<Self>> {
+        let mut watched = match File::open(cgroup.join("cgroup.events")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => Self(opened?),
+        };
+        watched.read()?;
+        Ok(Some(watched))
+    }
+
+    /// Waits until the kernel tells of a change; says whether it did in time.
+    fn changed(&mut self, within: Duration) -> io::Result<bool> {
+        let within = Timespec::try_from(within).map_err(io::Error::other)?;
+        let mut watched = [PollFd::new(&self.0, PollFlags::PRI)];
+        let told = poll(&mut watched, Some(&within))?;
+        self.read()?;
+        Ok(told > 0)
+    }
+
+    /// What is read is old news.
+    fn read(&mut self) -> io::Result<()> {
+        self.0.rewind()?;
+        match io::copy(&mut self.0, &mut io::sink()) {
+            // It was removed meanwhile, by another.
+            Err(error) if is(&error, Errno::NODEV) => Ok(()),
+            read => read.map(drop),
         }
     }
 }
@@ -470,9 +514,17 @@ mod tests {
             .unwrap();
         fs::write(path.join("cgroup.procs"), lodger.id().to_string()).unwrap();
         assert!(record.remove().is_err(), "somebody lives in it");
-        lodger.kill().unwrap();
-        lodger.wait().unwrap();
-        assert!(record.remove().unwrap());
+        // Who leaves while it is waited for is missed at once.
+        std::thread::scope(|scope| {
+            let removing = scope.spawn(|| {
+                let begun = Instant::now();
+                (record.remove().unwrap(), begun.elapsed())
+            });
+            lodger.kill().unwrap();
+            lodger.wait().unwrap();
+            let (removed, took) = removing.join().unwrap();
+            assert!(removed && took < LEAVE_DEADLINE, "{took:?}");
+        });
         assert!(!record.remove().unwrap());
     }
 }
