@@ -2,8 +2,10 @@
 
 use super::arguments::{TemplateExportArguments, TemplateImportArguments};
 use super::text::bytes;
-use super::{CliError, Context};
+use super::{CliError, Context, runtime};
 use crate::config::{TemplateDigest, TemplateName};
+use crate::sandbox::driver::{fresh_driver, strictest};
+use crate::sandbox::vmm::Vmm;
 use crate::store::{ArchiveKey, LEAKS, Protection, Store, Trust};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -59,6 +61,14 @@ pub(super) fn export(
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether this host's VMM of a kind opens a template's memory for writing. One
+/// that is not here does not: the template is for nothing but a cold boot then.
+async fn writes_memory(vmm: Vmm) -> bool {
+    let confinement = strictest().unwrap_or_default();
+    let found = fresh_driver(vmm, None, confinement).await;
+    found.is_ok_and(|driver| !driver.capabilities().private_memory_is_read_only)
+}
+
 pub(super) fn import(
     context: &Context,
     store: &Store,
@@ -86,7 +96,12 @@ pub(super) fn import(
     };
     let limit = u64::from(arguments.limit) << 20;
     let (file, share) = (&arguments.file, arguments.share);
-    let imported = store.import_template(file, &trust, share, limit)?;
+    let runtime = runtime()?;
+    let writes_memory = |kind: &str| match kind.parse() {
+        Ok(vmm) => runtime.block_on(writes_memory(vmm)),
+        Err(_) => false,
+    };
+    let imported = store.import_template(file, &trust, share, limit, writes_memory)?;
     let digest = imported.template.digest().clone();
     if let Some(name) = &arguments.name {
         store.set_name(name, &digest)?;

@@ -24,7 +24,8 @@ pub(super) struct Contents {
     pub(super) requirements: Requirements,
     pub(super) agent_version: String,
     pub(super) quiesce_id: String,
-    /// As in [`crate::store::Draft`]; only QEMU before 8.2 has a use for it.
+    /// As in [`crate::store::Draft`], where the archive was made. Who imports it
+    /// goes by the VMM there.
     pub(super) memory_opened_for_writing: bool,
     /// Its own files, the memory among them.
     pub(super) files: Vec<Entry>,

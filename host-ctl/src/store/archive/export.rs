@@ -1,14 +1,15 @@
 //! Writing a template to one file.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::chunks::Writer;
 use super::contents::Contents;
+use super::whole::Unfinished;
 use super::{ArchiveError, Protection, runs};
-use crate::host::{failed, sync_directory};
+use crate::host::failed;
 use crate::store::check::open_read_only;
 use crate::store::{SavedFile, Store, StoreError, Template};
 
@@ -18,7 +19,7 @@ impl Store {
     ///
     /// # Errors
     /// When the template is not whole, the file is there already, or a call
-    /// fails; nothing is left then.
+    /// fails; nothing is left then, nor when this process is killed.
     pub fn export(
         &self,
         template: &Template,
@@ -26,25 +27,9 @@ impl Store {
         protection: &Protection,
     ) -> Result<u64, ArchiveError> {
         self.check(template)?;
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(to)
-            .map_err(failed("create", to))?;
-        let written = self.write_archive(template, &file, protection);
-        let written = written.and_then(|()| {
-            file.sync_all().map_err(failed("fsync", to))?;
-            if let Some(parent) = to.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-                sync_directory(parent)?;
-            }
-            Ok(file.metadata().map_err(failed("fstat", to))?.len())
-        });
-        if written.is_err() {
-            // The first failure is what counts.
-            let _ = fs::remove_file(to);
-        }
-        written
+        let unfinished = Unfinished::begin(to)?;
+        self.write_archive(template, unfinished.file(), protection)?;
+        Ok(unfinished.finish()?)
     }
 
     fn write_archive(

@@ -50,7 +50,9 @@ impl Store {
     /// Makes a template of an archive. It is this user's then, whoever made it.
     ///
     /// `limit` is how many bytes its files may take, holes included; they must be
-    /// free, too. With `share` another user's is taken.
+    /// free, too. With `share` another user's is taken. `writes_memory` tells of a
+    /// kind of VMM whether this host's opens a template's memory for writing, as
+    /// in [`Draft`]: what it was where the archive comes from is nothing to us.
     ///
     /// # Errors
     /// When it is not trusted, not whole, too large, or another's. Nothing is
@@ -61,6 +63,7 @@ impl Store {
         trust: &Trust,
         share: bool,
         limit: u64,
+        writes_memory: impl FnOnce(&str) -> bool,
     ) -> Result<Imported, ArchiveError> {
         let file = open_archive(from)?;
         let mut input = begin(BufReader::new(file), trust)?;
@@ -85,7 +88,8 @@ impl Store {
                 });
             }
         };
-        let template = self.unpack(&mut input, (&contents, owner), declared, &lock)?;
+        let drafted = (owner, writes_memory(&contents.requirements.vmm.kind));
+        let template = self.unpack(&mut input, (&contents, drafted), declared, &lock)?;
         Ok(Imported {
             template,
             existing: false,
@@ -96,7 +100,7 @@ impl Store {
     fn unpack(
         &self,
         input: &mut Reader<impl Read>,
-        (contents, owner): (&Contents, u32),
+        (contents, (owner, memory_opened_for_writing)): (&Contents, (u32, bool)),
         declared: u64,
         lock: &BuildLock,
     ) -> Result<Template, ArchiveError> {
@@ -116,7 +120,7 @@ impl Store {
             agent_version: contents.agent_version.clone(),
             quiesce_id: contents.quiesce_id()?,
             blobs: &blobs,
-            memory_opened_for_writing: contents.memory_opened_for_writing,
+            memory_opened_for_writing,
             imported: Some(SavedImport { owner }),
         };
         let published = self.publish(staging, lock, &draft, &Timeline::new())?;

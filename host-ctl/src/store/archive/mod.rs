@@ -29,6 +29,7 @@ mod export;
 mod import;
 mod key;
 mod runs;
+mod whole;
 
 #[cfg(test)]
 mod tests;

@@ -68,7 +68,9 @@ fn a_template_is_the_same_in_another_store_however_it_was_protected() {
         assert!(from.store.export(&template, &archive, &protection).is_err());
 
         let to = home();
-        let imported = to.store.import_template(&archive, &trust, false, ROOMY);
+        let imported = to
+            .store
+            .import_template(&archive, &trust, false, ROOMY, |_| false);
         let imported = imported.unwrap();
         assert!(!imported.existing);
         assert_eq!(imported.shared_with, None);
@@ -81,7 +83,9 @@ fn a_template_is_the_same_in_another_store_however_it_was_protected() {
         }
         let blocks = fs::metadata(imported.template.memory()).unwrap().blocks();
         assert!(blocks * 512 < 1 << 20, "its holes are holes");
-        let again = to.store.import_template(&archive, &trust, false, ROOMY);
+        let again = to
+            .store
+            .import_template(&archive, &trust, false, ROOMY, |_| false);
         assert!(!again.unwrap().existing);
     }
 }
@@ -111,7 +115,9 @@ fn only_who_has_the_key_is_believed() {
     let refused = |protection: &Protection, trust: &Trust| {
         let archive = from.path().join("archive");
         from.store.export(&template, &archive, protection).unwrap();
-        let refusal = to.store.import_template(&archive, trust, true, ROOMY);
+        let refusal = to
+            .store
+            .import_template(&archive, trust, true, ROOMY, |_| false);
         fs::remove_file(&archive).unwrap();
         assert!(is_empty(&to.store));
         refusal.unwrap_err()
@@ -137,7 +143,9 @@ fn a_signed_archive_that_is_called_plain_or_encrypted_is_not_believed() {
         let file = File::options().write(true).open(&archive).unwrap();
         file.write_all_at(&[letter], MAGIC.len() as u64).unwrap();
         let trust = Trust::Key(secret(1));
-        let refused = to.store.import_template(&archive, &trust, false, ROOMY);
+        let refused = to
+            .store
+            .import_template(&archive, &trust, false, ROOMY, |_| false);
         assert!(refused.is_err(), "{letter}");
     }
     assert!(is_empty(&to.store));
@@ -197,7 +205,7 @@ fn import(archive: &tempfile::NamedTempFile, share: bool) -> Result<Imported, Ar
     let to = home();
     let imported = to
         .store
-        .import_template(archive.path(), &Trust::Anybody, share, ROOMY);
+        .import_template(archive.path(), &Trust::Anybody, share, ROOMY, |_| false);
     assert_eq!(imported.is_err(), is_empty(&to.store));
     assert_eq!(
         fs::read_dir(to.path()).unwrap().count(),
@@ -232,7 +240,7 @@ fn what_an_archive_has_brought_is_never_taken_for_what_was_built_here() {
     let archive = archive(&contents, &files, b"");
     let import = || {
         to.store
-            .import_template(archive.path(), &Trust::Anybody, false, ROOMY)
+            .import_template(archive.path(), &Trust::Anybody, false, ROOMY, |_| false)
     };
     let first = import().unwrap();
     let manifest = first.template.manifest();
@@ -324,9 +332,9 @@ fn no_more_disk_is_taken_than_was_allowed() {
     let to = home();
     let declared = contents.check().unwrap();
     for (limit, fits) in [(declared - 1, false), (declared, true)] {
-        let imported = to
-            .store
-            .import_template(archive.path(), &Trust::Anybody, false, limit);
+        let imported =
+            to.store
+                .import_template(archive.path(), &Trust::Anybody, false, limit, |_| false);
         assert_eq!(imported.is_ok(), fits);
         assert_eq!(is_empty(&to.store), !fits);
     }
@@ -458,5 +466,24 @@ proptest! {
         let file = tempfile::tempfile().unwrap();
         let _ = runs::read(&mut runs.as_slice(), 64, &file);
         prop_assert_eq!(file.metadata().unwrap().len(), 64);
+    }
+}
+
+#[test]
+fn whether_the_memory_is_written_to_is_a_matter_of_the_vmm_here() {
+    for (theirs, ours) in [(true, false), (false, true)] {
+        let (mut contents, files) = honest();
+        contents.memory_opened_for_writing = theirs;
+        let archive = archive(&contents, &files, b"");
+        let home = home();
+        let imported =
+            home.store
+                .import_template(archive.path(), &Trust::Anybody, false, ROOMY, |kind| {
+                    assert_eq!(kind, "qemu");
+                    ours
+                });
+        let memory = imported.unwrap().template.memory();
+        let mode = std::fs::metadata(memory).unwrap().permissions().mode();
+        assert_eq!(mode & 0o200 != 0, ours, "{mode:o}");
     }
 }
