@@ -5,12 +5,13 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use proptest::prelude::*;
-
 use super::*;
 use crate::config::{TemplateDigest, TemplateName};
 use crate::host::{Action, Finding, LockError};
 use crate::timeline::Timeline;
+
+mod inputs;
+mod manifests;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -350,116 +351,6 @@ fn a_template_that_is_being_built_is_not_removed() {
 }
 
 #[test]
-fn an_unchanged_input_is_kept_once_and_hashed_once() {
-    let home = home();
-    let source = home.path().join("vmlinuz");
-    fs::write(&source, "kernel").unwrap();
-    let settled = std::time::SystemTime::now() - Duration::from_secs(3600);
-    let times = fs::FileTimes::new().set_modified(settled);
-    fs::File::open(&source).unwrap().set_times(times).unwrap();
-    let first = home.store.import(&source).unwrap();
-    let second = home.store.import(&source).unwrap();
-    assert_eq!(first.path(), second.path());
-    assert_eq!(first.sha256(), &Sha256::of(b"kernel"));
-    assert_eq!(fs::read(first.path()).unwrap(), b"kernel");
-    assert_eq!(count(&home.store.blobs()), 1);
-    fs::write(&source, "kernel 2").unwrap();
-    let third = home.store.import(&source).unwrap();
-    assert_eq!(third.sha256(), &Sha256::of(b"kernel 2"));
-}
-
-#[test]
-fn a_damaged_blob_is_replaced_by_the_next_import() {
-    let home = home();
-    let source = home.path().join("vmlinuz");
-    fs::write(&source, "kernel").unwrap();
-    let path = home.store.import(&source).unwrap().path().to_owned();
-    overwrite(&path, 0, b"x");
-    let again = home.store.import(&source).unwrap();
-    assert_eq!(fs::read(again.path()).unwrap(), b"kernel");
-}
-
-#[test]
-fn only_regular_files_are_kept() {
-    let home = home();
-    let refused = home.store.import(Path::new("/dev/null"));
-    assert!(matches!(refused, Err(StoreError::NotRegular(_))));
-    let refused = home.store.import(&home.path().join("absent"));
-    assert!(matches!(refused, Err(StoreError::Call(_))));
-}
-
-#[test]
-fn gc_removes_blobs_that_nobody_names_or_uses_and_no_other() {
-    let home = home();
-    let blob = |name: &str| {
-        let source = home.path().join(name);
-        fs::write(&source, name).unwrap();
-        home.store.import(&source).unwrap()
-    };
-    let named = [blob("named")];
-    let template = build(&home.store, &requirements(1), &named).template;
-    let in_use = blob("in use");
-    drop(blob("forgotten"));
-    drop(named);
-    assert_eq!(removed(&home.store.sweep().unwrap()), 1);
-    assert_eq!(count(&home.store.blobs()), 2);
-    home.store.verify(&template).unwrap();
-    drop(in_use);
-    home.store.remove(template.digest()).unwrap();
-    assert_eq!(removed(&home.store.sweep().unwrap()), 2);
-    assert_eq!(count(&home.store.blobs()), 0);
-    assert_eq!(count(&home.store.hashes()), 0);
-}
-
-#[test]
-fn gc_removes_what_a_dead_build_left_and_nothing_of_a_live_one() {
-    let home = home();
-    let live = saved(&home.store);
-    let dead = home.store.staging().join("0123");
-    fs::create_dir(&dead).unwrap();
-    fs::write(dead.join("memory"), "half").unwrap();
-    assert_eq!(removed(&home.store.sweep().unwrap()), 1);
-    assert!(live.memory().exists() && !dead.exists());
-    live.discard().unwrap();
-    assert_eq!(count(&home.store.staging()), 0);
-}
-
-#[test]
-fn builds_and_removals_live_beside_sweeps_in_a_loop() {
-    let home = home();
-    let (store, directory) = (&home.store, home.path());
-    let done = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let sweeper = scope.spawn(|| {
-            while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                store.sweep().unwrap();
-            }
-        });
-        let builders: Vec<_> = (1..=2)
-            .map(|vcpus| {
-                scope.spawn(move || {
-                    let source = directory.join(format!("kernel-{vcpus}"));
-                    fs::write(&source, [vcpus]).unwrap();
-                    for _ in 0..8 {
-                        let blob = store.import(&source).unwrap();
-                        let template = build(store, &requirements(vcpus), &[blob]).template;
-                        store.verify(&template).unwrap();
-                        store.remove(template.digest()).unwrap();
-                    }
-                })
-            })
-            .collect();
-        let outcomes: Vec<_> = builders
-            .into_iter()
-            .map(std::thread::ScopedJoinHandle::join)
-            .collect();
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
-        sweeper.join().unwrap();
-        assert!(outcomes.iter().all(Result::is_ok));
-    });
-}
-
-#[test]
 fn an_empty_staging_directory_is_not_published() {
     let home = home();
     let Claim::Build(lock) = home.store.claim(&requirements(1), DEADLINE).unwrap() else {
@@ -522,82 +413,4 @@ fn a_full_disk_is_an_error_and_leaves_nothing() {
     store
         .publish(saved(&store), &lock, &draft, &Timeline::new())
         .unwrap();
-}
-
-#[test]
-fn compare_names_the_field_and_both_values() {
-    let mut wanted = requirements(1);
-    assert_eq!(compare(&wanted, &requirements(1)).unwrap(), None);
-    wanted.machine.disks[0].image = Some(Sha256::of(b"other"));
-    let difference = compare(&wanted, &requirements(1)).unwrap().unwrap();
-    assert_eq!(difference.field, "machine.disks[0].image");
-    assert!(difference.wanted.contains(Sha256::of(b"other").as_str()));
-    let text = CloneRefusal::from(difference).reason();
-    assert!(text.starts_with("machine.disks[0].image differs"), "{text}");
-}
-
-fn any_requirements() -> impl Strategy<Value = Requirements> {
-    (
-        0u8..3,
-        0u32..3,
-        "[ab]{1,2}",
-        proptest::collection::vec("[ab]", 0..3),
-        any::<bool>(),
-    )
-        .prop_map(|(vcpus, memory_mib, version, args, readonly)| {
-            let mut some = requirements(vcpus);
-            some.machine.memory_mib = memory_mib;
-            some.vmm.version = version;
-            some.containers[0].args = args;
-            some.machine.disks[0].readonly = readonly;
-            some
-        })
-}
-
-#[test]
-fn cold_boots_are_counted_with_the_last_reason_until_the_template_is_gone() {
-    let home = home();
-    let template = build(&home.store, &requirements(1), &[]).template;
-    let digest = template.digest();
-    assert_eq!(home.store.cold_boots(digest).unwrap(), ColdBoots::default());
-    home.store.count_cold_boot(digest, "first").unwrap();
-    home.store
-        .count_cold_boot(digest, &"x".repeat(1 << 20))
-        .unwrap();
-    let counted = home.store.cold_boots(digest).unwrap();
-    assert_eq!(counted.count, 2);
-    assert!(counted.last > 0 && counted.reason.len() < 1000);
-
-    // What a power loss leaves of the record is begun anew.
-    let record = home.directory.path().join("state/store/cold-boots");
-    let record = record.join(digest.as_str());
-    fs::write(&record, "").unwrap();
-    home.store.count_cold_boot(digest, "again").unwrap();
-    assert_eq!(home.store.cold_boots(digest).unwrap().count, 1);
-
-    home.store.sweep().unwrap();
-    assert!(record.exists());
-    home.store.remove(digest).unwrap();
-    assert!(!record.exists());
-}
-
-proptest! {
-    #[test]
-    fn requirements_differ_in_a_field_exactly_when_their_digests_differ(
-        wanted in any_requirements(), have in any_requirements()
-    ) {
-        let difference = compare(&wanted, &have).unwrap();
-        prop_assert_eq!(difference.is_none(), wanted == have);
-        let same: bool = wanted.digest().unwrap() == have.digest().unwrap();
-        prop_assert_eq!(difference.is_none(), same);
-    }
-
-    #[test]
-    fn a_manifest_survives_its_file(some in any_requirements()) {
-        let text = serde_json::to_vec(&some).unwrap();
-        let back: Requirements = serde_json::from_slice(&text).unwrap();
-        prop_assert_eq!(back.digest().unwrap(), some.digest().unwrap());
-        prop_assert_eq!(back, some);
-        let _: TemplateDigest = Sha256::of(&text).as_str().parse().unwrap();
-    }
 }
