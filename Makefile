@@ -23,6 +23,7 @@ DEMO_IMAGE := $(TARGET)/demo/redis.erofs
 LAB := $(TARGET)/debug/lab
 LAB_TOOLS := $(TARGET)/lab-tools
 LAB_OUTPUT := $(TARGET)/lab
+VIRTIOFSD_TOOLS := $(TARGET)/virtiofsd
 TEST_LAB = sh tests/lab/test-lab.sh $(LAB) $(GUEST) $(LAB_TOOLS) $(LAB_OUTPUT)
 
 RUST_SOURCES := $(shell find protocols policy guest-agent host-ctl rootfs-builder kernel-config tests -name '*.rs' -o -name Cargo.toml -o -name '*.proto') Cargo.toml Cargo.lock
@@ -45,7 +46,7 @@ demo: host image demo-image ## boot a real service once, freeze it, wake 8 uniqu
 	@HOST_CTL=$(HOST) DEMO_IMAGE=$(DEMO_IMAGE) DEMO_HOME=$(TARGET)/demo/home sh tests/demo/run.sh
 
 .PHONY: test
-test: tools nextest image demo-image probe lab-ready ## every test: pure, in namespaces, in real microVMs, in the lab
+test: tools nextest image demo-image probe virtiofsd lab-ready ## every test: pure, in namespaces, in real microVMs, in the lab
 	cargo build -q -p host-ctl
 	@outcome=0; \
 	echo 'cargo nextest run --workspace --no-fail-fast'; \
@@ -54,7 +55,7 @@ test: tools nextest image demo-image probe lab-ready ## every test: pure, in nam
 	exit $$outcome
 
 .PHONY: test-lab
-test-lab: tools nextest image probe lab-ready ## the tests of the lab, in it; REQUIRE_ALL=1: skip none
+test-lab: tools nextest image probe virtiofsd lab-ready ## the tests of the lab, in it; REQUIRE_ALL=1: skip none
 	cargo build -q -p host-ctl
 	@$(TEST_LAB)
 
@@ -140,6 +141,11 @@ floor: $(FLOOR)
 tools:
 	@sh tests/install-tools.sh
 
+# What serves directories to guests: where the distribution's cannot, the crate's.
+.PHONY: virtiofsd
+virtiofsd: tools
+	@sh tests/lab/install-virtiofsd.sh $(VIRTIOFSD_TOOLS) directories
+
 .PHONY: bench-tools
 bench-tools:
 	@sh tests/install-tools.sh bench
@@ -187,8 +193,8 @@ $(VMLINUX): $(KERNEL) $(KERNEL_CONFIG)
 	$(KERNEL_CONFIG) vmlinux $(KERNEL) --output $@
 
 $(INITRD): $(AGENT) $(BUILDER) $(KERNEL)
-	$(BUILDER) initrd --agent $(AGENT) --modules $(GUEST)/modules --kernel-config $(GUEST)/config \
-		--manifest $@.json --output $@
+	$(BUILDER) initrd --agent $(AGENT) --modules $(GUEST)/modules --module virtiofs \
+		--kernel-config $(GUEST)/config --manifest $@.json --output $@
 
 $(ROOT_DISK): $(AGENT) $(BUILDER) $(KERNEL)
 	$(BUILDER) image --agent $(AGENT) --kernel $(KERNEL) --kernel-config $(GUEST)/config --layout verity --output $@

@@ -2,7 +2,11 @@
 # Sees to it that there is a virtiofsd this user's nested host can run with:
 # the daemon that shares this machine's root with it.
 #
-#   install-virtiofsd.sh DIRECTORY    where the crate's is installed, in bin/
+#   install-virtiofsd.sh DIRECTORY [directories]
+#
+# DIRECTORY is where the crate's is installed, in bin/. With the word, one that
+# can serve the directories of `host-ctl run --directory`: the crate's, and not
+# an old one.
 #
 # The distribution's does, where there is one. QEMU's old C program, which
 # Debian 12 has, serves root only: it lets the kernel refuse O_NOATIME, with
@@ -13,6 +17,7 @@ set -eu
 # The crate's version that the lab has run with.
 version=1.14.0
 tools=$1
+purpose=${2:-lab}
 [ -z "${VIRTIOFSD:-}" ] || exit 0
 
 say() {
@@ -25,8 +30,9 @@ fits() {
         [ -x "$program" ] || continue
         help=$("$program" --help 2>&1 || :)
         case $help in
-        *--shared-dir*) return 0 ;;
-        *-o\ source=PATH*) [ "$(id -u)" -ne 0 ] || return 0 ;;
+        *--shared-dir*--translate-uid\ *) return 0 ;;
+        *--shared-dir*) [ "$purpose" != lab ] || return 0 ;;
+        *-o\ source=PATH*) [ "$purpose" != lab ] || [ "$(id -u)" -ne 0 ] || return 0 ;;
         esac
     done
     return 1
@@ -38,7 +44,7 @@ if [ "$(id -u)" -eq 0 ]; then
     # Its own package since QEMU 8.0, part of QEMU's before.
     package=virtiofsd
     apt-cache show $package >/dev/null 2>&1 || package=qemu-system-common
-    say "installing $package (virtiofsd shares this machine's root with the nested host)"
+    say "installing $package (virtiofsd shares directories with guests, in the lab and out of it)"
     DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $package >/dev/null || :
     ! fits || exit 0
 fi
@@ -53,7 +59,7 @@ for library in libseccomp libcap-ng; do
     say "installing $library-dev (virtiofsd links it)"
     DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "$library-dev" >/dev/null
 done
-say "building the crate virtiofsd into $tools (no virtiofsd of the distribution's serves this user; once, about two minutes)"
+say "building the crate virtiofsd into $tools (no virtiofsd of the distribution's will do for this user; once, about two minutes)"
 cargo install -q --locked --root "$tools" --version "$version" virtiofsd
 fits || {
     say 'the virtiofsd that was built does not run' >&2

@@ -49,6 +49,38 @@ pub fn built(relative: &str) -> PathBuf {
     path
 }
 
+/// The virtiofsd that `make test` has built, unless another is named.
+fn own_virtiofsd() -> Option<PathBuf> {
+    let own = target().join("virtiofsd/bin/virtiofsd");
+    let named = std::env::var_os("VIRTIOFSD").map(PathBuf::from);
+    named.or_else(|| own.is_file().then_some(own))
+}
+
+/// The virtiofsd for shared directories. None when there is none that can be
+/// used, which is said.
+///
+/// # Panics
+/// With REQUIRE_ALL=1, when there is none.
+#[must_use]
+pub fn virtiofsd() -> Option<PathBuf> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("start a runtime");
+    let confinement = hypervisor::Confinement::Insecure;
+    let found = match own_virtiofsd() {
+        Some(named) => runtime.block_on(hypervisor::virtiofsd::at(&named, &confinement)),
+        None => runtime.block_on(hypervisor::virtiofsd::find(&confinement)),
+    };
+    match found {
+        Ok(found) => Some(found.program),
+        Err(error) => {
+            skipped(error);
+            None
+        }
+    }
+}
+
 /// A state directory of a test's own, and `host-ctl` acting on it. Dropped, it
 /// ends every sandbox it still has.
 #[derive(Debug)]
@@ -107,6 +139,7 @@ impl Home {
             .env("TARDIGRADE_HOME", self.path())
             .env("TARDIGRADE_KERNEL", built("guest/vmlinuz"))
             .env("TARDIGRADE_INITRD", built("guest/initrd.img"))
+            .envs(own_virtiofsd().map(|program| ("VIRTIOFSD", program)))
             .stdin(Stdio::null());
         command
     }

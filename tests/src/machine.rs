@@ -70,6 +70,7 @@ pub fn spec(directory: &Path, memory_mib: u32, rootfs: Option<&Path>) -> VmSpec 
         console: directory.join("console.sock"),
         monitor: directory.join("qmp.sock"),
         nics: Vec::new(),
+        directories: Vec::new(),
         cpu_model: None,
         log: directory.join("vmm.log"),
         cgroup: None,

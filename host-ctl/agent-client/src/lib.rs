@@ -23,7 +23,7 @@ mod sandbox;
 
 pub use client::{AgentClient, Connecting};
 pub use clock::{Exchange, Moment, Offset};
-pub use container::{ContainerConfig, DEFAULT_CAPABILITIES, Rootfs, User};
+pub use container::{ContainerConfig, DEFAULT_CAPABILITIES, HostDirectory, Rootfs, User};
 pub use error::{ClientError, StatusCode};
 pub use exec::{ExecConfig, ExecEvent, ExecInput, ExecOutput, ExecStream, ExecTicket};
 pub use id::{Generation, IdError, QuiesceId};

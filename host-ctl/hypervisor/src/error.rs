@@ -64,6 +64,16 @@ pub enum Error {
         /// The last line it wrote on its standard error, shortened.
         log: String,
     },
+    /// The virtiofsd of a shared directory ended while its VM was made.
+    #[error("virtiofsd of {path} ended ({exit}): {log}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// How it ended.
+        exit: VmExit,
+        /// The last line it wrote on its standard error, shortened.
+        log: String,
+    },
     /// Saving or loading the VM's state failed inside the VMM.
     #[error("{verb}: vmm reports: {reason}")]
     Migration {

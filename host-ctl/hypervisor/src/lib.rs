@@ -24,6 +24,7 @@ mod rest;
 mod socket;
 mod span;
 mod spec;
+pub mod virtiofsd;
 mod vm;
 
 pub use adopt::adopt;
@@ -33,8 +34,11 @@ pub use process::{
 };
 pub use program::printed;
 pub use span::Span;
-pub use spec::{AgentDevice, Backing, Disk, Memory, MemoryMode, Nic, NicBackend, Rebind, VmSpec};
+pub use spec::{
+    AgentDevice, Backing, Disk, Memory, MemoryMode, Nic, NicBackend, Rebind, SharedDirectory,
+    VmSpec,
+};
 pub use vm::{
-    Accelerator, AgentDevices, Capabilities, Deadlines, Hypervisor, Saved, Vm, VmExit, VmInfo,
-    VmRecord, VmState,
+    Accelerator, AgentDevices, Capabilities, Deadlines, DirectoryRecord, Hypervisor, Saved, Vm,
+    VmExit, VmInfo, VmRecord, VmState,
 };

@@ -22,21 +22,27 @@ pub(crate) fn open_log(path: &Path) -> Result<File, Error> {
 /// The last line of what a VMM wrote on its standard error; empty when there is
 /// none.
 pub(crate) fn last_line(log: &Path) -> String {
-    let tail = || {
-        let file = File::open(log).ok()?;
-        read_tail(&file)
-    };
+    last_line_of(log, "")
+}
+
+/// The same of the lines with a word in them.
+pub(crate) fn last_line_of(log: &Path, word: &str) -> String {
+    let tail = || tail_with(&File::open(log).ok()?, word);
     tail().unwrap_or_default()
 }
 
 /// The last line of a file.
 pub(crate) fn read_tail(file: &File) -> Option<String> {
+    tail_with(file, "")
+}
+
+fn tail_with(file: &File, word: &str) -> Option<String> {
     let start = file.metadata().ok()?.len().saturating_sub(LOG_TAIL);
     let mut bytes = vec![0; usize::try_from(LOG_TAIL).ok()?];
     let length = file.read_at(&mut bytes, start).ok()?;
     let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
     text.lines()
         .rev()
-        .find(|line| !line.trim().is_empty())
+        .find(|line| !line.trim().is_empty() && line.contains(word))
         .map(quote)
 }

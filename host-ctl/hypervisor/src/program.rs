@@ -22,7 +22,7 @@ pub(crate) const KVM: &str = "/dev/kvm";
 /// is read from a disk, on a host whose processors others keep busy.
 const DEADLINE: Duration = Duration::from_secs(15);
 /// How much of it is read.
-const MOST_OUTPUT: usize = 4 << 10;
+const MOST_OUTPUT: usize = 64 << 10;
 
 /// A file's contents, by what changes with them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,7 +160,7 @@ pub async fn printed(
         placed: &[],
         log: &log,
         output: Some(&output),
-        may_override_modes: false,
+        keeps: None,
         cell: cell.as_ref(),
         cgroup: None,
     })?;

@@ -217,6 +217,9 @@ pub struct Capabilities {
     pub memory_modes: Vec<MemoryMode>,
     /// Whether the console outlives whoever booted or restored the VM.
     pub console_outlives_owner: bool,
+    /// Whether a guest can mount directories of the host. It takes a virtiofsd,
+    /// which is looked for where a VM has one.
+    pub shared_directories: bool,
 }
 
 /// Which [`AgentDevice`]s a driver has here.
@@ -291,6 +294,9 @@ pub enum VmExit {
     Signalled(i32),
     /// Somehow: an adopted process is not our child, and only a parent is told.
     Unknown,
+    /// By us: a virtiofsd of its VM had ended, and what the guest asks of that
+    /// directory would never be answered.
+    LostDirectory,
 }
 
 impl fmt::Display for VmExit {
@@ -304,6 +310,7 @@ impl fmt::Display for VmExit {
             ),
             Self::Signalled(signal) => write!(f, "signal {signal}"),
             Self::Unknown => f.write_str("exit status unknown"),
+            Self::LostDirectory => f.write_str("killed: the virtiofsd of a directory had ended"),
         }
     }
 }
@@ -352,11 +359,36 @@ pub struct VmRecord {
     /// How far it is confined.
     #[serde(default)]
     pub confined: Confined,
+    /// The virtiofsds of its directories, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub directories: Vec<DirectoryRecord>,
+}
+
+/// What is kept of a directory's virtiofsd on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirectoryRecord {
+    /// The directory.
+    pub path: PathBuf,
+    /// The virtiofsd's process.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot (proc_pid_stat(5), field 22).
+    pub start_time: u64,
+    /// The host's boot, from /proc/sys/kernel/random/boot_id.
+    pub boot_id: String,
+    /// How far it is confined.
+    pub confined: Confined,
 }
 
 impl VmRecord {
     /// The record of a VM of this driver that was just made from a spec.
-    pub(crate) fn new(driver: &str, process: &Identity, spec: &VmSpec, confined: Confined) -> Self {
+    pub(crate) fn new(
+        driver: &str,
+        process: &Identity,
+        spec: &VmSpec,
+        confined: Confined,
+        directories: Vec<DirectoryRecord>,
+    ) -> Self {
         Self {
             driver: driver.to_owned(),
             pid: process.pid,
@@ -369,6 +401,7 @@ impl VmRecord {
             memory_mib: spec.memory.size_mib,
             log: spec.log.clone(),
             confined,
+            directories,
         }
     }
 }
@@ -391,6 +424,7 @@ mod tests {
             memory_mib,
             log: PathBuf::new(),
             confined: Confined::default(),
+            directories: Vec::new(),
         };
         let file = |shared| Backing::FileBacked {
             path: "/memory".into(),

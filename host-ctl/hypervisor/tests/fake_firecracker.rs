@@ -86,6 +86,7 @@ impl Fake {
             console: self.path("run/console"),
             monitor: self.path("run/api"),
             nics: Vec::new(),
+            directories: Vec::new(),
             cpu_model: None,
             log: self.path("log"),
             cgroup: None,

@@ -95,6 +95,7 @@ impl Fake {
             console: self.path("run/console"),
             monitor: self.path("run/monitor"),
             nics: Vec::new(),
+            directories: Vec::new(),
             cpu_model: None,
             log: self.path("log"),
             cgroup: None,

@@ -2,6 +2,7 @@
 //! reported in a row each.
 
 use super::arguments::{CloneArguments, CloneMemory, RunArguments};
+use super::machine::share;
 use super::ready::Readiness;
 use super::text::{Table, escape};
 use super::{CliError, Context, runtime};
@@ -120,6 +121,7 @@ pub(super) fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCod
     let timeline = Timeline::new();
     timeline.record("start of host-ctl", context.begun, now());
     let mut spec = arguments.machine.spec(Some(&arguments.container))?;
+    share(&mut spec, &arguments.directories)?;
     let store = Store::open(context.paths())?;
     let span = timeline.step("run: import the images");
     // The VM gets files nobody changes under it. Held until it has them open.

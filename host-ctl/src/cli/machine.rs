@@ -2,10 +2,12 @@
 //! are there.
 
 use super::CliError;
-use super::arguments::{AgentLink, ContainerArguments, GuestImage, MachineArguments, Network};
+use super::arguments::{
+    AgentLink, ContainerArguments, DirectoryArgument, GuestImage, MachineArguments, Network,
+};
 use super::text::escape;
 use crate::sandbox::network::NetworkKind;
-use crate::sandbox::spec::{ContainerPlan, SandboxSpec};
+use crate::sandbox::spec::{ContainerPlan, DirectoryPlan, SandboxSpec, SeenDirectory};
 use crate::sandbox::vmm::{Carrier, Vmm};
 use rustix::thread::CapabilitySet;
 use std::path::{Path, PathBuf};
@@ -98,11 +100,56 @@ impl MachineArguments {
             kernel: existing("kernel", &kernel)?,
             initrd: existing("initrd", &initrd)?,
             disks: vec![image.transpose()?],
+            directories: Vec::new(),
             containers: container
                 .map(ContainerArguments::plan)
                 .into_iter()
                 .collect(),
         })
+    }
+}
+
+/// Has the containers of a sandbox see directories of this host, which must be
+/// there.
+pub(super) fn share(spec: &mut SandboxSpec, asked: &[DirectoryArgument]) -> Result<(), CliError> {
+    if spec.vmm == Vmm::Firecracker && !asked.is_empty() {
+        return Err(CliError::Missing {
+            what: "firecracker has no virtio-fs".to_owned(),
+            hint: "leave --directory out, or take another --vmm",
+        });
+    }
+    for directory in asked {
+        let readonly = directory.readonly;
+        let index = spec.directories.len();
+        spec.directories.push(DirectoryPlan {
+            path: existing_directory(&directory.host)?,
+            readonly,
+        });
+        for container in &mut spec.containers {
+            container.directories.push(SeenDirectory {
+                directory: index,
+                at: directory.guest.clone(),
+                readonly,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The absolute path of a directory.
+fn existing_directory(path: &Path) -> Result<PathBuf, CliError> {
+    let failed = |reason: String| CliError::File {
+        what: "directory",
+        path: path.to_owned(),
+        reason,
+    };
+    let absolute = path
+        .canonicalize()
+        .map_err(|error| failed(error.to_string()))?;
+    if absolute.is_dir() {
+        Ok(absolute)
+    } else {
+        Err(failed("not a directory".into()))
     }
 }
 
@@ -115,6 +162,7 @@ impl ContainerArguments {
             args: self.command.clone(),
             env: self.env.clone(),
             cwd: self.cwd.clone(),
+            directories: Vec::new(),
         }
     }
 }

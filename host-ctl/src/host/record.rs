@@ -90,6 +90,9 @@ pub struct RecordHead {
     pub supervisor: Option<ProcessIdentity>,
     /// Its VM; none before the VMM was spawned and after it was reaped.
     pub vmm: Option<ProcessIdentity>,
+    /// What serves directories of the host to its guest; of no use without it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub virtiofsds: Vec<ProcessIdentity>,
     /// Its tap device; none before it was planned and after it was removed.
     #[serde(default)]
     pub tap: Option<TapRecord>,
@@ -279,6 +282,7 @@ mod tests {
             stage: Stage::Starting,
             supervisor: Some(ProcessIdentity::current().unwrap()),
             vmm: None,
+            virtiofsds: Vec::new(),
             tap: None,
             cgroup: None,
         };

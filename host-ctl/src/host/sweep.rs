@@ -234,21 +234,24 @@ fn verdict(files: &SandboxPaths, id: &SandboxId, head: Option<&RecordHead>) -> V
     }
     let recorded = head.and_then(|head| head.vmm.clone());
     let alive = recorded.filter(ProcessIdentity::is_alive);
+    let servers = head.map(|head| head.virtiofsds.clone()).unwrap_or_default();
     match head.map(|head| head.stage) {
         // Its owner knows its name: it runs on, or it has ended and its logs
         // are the owner's.
+        Some(Stage::Ready) if alive.is_some() => Verdict::default(),
         Some(Stage::Ready) => Verdict {
-            release: alive.is_none(),
-            ..Verdict::default()
+            kill: servers,
+            release: true,
+            remove: false,
         },
         Some(Stage::Ended) => Verdict {
-            kill: alive.into_iter().collect(),
+            kill: alive.into_iter().chain(servers).collect(),
             release: true,
             remove: false,
         },
         Some(Stage::Building | Stage::Starting | Stage::Ending) | None => Verdict {
             kill: match alive {
-                Some(vmm) => vec![vmm],
+                Some(vmm) => std::iter::once(vmm).chain(servers).collect(),
                 // Killed between spawning the VMM and recording it.
                 None => vmms_of(&id.vm_name(), &files.vmm_log()),
             },

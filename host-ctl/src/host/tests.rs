@@ -31,6 +31,7 @@ fn head(stage: Stage) -> RecordHead {
         stage,
         supervisor: None,
         vmm: None,
+        virtiofsds: Vec::new(),
         tap: None,
         cgroup: None,
     }

@@ -348,6 +348,7 @@ mod tests {
             kernel: "/k".into(),
             initrd: "/i".into(),
             disks: Vec::new(),
+            directories: Vec::new(),
             containers: Vec::new(),
         };
         let (uuid, timeline) = (Uuid::NIL, Timeline::new());

@@ -8,7 +8,7 @@ use crate::config::{Paths, SandboxId, TemplateDigest};
 use crate::host::{ProcessIdentity, RecordError, RecordHead, Stage, read_record};
 use crate::store::SavedWarmUp;
 use agent_client::{Generation, Identity};
-use hypervisor::VmRecord;
+use hypervisor::{DirectoryRecord, VmRecord};
 use serde::{Deserialize, Serialize};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -69,6 +69,7 @@ impl SandboxRecord {
                 stage: Stage::Starting,
                 supervisor: None,
                 vmm: None,
+                virtiofsds: Vec::new(),
                 tap: None,
                 cgroup: None,
             },
@@ -113,6 +114,7 @@ impl SandboxRecord {
     /// Notes the VM that was just spawned.
     pub fn set_vm(&mut self, vm: VmRecord) {
         self.head.vmm = Some(process_identity(&vm));
+        self.head.virtiofsds = vm.directories.iter().map(server_identity).collect();
         self.vm = Some(vm);
     }
 
@@ -120,6 +122,7 @@ impl SandboxRecord {
     pub fn set_exit(&mut self, exit: String) {
         self.set_state(State::Stopped);
         self.head.vmm = None;
+        self.head.virtiofsds.clear();
         self.vm = None;
         self.exit = Some(exit);
     }
@@ -153,6 +156,14 @@ fn process_identity(vm: &VmRecord) -> ProcessIdentity {
     }
 }
 
+fn server_identity(directory: &DirectoryRecord) -> ProcessIdentity {
+    ProcessIdentity {
+        pid: directory.pid,
+        start_time: directory.start_time,
+        boot_id: directory.boot_id.clone(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::network::NetworkKind;
@@ -169,6 +180,7 @@ mod tests {
             kernel: "/k".into(),
             initrd: "/i".into(),
             disks: Vec::new(),
+            directories: Vec::new(),
             containers: Vec::new(),
         };
         let id = SandboxId::random().unwrap();

@@ -6,8 +6,8 @@ use super::identity::Uuid;
 use super::network::{NIC, NetworkKind};
 use super::vmm::{Carrier, Vmm};
 use crate::host::network::{HardwareAddress, TapRecord};
-use agent_client::{ContainerConfig, Rootfs};
-use hypervisor::{Backing, Disk, Memory, Nic, NicBackend, VmSpec};
+use agent_client::{ContainerConfig, HostDirectory, Rootfs};
+use hypervisor::{Backing, Disk, Memory, Nic, NicBackend, SharedDirectory, VmSpec};
 use protocols::VsockPeers;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -51,8 +51,33 @@ pub struct SandboxSpec {
     /// /dev/vda. None is a slot: plugged like any other, for an image that comes
     /// later.
     pub disks: Vec<Option<PathBuf>>,
+    /// Directories of the host that its containers may see.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub directories: Vec<DirectoryPlan>,
     /// Containers, in the order they are started.
     pub containers: Vec<ContainerPlan>,
+}
+
+/// A directory of the host that is shared with a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirectoryPlan {
+    /// The directory.
+    pub path: PathBuf,
+    /// Whether the guest can only read it.
+    pub readonly: bool,
+}
+
+/// A directory of a [`SandboxSpec`] in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeenDirectory {
+    /// Its index in [`SandboxSpec::directories`].
+    pub directory: usize,
+    /// Where the container sees it.
+    pub at: PathBuf,
+    /// Whether it can only be read there.
+    pub readonly: bool,
 }
 
 /// A container of a [`SandboxSpec`]: one process on an overlay over one image.
@@ -69,6 +94,9 @@ pub struct ContainerPlan {
     pub env: Vec<String>,
     /// Its working directory.
     pub cwd: PathBuf,
+    /// The directories of the host that it sees.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub directories: Vec<SeenDirectory>,
 }
 
 /// The sockets and files of one sandbox's VM.
@@ -148,6 +176,7 @@ impl SandboxSpec {
             console: files.console.clone(),
             monitor: files.monitor.clone(),
             nics: self.nics(own.tap),
+            directories: self.shared_directories(),
             cpu_model: None,
             log: files.log.clone(),
             cgroup: own.cgroup.map(Path::to_owned),
@@ -189,6 +218,15 @@ impl SandboxSpec {
         disks
             .filter_map(|(index, image)| Some((disk_id(index), image.clone()?)))
             .collect()
+    }
+
+    fn shared_directories(&self) -> Vec<SharedDirectory> {
+        let shared = |(index, plan): (usize, &DirectoryPlan)| SharedDirectory {
+            tag: directory_tag(index),
+            path: plan.path.clone(),
+            readonly: plan.readonly,
+        };
+        self.directories.iter().enumerate().map(shared).collect()
     }
 
     /// The interface, plugged before the guest boots, so that no clone has to.
@@ -240,6 +278,11 @@ fn disk_id(index: usize) -> String {
     format!("disk{index}")
 }
 
+/// What the guest mounts the directory with this index by.
+fn directory_tag(index: usize) -> String {
+    format!("directory{index}")
+}
+
 impl ContainerPlan {
     /// What the agent is asked for; none when no guest has such a disk.
     #[must_use]
@@ -257,6 +300,15 @@ impl ContainerPlan {
         }
         config.env.extend(self.env.iter().cloned());
         config.cwd = self.cwd.to_string_lossy().into_owned();
+        config.directories = self
+            .directories
+            .iter()
+            .map(|seen| HostDirectory {
+                tag: directory_tag(seen.directory),
+                destination: seen.at.to_string_lossy().into_owned(),
+                readonly: seen.readonly,
+            })
+            .collect();
         Some(config)
     }
 }
@@ -275,12 +327,14 @@ mod tests {
             kernel: "/k".into(),
             initrd: "/i".into(),
             disks: vec![Some("/a".into()), Some("/b".into())],
+            directories: Vec::new(),
             containers: vec![ContainerPlan {
                 id: "main".into(),
                 disk: 1,
                 args: vec!["/bin/true".into()],
                 env: vec!["A=b".into()],
                 cwd: "/srv".into(),
+                directories: Vec::new(),
             }],
         }
     }

@@ -105,6 +105,7 @@ impl Vm for StandInVm {
             memory_mib: 64,
             log: "/nonexistent".into(),
             confined: Confined::default(),
+            directories: Vec::new(),
         }
     }
 
@@ -132,6 +133,7 @@ pub(crate) fn capabilities() -> Capabilities {
         saves_anonymous_memory: true,
         memory_modes: vec![MemoryMode::CopyOnWrite],
         console_outlives_owner: true,
+        shared_directories: false,
     }
 }
 

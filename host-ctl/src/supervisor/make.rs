@@ -196,7 +196,12 @@ async fn plan_of_boot(
     let _span = timeline.span("boot: look for a template of this size");
     let store = Store::open(paths)?;
     // What cannot be looked for is not there: a boot needs none.
-    let found = emptied_template(&store, &spec, &driver).unwrap_or(None);
+    let found = if spec.directories.is_empty() {
+        emptied_template(&store, &spec, &driver).unwrap_or(None)
+    } else {
+        // A template's memory is mapped privately, which no virtiofsd gets at.
+        None
+    };
     let template = found.filter(|_| spec.fits_slots());
     let clone = template.as_ref().map(|digest| {
         let plan = plan_clone(&store, digest, &driver);

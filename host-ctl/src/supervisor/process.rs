@@ -140,6 +140,9 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
         vmm.kill(KILL_DEADLINE).map_err(|error| failed(&error))?;
     }
     if record.state != State::Stopped && record.present_state() == State::Stopped {
+        for server in &record.head.virtiofsds {
+            server.kill(KILL_DEADLINE).map_err(|error| failed(&error))?;
+        }
         record.set_exit("its VMM ended while nobody watched".to_owned());
         // What could not be given back stays in the record, for a sweep.
         let _ = give_back(&mut record.head).await;

@@ -44,6 +44,7 @@ impl Stage {
             kernel,
             initrd: "/i".into(),
             disks: Vec::new(),
+            directories: Vec::new(),
             containers: Vec::new(),
         };
         let vm = Arc::new(StandIn::default());

@@ -119,6 +119,9 @@ pub async fn build(
     interruption: Interruption<'_>,
 ) -> Result<Built, BuildError> {
     check_disks(&recipe.spec)?;
+    if !recipe.spec.directories.is_empty() {
+        return Err(BuildError::SharedDirectory);
+    }
     let kept = {
         let _span = timeline.step("build: import the images");
         Kept::import(&recipe.spec, place.store)?

@@ -25,6 +25,13 @@ pub enum BuildError {
         /// The index of its disk.
         disk: usize,
     },
+    /// It has a directory of the host's: what its virtiofsd knows of the guest is
+    /// no part of the memory that clones map, and that memory is the guest's alone.
+    #[error(
+        "a sandbox with a shared directory is no template: the memory of its clones would be \
+         private to each, and a virtiofsd gets at shared memory only"
+    )]
+    SharedDirectory,
     /// The store did not take it.
     #[error(transparent)]
     Store(#[from] StoreError),

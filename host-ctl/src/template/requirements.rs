@@ -140,6 +140,8 @@ pub(super) fn sandbox_spec(
             .iter()
             .map(|disk| disk.image.as_ref().map(kept))
             .collect(),
+        // A sandbox with one is not made a template.
+        directories: Vec::new(),
         containers: requirements.containers.iter().map(container).collect(),
     })
 }
@@ -214,6 +216,7 @@ fn container(saved: &SavedContainer) -> ContainerPlan {
         args: saved.args.clone(),
         env: saved.env.clone(),
         cwd: saved.cwd.clone(),
+        directories: Vec::new(),
     }
 }
 
@@ -235,12 +238,14 @@ mod tests {
             kernel: "/k".into(),
             initrd: "/i".into(),
             disks: vec![Some("/a".into())],
+            directories: Vec::new(),
             containers: vec![ContainerPlan {
                 id: "main".into(),
                 disk: 0,
                 args: vec!["/bin/true".into()],
                 env: Vec::new(),
                 cwd: "/".into(),
+                directories: Vec::new(),
             }],
         }
     }

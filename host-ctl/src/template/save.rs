@@ -102,6 +102,9 @@ impl Saving {
         place: Workplace<'_>,
         timeline: &Timeline,
     ) -> Result<Self, BuildError> {
+        if !record.spec.directories.is_empty() {
+            return Err(BuildError::SharedDirectory);
+        }
         if record.spec.vmm != Vmm::Firecracker && running.memory == Backing::Anonymous {
             return Err(BuildError::NoFile(record.id.clone()));
         }

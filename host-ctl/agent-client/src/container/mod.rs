@@ -51,6 +51,18 @@ pub enum Rootfs {
     Existing(String),
 }
 
+/// A directory of the host's in a container. The guest's kernel must have
+/// virtio-fs, and its machine a device with this tag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostDirectory {
+    /// The device's tag.
+    pub tag: String,
+    /// Where the container sees it, an absolute path.
+    pub destination: String,
+    /// Whether it can only be read there.
+    pub readonly: bool,
+}
+
 /// Who a container's init process is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct User {
@@ -90,6 +102,8 @@ pub struct ContainerConfig {
     pub capabilities: Vec<String>,
     /// Annotations of the OCI spec.
     pub annotations: BTreeMap<String, String>,
+    /// Directories of the host's in it.
+    pub directories: Vec<HostDirectory>,
 }
 
 impl ContainerConfig {
@@ -110,6 +124,7 @@ impl ContainerConfig {
             pids_limit: None,
             capabilities: DEFAULT_CAPABILITIES.map(str::to_owned).to_vec(),
             annotations: BTreeMap::new(),
+            directories: Vec::new(),
         }
     }
 }

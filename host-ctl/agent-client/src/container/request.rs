@@ -3,7 +3,7 @@
 use protobuf::MessageField;
 use protocols::wire::agent::{CreateContainerRequest, Storage};
 
-use super::{ContainerConfig, Rootfs, spec};
+use super::{ContainerConfig, HostDirectory, Rootfs, spec};
 
 /// Where the agent keeps a container's mounts.
 fn directory(container_id: &str) -> String {
@@ -19,14 +19,36 @@ pub(super) fn create(config: &ContainerConfig) -> CreateContainerRequest {
     CreateContainerRequest {
         container_id: config.id.clone(),
         exec_id: config.id.clone(),
-        storages: storages(&directory, &config.rootfs),
+        storages: storages(&directory, config),
         OCI: MessageField::some(spec::build(config, root)),
         ..Default::default()
     }
 }
 
+/// Where a directory of the host's is in the guest, for this container.
+pub(super) fn mounted_at(container_id: &str, shared: &HostDirectory) -> String {
+    format!("{}/directories/{}", directory(container_id), shared.tag)
+}
+
 /// In the order in which they are mounted.
-fn storages(directory: &str, rootfs: &Rootfs) -> Vec<Storage> {
+fn storages(directory: &str, config: &ContainerConfig) -> Vec<Storage> {
+    let shared = config.directories.iter().map(|shared| Storage {
+        driver: "virtio-fs".to_owned(),
+        source: shared.tag.clone(),
+        fstype: "virtiofs".to_owned(),
+        options: ["nosuid", "nodev"]
+            .into_iter()
+            .chain(shared.readonly.then_some("ro"))
+            .map(str::to_owned)
+            .collect(),
+        mount_point: mounted_at(&config.id, shared),
+        ..Default::default()
+    });
+    let root = root_storages(directory, &config.rootfs);
+    root.into_iter().chain(shared).collect()
+}
+
+fn root_storages(directory: &str, rootfs: &Rootfs) -> Vec<Storage> {
     let Rootfs::OverlayDisk {
         device,
         fstype,
@@ -122,6 +144,38 @@ mod tests {
         assert_eq!(writable.mount_point, "/run/kata-containers/web/writable");
         for option in &overlay.options[1..] {
             assert!(option.contains("=/run/kata-containers/web/writable/"));
+        }
+    }
+
+    #[test]
+    fn a_directory_of_the_hosts_is_mounted_in_the_guest_and_bound_into_the_container() {
+        let root = Rootfs::Existing("/srv/root".to_owned());
+        let mut config = ContainerConfig::new("web", root, vec!["/bin/true".to_owned()]);
+        for (tag, readonly) in [("one", true), ("two", false)] {
+            config.directories.push(HostDirectory {
+                tag: tag.to_owned(),
+                destination: format!("/data/{tag}"),
+                readonly,
+            });
+        }
+        let request = create(&config);
+        let [one, two] = request.storages.as_slice() else {
+            panic!("{:?}", request.storages);
+        };
+        assert_eq!(
+            (one.driver.as_str(), one.source.as_str()),
+            ("virtio-fs", "one")
+        );
+        assert_eq!(one.fstype, "virtiofs");
+        assert_eq!(one.options, ["nosuid", "nodev", "ro"]);
+        assert_eq!(two.options, ["nosuid", "nodev"]);
+        let mounts: Vec<_> = request.OCI.Mounts.iter().rev().take(2).rev().collect();
+        for (mount, storage) in mounts.into_iter().zip([one, two]) {
+            assert_eq!(mount.source, storage.mount_point);
+            assert_eq!(mount.type_, "bind");
+            let is_readonly = mount.options.iter().any(|option| option == "ro");
+            assert_eq!(is_readonly, storage.source == "one", "{:?}", mount.options);
+            assert_eq!(mount.destination, format!("/data/{}", storage.source));
         }
     }
 

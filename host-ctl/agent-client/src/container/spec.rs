@@ -7,6 +7,7 @@ use protocols::wire::agent::{
 };
 
 use super::ContainerConfig;
+use super::request::mounted_at;
 
 /// Of the OCI runtime specification.
 const VERSION: &str = "1.1.0";
@@ -101,7 +102,7 @@ pub(super) fn build(config: &ContainerConfig, root: String) -> Spec {
             ..Default::default()
         }),
         Hostname: config.hostname.clone().unwrap_or_default(),
-        Mounts: MOUNTS.iter().map(mount).collect(),
+        Mounts: mounts(config),
         Annotations: config.annotations.clone().into_iter().collect(),
         Linux: MessageField::some(Linux {
             Resources: MessageField::some(resources(config)),
@@ -143,6 +144,16 @@ fn process(config: &ContainerConfig) -> Process {
         }),
         ..Default::default()
     }
+}
+
+fn mounts(config: &ContainerConfig) -> Vec<Mount> {
+    let shared = config.directories.iter().map(|shared| {
+        let access = if shared.readonly { "ro" } else { "rw" };
+        let source = mounted_at(&config.id, shared);
+        let options: &[&str] = &["rbind", access, "nosuid", "nodev"];
+        mount(&(&shared.destination, "bind", &source, options))
+    });
+    MOUNTS.iter().map(mount).chain(shared).collect()
 }
 
 fn mount((destination, fstype, source, options): &(&str, &str, &str, &[&str])) -> Mount {

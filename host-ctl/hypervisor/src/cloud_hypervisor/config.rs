@@ -9,12 +9,19 @@ use serde_json::{Value, json};
 
 use super::files::Files;
 use crate::error::Error;
-use crate::spec::{AgentDevice, Backing, Disk, MemoryMode, Nic, VmSpec, clean_path};
+use crate::spec::{
+    AgentDevice, Backing, Disk, MemoryMode, Nic, SharedDirectory, VmSpec, clean_path,
+};
 
 /// PCI slots; 0 is the host bridge. Disks and interfaces follow the agent's.
 const RANDOM_SLOT: usize = 1;
 const AGENT_SLOT: usize = 2;
 const FIRST_SLOT: usize = 3;
+
+/// The PCI segment of the directories, which has slots of its own; 0 is its host
+/// bridge, too.
+const DIRECTORY_SEGMENT: usize = 1;
+const FIRST_DIRECTORY_SLOT: usize = 1;
 
 /// Virtqueues of an interface: one for each direction.
 const QUEUES: usize = 2;
@@ -73,6 +80,13 @@ pub(super) fn new_vm(spec: &VmSpec, around: Surroundings<'_>) -> Result<Value, E
         let disks = disks.map(|(disk, slot)| block_device(disk, slot));
         config["disks"] = disks.collect::<Result<Vec<Value>, Error>>()?.into();
     }
+    if !spec.directories.is_empty() {
+        config["platform"]["num_pci_segments"] = json!(DIRECTORY_SEGMENT + 1);
+        let directories = spec.directories.iter().enumerate();
+        let directories =
+            directories.map(|(index, directory)| shared_directory(directory, index, files));
+        config["fs"] = directories.collect::<Result<Vec<Value>, Error>>()?.into();
+    }
     Ok(config)
 }
 
@@ -127,9 +141,14 @@ pub(super) fn directory_url(directory: &Path) -> Result<String, Error> {
 fn zone(spec: &VmSpec) -> Result<Value, Error> {
     let size = u64::from(spec.memory.size_mib) << 20;
     let mut zone = json!({ "id": "ram", "size": size });
-    if let Backing::FileBacked { path, shared } = &spec.memory.backing {
-        zone["file"] = clean_path("memory.path", path)?.into();
-        zone["shared"] = json!(shared);
+    match &spec.memory.backing {
+        Backing::FileBacked { path, shared } => {
+            zone["file"] = clean_path("memory.path", path)?.into();
+            zone["shared"] = json!(shared);
+        }
+        // What serves a directory is given it as a descriptor.
+        Backing::Anonymous if !spec.directories.is_empty() => zone["shared"] = json!(true),
+        Backing::Anonymous => {}
     }
     Ok(zone)
 }
@@ -144,6 +163,20 @@ fn block_device(disk: &Disk, slot: usize) -> Result<Value, Error> {
         "image_type": "Raw",
         "backing_files": false,
         "pci_device_id": slot,
+    }))
+}
+
+fn shared_directory(
+    directory: &SharedDirectory,
+    index: usize,
+    files: &Files,
+) -> Result<Value, Error> {
+    Ok(json!({
+        "id": format!("directory-{}", directory.tag),
+        "tag": directory.tag,
+        "socket": clean_path("monitor", &files.directory_socket(index))?,
+        "pci_segment": DIRECTORY_SEGMENT,
+        "pci_device_id": FIRST_DIRECTORY_SLOT + index,
     }))
 }
 

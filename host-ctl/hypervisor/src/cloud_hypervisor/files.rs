@@ -6,6 +6,8 @@
 //! - `restore/`: what a restored VM is made from, only meanwhile.
 //! - `save/`: where the VMM writes a state. Only when it is whole it is moved to
 //!   where it belongs, so that the VMM never writes there itself.
+//! - `directory.fs0` and so on: the sockets of the directories' virtiofsds, only
+//!   until the VMM is connected to them.
 //! - `saved`: the memory file belongs to a saved state. Known to whoever adopts
 //!   the VM, and where the VMM has no access if it keeps itself to its files.
 
@@ -25,6 +27,7 @@ use super::{MEMORY_FILE, STATE_FILE};
 use crate::error::Error;
 use crate::process::User;
 use crate::spec::{Backing, VmSpec};
+use crate::virtiofsd::socket_path;
 
 /// The names of the VMM's own (docs/snapshot_restore.md of Cloud Hypervisor).
 const VMM_CONFIG: &str = "config.json";
@@ -77,6 +80,16 @@ impl Files {
 
     pub(super) fn restore(&self) -> PathBuf {
         self.directory.join("restore")
+    }
+
+    /// What the sockets of directories are called after.
+    pub(super) fn directories(&self) -> PathBuf {
+        self.directory.join("directory")
+    }
+
+    /// The socket of the directory with this index.
+    pub(super) fn directory_socket(&self, index: usize) -> PathBuf {
+        socket_path(&self.directories(), index)
     }
 
     fn saved(&self) -> PathBuf {

@@ -26,8 +26,9 @@ impl CloudHypervisor {
     /// or made.
     pub fn restore_input(&self, state: &Path, spec: &VmSpec) -> Result<RestInput, Error> {
         self.check(spec)?;
-        if !spec.nics.is_empty() {
-            return Err(Error::Unsupported("a bare restore with an interface"));
+        if !spec.nics.is_empty() || !spec.directories.is_empty() {
+            let more = "a bare restore with an interface or a directory";
+            return Err(Error::Unsupported(more));
         }
         let mode = self.memory_mode(None, &spec.memory.backing)?;
         let files = Files::of(&spec.monitor);

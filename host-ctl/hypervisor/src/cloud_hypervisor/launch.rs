@@ -15,28 +15,34 @@ use crate::rest::RestVmm;
 use crate::socket::{Listener, vacate};
 use crate::span::{Timeline, now};
 use crate::spec::{AgentDevice, Backing, VmSpec};
+use crate::virtiofsd::{Daemons, Offer, Served};
 
 /// A VMM that was started and is not yet a VM: dropped, it takes everything
 /// with it that was made for it. The process goes first.
 pub(super) struct Started {
     pub(super) vmm: Vmm,
+    pub(super) daemons: Daemons,
     /// The interfaces' tap devices, in the order of the spec.
     pub(super) taps: Vec<OwnedFd>,
     pub(super) belongings: Belongings,
     pub(super) confined: Confined,
+    /// Those of the directories, which are there until this is settled.
+    _sockets: Vec<Listener>,
 }
 
 impl Started {
     /// Makes it last.
-    pub(super) fn settle(self) -> Vmm {
+    pub(super) fn settle(self) -> (Vmm, Daemons) {
         let Self {
             mut vmm,
+            mut daemons,
             belongings,
             ..
         } = self;
         belongings.keep();
         vmm.rest.process.release();
-        vmm
+        daemons.release();
+        (vmm, daemons)
     }
 }
 
@@ -174,6 +180,7 @@ pub(super) fn launch(
     spec: &VmSpec,
     view: &View,
     belongings: Belongings,
+    offer: &Offer<'_>,
     timeline: Timeline,
 ) -> Result<Started, Error> {
     let user = driver.confinement.user();
@@ -187,6 +194,12 @@ pub(super) fn launch(
     let taps = open_taps(spec)?;
     let log = open_log(&spec.log)?;
     let begun = timeline.since("open disks, taps, log", begun);
+    let (daemons, sockets) = serve_directories(offer, &belongings.files, user)?;
+    let begun = if sockets.is_empty() {
+        begun
+    } else {
+        timeline.since("start virtiofsd", begun)
+    };
     let socket = &belongings.monitor.descriptor;
     let arguments = arguments(socket.as_raw_fd());
     let cgroup = Cgroup::of(spec)?;
@@ -206,7 +219,7 @@ pub(super) fn launch(
         placed: &view.inherited(),
         log: &log,
         output: None,
-        may_override_modes: false,
+        keeps: None,
         cell: cell.as_ref(),
         cgroup: cgroup.as_ref(),
     })?;
@@ -222,10 +235,26 @@ pub(super) fn launch(
             deadlines: driver.deadlines,
             timeline,
         },
+        daemons,
         taps,
         belongings,
         confined: driver.confinement.noted(),
+        _sockets: sockets,
     })
+}
+
+/// Starts what serves the directories, each where the VMM finds its socket.
+fn serve_directories(
+    offer: &Offer<'_>,
+    files: &Files,
+    user: Option<&User>,
+) -> Result<(Daemons, Vec<Listener>), Error> {
+    let Served { daemons, sockets } = offer.serve(&files.directories())?;
+    if let Some(user) = user {
+        let mut sockets = (0..sockets.len()).map(|index| files.directory_socket(index));
+        sockets.try_for_each(|socket| user.show_socket(&socket))?;
+    }
+    Ok((daemons, sockets))
 }
 
 /// The VMM's arguments: all else it is told on its control socket. It kills

@@ -16,12 +16,14 @@ use crate::error::Error;
 use crate::rest::Request;
 use crate::span::{Timeline, now};
 use crate::spec::{Backing, MemoryMode, VmSpec};
+use crate::virtiofsd::Offer;
 
 /// Boots a spec that was checked; returns when its CPUs run.
 pub(super) async fn boot(driver: &CloudHypervisor, spec: &VmSpec) -> Result<ChVm, Error> {
     let timeline = Timeline::default();
     let begun = now();
     let user = driver.confinement.user();
+    let offer = Offer::of(spec, &driver.confinement).await?;
     let mut belongings = Belongings::prepare(spec)?;
     belongings.create_memory(spec, user)?;
     let view = View::of(spec, &belongings.files, Start::Boot, user)?;
@@ -29,17 +31,20 @@ pub(super) async fn boot(driver: &CloudHypervisor, spec: &VmSpec) -> Result<ChVm
     belongings.files.show_kernel(&view.spec)?;
     timeline.since("bind, mkdir, create memory", begun);
     let config = new_vm(&view.spec, surroundings(driver, &view))?;
-    let started = launch(driver, spec, &view, belongings, timeline)?;
+    let started = launch(driver, spec, &view, belongings, &offer, timeline)?;
     let (vmm, deadlines) = (&started.vmm, driver.deadlines);
-    let request = Request::put(path::CREATE, Some(config));
-    vmm.ask("boot", request, deadlines.start).await?;
-    for (interface, tap) in interfaces(spec).into_iter().zip(&started.taps) {
-        let descriptors = [tap.as_fd()];
-        let request = with_descriptors(path::ADD_NET, interface, &descriptors);
-        vmm.ask("boot", request, deadlines.command).await?;
-    }
-    let request = Request::put(path::BOOT, None);
-    vmm.ask("boot", request, deadlines.boot).await?;
+    let booted = async {
+        let request = Request::put(path::CREATE, Some(config));
+        vmm.ask("boot", request, deadlines.start).await?;
+        for (interface, tap) in interfaces(spec).into_iter().zip(&started.taps) {
+            let descriptors = [tap.as_fd()];
+            let request = with_descriptors(path::ADD_NET, interface, &descriptors);
+            vmm.ask("boot", request, deadlines.command).await?;
+        }
+        let request = Request::put(path::BOOT, None);
+        vmm.ask("boot", request, deadlines.boot).await
+    };
+    started.daemons.beside(&spec.log, booted).await?;
     let begun = now();
     started.belongings.files.hide_kernel()?;
     view.take_console(&spec.console)?;
@@ -55,6 +60,7 @@ pub(super) async fn restore(
     mode: MemoryMode,
 ) -> Result<ChVm, Error> {
     let timeline = Timeline::default();
+    let offer = Offer::restored(spec, &driver.confinement, mode).await?;
     let begun = now();
     let state = SavedState::read(state)?;
     check_where_memory_is(&state, spec)?;
@@ -69,8 +75,9 @@ pub(super) async fn restore(
     files.prepare_restore(&state, &config, &view, user)?;
     timeline.since("bind, mkdir, write the state", begun);
     let request = restore_request(spec, &view.files.restore(), mode)?;
-    let started = launch(driver, spec, &view, belongings, timeline)?;
-    load(driver, &started, request).await?;
+    let started = launch(driver, spec, &view, belongings, &offer, timeline)?;
+    let loaded = load(driver, &started, request);
+    started.daemons.beside(&spec.log, loaded).await?;
     let begun = now();
     started.belongings.files.finish_restore()?;
     view.take_console(&spec.console)?;

@@ -24,8 +24,11 @@
 //! A guest that resets is over: the VMM has no such option, but finds no kernel
 //! to start again and ends with status 1.
 //!
-//! virtio-fs, passed-through devices and other things a state could not be saved
-//! with are in no spec, so that no VM has them.
+//! A directory's virtiofsd is connected to by a socket that lies among the VM's
+//! files while it is made. Its RAM is shared with that, and saved with the state:
+//! neither a private mapping of a memory file nor pages that come on demand go
+//! along with it. Passed-through devices and other things that a state could not
+//! be saved with are in no spec, so that no VM has them.
 
 mod config;
 mod files;
@@ -110,6 +113,7 @@ impl CloudHypervisor {
                 saves_anonymous_memory: true,
                 memory_modes,
                 console_outlives_owner: true,
+                shared_directories: true,
             },
             deadlines,
             confinement: Confinement::default(),

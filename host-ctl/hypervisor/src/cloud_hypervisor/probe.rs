@@ -106,7 +106,7 @@ async fn ask(program: &Path, confinement: &Confinement) -> Result<(Version, Stri
         placed: &[],
         log: &log_file,
         output: None,
-        may_override_modes: false,
+        keeps: None,
         cell: cell.as_ref(),
         cgroup: None,
     })?;

@@ -266,6 +266,7 @@ mod tests {
             console: path("console.sock"),
             monitor: path("monitor.sock"),
             nics: Vec::new(),
+            directories: Vec::new(),
             cpu_model: None,
             log: path("log"),
             cgroup: None,
@@ -336,7 +337,7 @@ mod tests {
             placed: &placed,
             log: &File::create("/dev/null").unwrap(),
             output: Some(log.as_file()),
-            may_override_modes: false,
+            keeps: None,
             cell: cell.as_ref(),
             cgroup: None,
         });
@@ -414,7 +415,7 @@ mod tests {
             placed: &placed,
             log: &File::create("/dev/null").unwrap(),
             output: Some(log.as_file()),
-            may_override_modes: false,
+            keeps: None,
             cell: cell.as_ref(),
             cgroup: None,
         });

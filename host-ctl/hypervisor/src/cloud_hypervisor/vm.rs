@@ -18,11 +18,13 @@ use crate::process::Process;
 use crate::rest::{Request, RestVmm};
 use crate::span::{Span, Timeline, now};
 use crate::spec::{Backing, VmSpec};
+use crate::virtiofsd::{Daemons, exited};
 use crate::vm::{Deadlines, Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
 
 /// A virtual machine of Cloud Hypervisor's.
 pub(crate) struct ChVm {
     vmm: Vmm,
+    daemons: Daemons,
     files: Files,
     /// The same, as the VMM sees them.
     seen: Files,
@@ -35,13 +37,15 @@ impl ChVm {
     /// Settles a VMM that was started.
     pub(super) fn new(started: Started, spec: &VmSpec) -> Self {
         let confined = started.confined;
-        let vmm = started.settle();
-        let record = VmRecord::new(DRIVER, vmm.rest.process.identity(), spec, confined);
+        let (vmm, daemons) = started.settle();
+        let process = vmm.rest.process.identity();
+        let record = VmRecord::new(DRIVER, process, spec, confined, daemons.records());
         let files = Files::of(&spec.monitor);
         Self {
             seen: files_seen(confined, &files),
             files,
             vmm,
+            daemons,
             record,
             saved: AtomicBool::new(false),
         }
@@ -93,6 +97,7 @@ impl ChVm {
     async fn end(&self) -> Result<VmExit, Error> {
         let begun = now();
         let exit = self.vmm.rest.process.kill().await?;
+        self.daemons.end().await?;
         self.files.remove();
         let timeline = &self.vmm.timeline;
         timeline.since("pidfd_send_signal SIGKILL, waitid", begun);
@@ -175,7 +180,7 @@ impl Vm for ChVm {
     }
 
     async fn wait(&self) -> Result<VmExit, Error> {
-        self.vmm.rest.process.exited().await
+        exited(&self.vmm.rest.process, &self.daemons).await
     }
 
     async fn shutdown(&self, deadline: Duration) -> Result<VmExit, Error> {
@@ -192,6 +197,7 @@ impl Vm for ChVm {
             pressed.ok().map(drop)
         };
         if let Some(exit) = self.vmm.rest.process.ended_within(deadline, asked).await {
+            self.daemons.end().await?;
             self.vmm.timeline.since("exit", begun);
             self.files.remove();
             return Ok(exit);
@@ -233,11 +239,13 @@ pub(crate) async fn adopt(
         timeline: Timeline::default(),
     };
     vmm.state("adopt").await?;
+    let daemons = Daemons::of_records(&record.directories)?;
     let files = Files::of(&record.monitor);
     let shared = matches!(record.memory, Backing::FileBacked { shared: true, .. });
     Ok(ChVm {
         saved: AtomicBool::new(shared && files.is_saved()),
         vmm,
+        daemons,
         seen: files_seen(record.confined, &files),
         files,
         record: record.clone(),

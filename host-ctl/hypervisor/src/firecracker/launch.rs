@@ -204,7 +204,7 @@ pub(super) async fn launch(
         placed: &placed,
         log: &log,
         output: None,
-        may_override_modes: false,
+        keeps: None,
         cell: cell.as_ref(),
         cgroup: cgroup.as_ref(),
     })?;

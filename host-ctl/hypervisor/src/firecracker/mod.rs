@@ -82,6 +82,7 @@ impl Firecracker {
                 saves_anonymous_memory: false,
                 memory_modes: vec![MemoryMode::CopyOnWrite],
                 console_outlives_owner: false,
+                shared_directories: false,
             },
             deadlines,
             confinement: Confinement::default(),
@@ -103,6 +104,11 @@ impl Firecracker {
         spec.validate()?;
         if spec.cpu_model.is_some() {
             return Err(Error::Unsupported("choosing a cpu model"));
+        }
+        if !spec.directories.is_empty() {
+            return Err(Error::Unsupported(
+                "a shared directory: it has no virtio-fs",
+            ));
         }
         // All that is refused is refused by making the requests.
         let (_, agent) = agent_of(spec)?;

@@ -49,7 +49,7 @@ impl FirecrackerVm {
     ) -> Self {
         let confined = started.confined;
         let (vmm, timeline, console) = started.settle();
-        let record = VmRecord::new(DRIVER, vmm.process.identity(), spec, confined);
+        let record = VmRecord::new(DRIVER, vmm.process.identity(), spec, confined, Vec::new());
         Self {
             vmm,
             deadlines,

@@ -187,7 +187,7 @@ mod tests {
             placed: &[],
             log: &log,
             output: None,
-            may_override_modes: false,
+            keeps: None,
             cell: cell.as_ref(),
             cgroup: Some(&cgroup),
         })?;
@@ -215,7 +215,7 @@ mod tests {
             assert!(told.contains("NoNewPrivs:\t1"), "{told}");
             if let Some(user) = confinement.user() {
                 let last = told.lines().last().unwrap();
-                assert_eq!(last, user.number().to_string());
+                assert_eq!(last, user.uid().to_string());
             }
         }
     }

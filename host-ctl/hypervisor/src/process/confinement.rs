@@ -7,11 +7,6 @@
 //! the VMM can neither write to nor open again. What such a VMM opens by itself it is handed as
 //! a descriptor, and opens as /proc/self/fd/NUMBER: no directory has to let it
 //! through, and the file alone decides, by its group.
-#![expect(
-    unsafe_code,
-    reason = "what a child does to its mounts has no safe interface"
-)]
-
 use std::ffi::{CStr, CString};
 use std::fs::{DirBuilder, File, Metadata, Permissions};
 use std::io;
@@ -22,10 +17,12 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, flock, open, openat};
 use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
 use rustix::process::{Gid, Uid, getpriority_user};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::{Deserialize, Serialize};
 
+use super::mount::{Attributes, UNCHANGED, set_attributes};
 use crate::error::Error;
 use crate::spec::VmSpec;
 
@@ -42,6 +39,8 @@ const DEVICES: [&str; 5] = ["null", "zero", "random", "urandom", "kvm"];
 const TAPS: &str = "net/tun";
 /// The directory of that.
 const TAPS_DIRECTORY: &CStr = c"/dev/net";
+/// The mode of a socket that one user beside us connects to.
+const SOCKET_MODE: Mode = Mode::from_raw_mode(0o660);
 
 /// How far a VMM is confined. Whatever it is: it has no capabilities and cannot
 /// gain any, no environment, and no descriptor but those it needs.
@@ -94,6 +93,34 @@ impl Confinement {
             User::take(base).map(|user| Self::User(Arc::new(user)))
         } else {
             Ok(Self::Namespaces)
+        }
+    }
+
+    /// The same for another process: with another user, where it has one of its
+    /// own.
+    ///
+    /// # Errors
+    /// When no user can be had.
+    pub(crate) fn another(&self) -> Result<Self, Error> {
+        match self {
+            Self::User(user) => User::take(user.group).map(|user| Self::User(Arc::new(user))),
+            Self::Insecure => Ok(Self::Insecure),
+            Self::Namespaces => Ok(Self::Namespaces),
+        }
+    }
+
+    /// The user and the group that a process with this is to itself.
+    pub(crate) fn ids(&self) -> (u32, u32) {
+        match self {
+            Self::User(user) => (user.uid, user.uid),
+            // Of a namespace that nobody has mapped into (user_namespaces(7)).
+            Self::Namespaces if !rustix::process::geteuid().is_root() => {
+                (overflow("uid"), overflow("gid"))
+            }
+            Self::Insecure | Self::Namespaces => (
+                rustix::process::geteuid().as_raw(),
+                rustix::process::getegid().as_raw(),
+            ),
         }
     }
 
@@ -178,10 +205,14 @@ impl User {
         )))
     }
 
-    /// Its number.
-    #[cfg(test)]
-    pub(super) fn number(&self) -> u32 {
+    /// Its number, and that of its own group.
+    pub(super) fn uid(&self) -> u32 {
         self.uid
+    }
+
+    /// The group of all users of its range.
+    pub(super) fn group(&self) -> u32 {
+        self.group
     }
 
     /// What keeps the user taken.
@@ -212,6 +243,15 @@ impl User {
             directory.set_permissions(Permissions::from_mode(0o1770))
         });
         shared.map_err(Error::path("fchown", path))
+    }
+
+    /// Lets it connect to a socket of ours, in a directory where nobody else makes
+    /// any.
+    pub(crate) fn show_socket(&self, path: &Path) -> Result<(), Error> {
+        let group = Some(Gid::from_raw(self.uid));
+        rustix::fs::chownat(CWD, path, None, group, AtFlags::SYMLINK_NOFOLLOW)
+            .and_then(|()| rustix::fs::chmodat(CWD, path, SOCKET_MODE, AtFlags::empty()))
+            .map_err(|errno| Error::path("chown", path)(errno.into()))
     }
 
     /// Lets it use a file or a directory of ours as the mode lets our group.
@@ -266,8 +306,17 @@ impl User {
         Ok(copy)
     }
 
-    /// What the kernel would say (path_resolution(7), "Permissions").
+    /// Whether it may list a directory and go through it, and make files there.
+    pub(super) fn may_search(&self, directory: &Metadata, writes: bool) -> bool {
+        self.has(directory, if writes { 0o7 } else { 0o5 })
+    }
+
     fn may(&self, file: &Metadata, writes: bool) -> bool {
+        self.has(file, if writes { 0o6 } else { 0o4 })
+    }
+
+    /// What the kernel would say (path_resolution(7), "Permissions").
+    fn has(&self, file: &Metadata, wanted: u32) -> bool {
         let bits = if file.uid() == self.uid {
             file.mode() >> 6
         } else if [self.uid, self.group].contains(&file.gid()) {
@@ -275,9 +324,16 @@ impl User {
         } else {
             file.mode()
         };
-        let wanted = if writes { 0o6 } else { 0o4 };
         bits & wanted == wanted
     }
+}
+
+/// What is told in place of a user or group that is not mapped.
+fn overflow(kind: &str) -> u32 {
+    const USUAL: u32 = 65534;
+    let told = std::fs::read_to_string(format!("/proc/sys/kernel/overflow{kind}"));
+    let told = told.ok().and_then(|text| text.trim().parse().ok());
+    told.unwrap_or(USUAL)
 }
 
 /// Lets the user with this number open a file of ours, for writing too.
@@ -387,49 +443,29 @@ impl Cell {
     /// them, and unless it has to, it writes to no file by its path. The
     /// descriptors it inherits are of our mounts, and not touched by that.
     pub(super) fn own_mounts(&self) -> Result<(), Failed> {
-        let mut wanted = libc::mount_attr {
+        let mut wanted = Attributes {
             attr_set: libc::MOUNT_ATTR_NOSUID,
-            attr_clr: 0,
             propagation: libc::MS_PRIVATE,
-            userns_fd: 0,
+            ..UNCHANGED
         };
         if self.read_only {
             wanted.attr_set |= libc::MOUNT_ATTR_RDONLY;
         }
-        // SAFETY: mount_setattr(2) reads a string that ends in 0 and a structure
-        // of the size that it is told; both outlive the call.
-        let set = unsafe {
-            libc::syscall(
-                libc::SYS_mount_setattr,
-                libc::AT_FDCWD,
-                c"/".as_ptr(),
-                libc::AT_RECURSIVE,
-                &raw const wanted,
-                size_of_val(&wanted),
-            )
+        set_attributes(libc::AT_FDCWD, c"/", 0, &wanted)
+            .map_err(|errno| ("mount_setattr /", errno))?;
+        let Some((uid, _)) = self.user else {
+            return Ok(());
         };
-        if set != 0 {
-            return Err(("mount_setattr /", super::spawn::last_errno()));
-        }
-        match self.user {
-            Some((uid, _)) => self.own_devices(uid),
-            None => Ok(()),
-        }
+        self.own_devices(uid)
     }
 
     /// Puts a /dev in place of the host's, with nothing in it but what is listed.
     fn own_devices(&self, uid: u32) -> Result<(), Failed> {
-        let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NOEXEC;
+        let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
         let options = c"mode=755,size=64k";
-        rustix::mount::mount(c"none", c"/dev", c"tmpfs", flags, options)
-            .map_err(|errno| ("mount /dev", errno))?;
+        mount(c"none", c"/dev", c"tmpfs", flags, options).map_err(|errno| ("mount /dev", errno))?;
         if self.taps {
-            let passable = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
-            rustix::fs::mkdirat(CWD, TAPS_DIRECTORY, passable)
-                .map_err(|errno| ("mkdir /dev/net", errno))?;
-            // Whatever our umask is.
-            rustix::fs::chmodat(CWD, TAPS_DIRECTORY, passable, AtFlags::empty())
-                .map_err(|errno| ("chmod /dev/net", errno))?;
+            make_passable(TAPS_DIRECTORY).map_err(|errno| ("mkdir /dev/net", errno))?;
         }
         let mode = Mode::RUSR | Mode::WUSR;
         for device in &self.devices {
@@ -453,6 +489,13 @@ impl Cell {
         set_thread_res_gid(gid, gid, gid).map_err(|errno| ("setresgid", errno))?;
         set_thread_res_uid(uid, uid, uid).map_err(|errno| ("setresuid", errno))
     }
+}
+
+/// Makes a directory for everyone, whatever our umask is.
+fn make_passable(path: &CStr) -> Result<(), Errno> {
+    let passable = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
+    rustix::fs::mkdirat(CWD, path, passable)?;
+    rustix::fs::chmodat(CWD, path, passable, AtFlags::empty())
 }
 
 #[cfg(test)]

@@ -3,8 +3,10 @@
 
 mod cgroup;
 mod confinement;
+mod directory;
 mod identity;
 mod landlock;
+mod mount;
 mod spawn;
 mod tap;
 
@@ -27,9 +29,10 @@ pub(crate) use cgroup::Cgroup;
 pub use cgroup::starts_in_cgroups;
 pub use confinement::{Confined, Confinement};
 pub(crate) use confinement::{Needs, User, share_with};
+pub(crate) use directory::Given;
 pub(crate) use identity::Identity;
 pub(crate) use landlock::landlock_version;
-pub(crate) use spawn::{Launch, spawn, watch};
+pub(crate) use spawn::{Keeps, Launch, spawn, watch};
 pub(crate) use tap::open_taps;
 pub use tap::{create_passing_tap, create_tap, open_tap};
 
@@ -61,14 +64,17 @@ impl Process {
         followed
     }
 
-    /// Follows the process of a record, and no other that might have its number
-    /// by now.
+    /// Follows the VMM of a record.
     pub(crate) fn of_record(record: &VmRecord) -> Result<Self, Error> {
-        let wanted = Identity {
+        Self::found(&Identity {
             pid: record.pid,
             start_time: record.start_time,
             boot_id: record.boot_id.clone(),
-        };
+        })
+    }
+
+    /// Follows this very process, and no other that might have its number by now.
+    pub(crate) fn found(wanted: &Identity) -> Result<Self, Error> {
         let gone = |difference| Error::Identity {
             pid: wanted.pid,
             difference,

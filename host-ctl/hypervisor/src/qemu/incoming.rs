@@ -20,7 +20,8 @@ pub(super) async fn boot(driver: &Qemu, spec: &VmSpec, started: Started) -> Resu
         Command::new("qmp_capabilities"),
         Command::new("query-status"),
     ];
-    let replies = vmm.ask("boot", commands, driver.deadlines.start).await?;
+    let asked = vmm.ask("boot", commands, driver.deadlines.start);
+    let replies = started.making(&spec.log, asked).await?;
     let names = ["qmp_capabilities (machine created)", "query-status"];
     note(&started, &names, &replies).await?;
     let status = replies

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -13,11 +13,12 @@ use super::{MEMORY_FILE, Qemu, STATE_FILE};
 use crate::error::Error;
 use crate::log::open_log;
 use crate::process::{
-    Cgroup, Confined, Confinement, Launch, Needs, Process, User, open_taps, spawn,
+    Cgroup, Confined, Confinement, Keeps, Launch, Needs, Process, User, open_taps, spawn,
 };
 use crate::socket::{Listener, connect_at};
 use crate::span::{Timeline, now};
 use crate::spec::{AgentDevice, Backing, VmSpec};
+use crate::virtiofsd::{Daemons, Offer, Served, socket_path};
 
 /// What QEMU opens for a vsock device.
 pub(super) const VSOCK_DEVICE: &str = "/dev/vhost-vsock";
@@ -30,15 +31,17 @@ pub(super) struct Started {
     /// When QEMU began to run.
     pub(super) at: u64,
     pub(super) confined: Confined,
+    daemons: Daemons,
     sockets: Sockets,
     memory: CreatedFile,
 }
 
 impl Started {
     /// Makes it last.
-    pub(super) fn settle(self) -> (Vmm, Timeline) {
+    pub(super) fn settle(self) -> (Vmm, Daemons, Timeline) {
         let Self {
             mut vmm,
+            mut daemons,
             timeline,
             sockets,
             memory,
@@ -47,7 +50,17 @@ impl Started {
         sockets.keep();
         memory.keep();
         vmm.process.release();
-        (vmm, timeline)
+        daemons.release();
+        (vmm, daemons, timeline)
+    }
+
+    /// The work of making a VM of it, given up when a directory is lost.
+    pub(super) async fn making<T>(
+        &self,
+        log: &Path,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        self.daemons.beside(log, work).await
     }
 }
 
@@ -86,7 +99,12 @@ impl Sockets {
 
 /// Starts QEMU for a spec that was checked. The commands to come can be sent at
 /// once: they wait in the socket until QEMU reads.
-pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Started, Error> {
+pub(super) fn launch(
+    driver: &Qemu,
+    spec: &VmSpec,
+    start: Start,
+    offer: &Offer<'_>,
+) -> Result<Started, Error> {
     let timeline = Timeline::default();
     let begun = now();
     let sockets = Sockets::bind(spec)?;
@@ -102,6 +120,12 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
     let taps = open_taps(spec)?;
     let log = open_log(&spec.log)?;
     let begun = timeline.since("open memory, disks, taps, log", begun);
+    let (daemons, directories) = connect_directories(spec, offer)?;
+    let begun = if directories.is_empty() {
+        begun
+    } else {
+        timeline.since("start virtiofsd", begun)
+    };
 
     let descriptors = Descriptors {
         monitor: sockets.monitor.descriptor.as_raw_fd(),
@@ -112,6 +136,7 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
             .map(|socket| socket.descriptor.as_raw_fd()),
         disks: disks.iter().map(AsRawFd::as_raw_fd).collect(),
         taps: taps.iter().map(AsRawFd::as_raw_fd).collect(),
+        directories: directories.iter().map(AsRawFd::as_raw_fd).collect(),
         handed: handed.numbers(),
     };
     let arguments = arguments(spec, driver.platform, start, &descriptors)?;
@@ -119,6 +144,7 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
         .all()
         .chain(disks.iter().map(AsFd::as_fd))
         .chain(taps.iter().map(AsFd::as_fd))
+        .chain(directories.iter().map(AsFd::as_fd))
         .chain(handed.all().map(AsFd::as_fd))
         .chain(user.map(User::lock))
         .collect();
@@ -131,7 +157,8 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
         placed: &[],
         log: &log,
         output: None,
-        may_override_modes: cell.is_none() && opens_for_writing(driver, spec),
+        keeps: (cell.is_none() && opens_for_writing(driver, spec))
+            .then_some(Keeps::OverridingModes),
         cell: cell.as_ref(),
         cgroup: cgroup.as_ref(),
     })?;
@@ -142,9 +169,25 @@ pub(super) fn launch(driver: &Qemu, spec: &VmSpec, start: Start) -> Result<Start
         timeline,
         at,
         confined: driver.confinement.noted(),
+        daemons,
         sockets,
         memory,
     })
+}
+
+/// Starts what serves the directories, and connects to each: QEMU inherits the
+/// connections, and no socket is left.
+fn connect_directories(spec: &VmSpec, offer: &Offer<'_>) -> Result<(Daemons, Vec<OwnedFd>), Error> {
+    let Served { daemons, sockets } = offer.serve(&spec.monitor)?;
+    let connections = (0..sockets.len()).map(|index| {
+        let path = socket_path(&spec.monitor, index);
+        let stream = connect_at(&path)?.into_std();
+        stream
+            .map(OwnedFd::from)
+            .map_err(Error::path("connect", path))
+    });
+    let connections = connections.collect::<Result<Vec<_>, _>>()?;
+    Ok((daemons, connections))
 }
 
 /// Whether it opens a memory file for writing that it maps privately.

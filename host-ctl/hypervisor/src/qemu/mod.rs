@@ -22,6 +22,7 @@ use async_trait::async_trait;
 use crate::error::Error;
 use crate::process::Confinement;
 use crate::spec::{AgentDevice, Backing, MemoryMode, Rebind, VmSpec};
+use crate::virtiofsd::Offer;
 use crate::vm::{AgentDevices, Capabilities, Deadlines, Hypervisor, Vm};
 
 pub use command_line::{Descriptors, HandedFiles, Platform, Start, arguments};
@@ -72,6 +73,7 @@ impl Qemu {
                 saves_anonymous_memory: true,
                 memory_modes: vec![MemoryMode::CopyOnWrite, MemoryMode::Copy],
                 console_outlives_owner: true,
+                shared_directories: true,
             },
             platform,
             deadlines,
@@ -142,7 +144,8 @@ impl Hypervisor for Qemu {
         ) {
             return Err(Error::Unsupported("booting on a private mapping of a file"));
         }
-        let started = launch::launch(self, spec, Start::Boot)?;
+        let offer = Offer::of(spec, &self.confinement).await?;
+        let started = launch::launch(self, spec, Start::Boot, &offer)?;
         Ok(Box::new(incoming::boot(self, spec, started).await?))
     }
 
@@ -155,8 +158,14 @@ impl Hypervisor for Qemu {
         let spec = spec.rebound(rebind)?;
         self.check(&spec)?;
         check_mode(rebind.memory_mode, &spec.memory.backing)?;
+        if !spec.directories.is_empty() {
+            // vhost-user-fs-pci of 7.2 does not migrate, and later ones were not
+            // tried.
+            return Err(Error::Unsupported("restoring a vm with a shared directory"));
+        }
         let state = launch::open_state(state)?;
-        let started = launch::launch(self, &spec, Start::Restore)?;
+        let offer = Offer::of(&spec, &self.confinement).await?;
+        let started = launch::launch(self, &spec, Start::Restore, &offer)?;
         Ok(Box::new(
             incoming::restore(self, &spec, state, started).await?,
         ))

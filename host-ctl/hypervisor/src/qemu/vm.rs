@@ -22,6 +22,7 @@ use crate::process::Process;
 use crate::socket::connect_at;
 use crate::span::{Span, Timeline, now};
 use crate::spec::{AgentDevice, Backing, VmSpec};
+use crate::virtiofsd::{Daemons, exited};
 use crate::vm::{Deadlines, Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
 
 /// Bytes a second for writing a state: without a limit in effect, since nothing
@@ -35,6 +36,7 @@ const AFTER_SAVE: &str = "postmigrate";
 /// A virtual machine of QEMU's.
 pub(crate) struct QemuVm {
     vmm: Vmm,
+    daemons: Daemons,
     record: VmRecord,
     /// Whether the memory file belongs to a saved state now.
     saved: AtomicBool,
@@ -45,10 +47,12 @@ impl QemuVm {
     /// Settles a QEMU that was started.
     pub(super) fn new(started: Started, spec: &VmSpec) -> Self {
         let confined = started.confined;
-        let (vmm, timeline) = started.settle();
-        let record = VmRecord::new(DRIVER, vmm.process.identity(), spec, confined);
+        let (vmm, daemons, timeline) = started.settle();
+        let directories = daemons.records();
+        let record = VmRecord::new(DRIVER, vmm.process.identity(), spec, confined, directories);
         Self {
             vmm,
+            daemons,
             record,
             saved: AtomicBool::new(false),
             timeline,
@@ -234,6 +238,9 @@ impl Vm for QemuVm {
         if self.saved.load(Ordering::Acquire) {
             return Err(Error::MemorySaved);
         }
+        if !self.record.directories.is_empty() {
+            return Err(Error::Unsupported("saving a vm with a shared directory"));
+        }
         let status = self.status("save").await?;
         let begun = self.timeline.since("query-status", begun);
         match state_of(&status) {
@@ -277,7 +284,7 @@ impl Vm for QemuVm {
     }
 
     async fn wait(&self) -> Result<VmExit, Error> {
-        self.vmm.process.exited().await
+        exited(&self.vmm.process, &self.daemons).await
     }
 
     async fn shutdown(&self, deadline: Duration) -> Result<VmExit, Error> {
@@ -292,11 +299,13 @@ impl Vm for QemuVm {
             self.vmm.command("shutdown", button).await.ok().map(drop)
         };
         if let Some(exit) = self.vmm.process.ended_within(deadline, asked).await {
+            self.daemons.end().await?;
             self.timeline.since("system_powerdown, exit", begun);
             return Ok(exit);
         }
         let begun = self.timeline.since("system_powerdown", begun);
         let exit = self.vmm.process.kill().await?;
+        self.daemons.end().await?;
         self.timeline
             .since("pidfd_send_signal SIGKILL, waitid", begun);
         Ok(exit)
@@ -306,6 +315,7 @@ impl Vm for QemuVm {
         self.timeline.restart();
         let begun = now();
         self.vmm.process.kill().await?;
+        self.daemons.end().await?;
         self.timeline
             .since("pidfd_send_signal SIGKILL, waitid", begun);
         Ok(())
@@ -433,6 +443,7 @@ pub(crate) async fn adopt(
     let begun = now();
     let monitor = Monitor::start(connect_at(&record.monitor)?);
     let vmm = Vmm::new(process, monitor, &record.log, deadlines);
+    let daemons = Daemons::of_records(&record.directories)?;
     let commands = vec![
         Command::new("qmp_capabilities"),
         Command::new("query-status"),
@@ -446,6 +457,7 @@ pub(crate) async fn adopt(
     let shared = matches!(record.memory, Backing::FileBacked { shared: true, .. });
     Ok(QemuVm {
         vmm,
+        daemons,
         record: record.clone(),
         saved: AtomicBool::new(shared && status == Some(AFTER_SAVE)),
         timeline,

@@ -37,6 +37,9 @@ pub struct VmSpec {
     pub monitor: PathBuf,
     /// Its network interfaces.
     pub nics: Vec<Nic>,
+    /// Directories of the host that it may mount.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub directories: Vec<SharedDirectory>,
     /// Its CPU model; `None` is the driver's default for the accelerator.
     pub cpu_model: Option<String>,
     /// File for the VMM's standard error, which is appended to.
@@ -142,6 +145,22 @@ pub enum NicBackend {
     },
 }
 
+/// A directory of the host's that a guest may mount (virtio-fs). A virtiofsd
+/// serves it, which gets at the guest's RAM: that is shared with it, and never a
+/// private mapping.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedDirectory {
+    /// What the guest mounts it by: 1 to 36 letters, digits, `-` and `_` (36
+    /// bytes is what virtio-fs has for it).
+    pub tag: String,
+    /// The directory. Where it is shared and its files belong to others, their
+    /// modes decide: a virtiofsd has no capability.
+    pub path: PathBuf,
+    /// Whether the guest can only read it; its virtiofsd then can't write either.
+    pub readonly: bool,
+}
+
 /// How a restored VM gets the RAM it was saved with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -183,6 +202,9 @@ pub struct Rebind {
     pub disks: BTreeMap<String, PathBuf>,
     /// What network interfaces are connected to, by the interface's id.
     pub nics: BTreeMap<String, NicBackend>,
+    /// Where directories are, by their tags. What the guest has open of the saved
+    /// VM's must be there by the same names.
+    pub directories: BTreeMap<String, PathBuf>,
     /// The cgroup that its VMM is started in. None is the caller's own: that of
     /// the saved VM is never this one's.
     pub cgroup: Option<PathBuf>,
@@ -191,8 +213,8 @@ pub struct Rebind {
 /// The longest kernel command line: COMMAND_LINE_SIZE is 2048 on x86, with the
 /// closing zero byte.
 const LONGEST_COMMAND_LINE: usize = 2047;
-/// Disks and interfaces together: each has a PCI slot, and slots 0 to 3 and 31
-/// are taken.
+/// Disks, interfaces and directories together: each has a PCI slot, and slots 0
+/// to 3 and 31 are taken.
 const MOST_DEVICES: usize = 26;
 
 impl VmSpec {
@@ -245,6 +267,14 @@ impl VmSpec {
             let nic =
                 nic.ok_or_else(|| wrong("nics", format!("no interface {id:?} in the saved vm")))?;
             nic.backend.clone_from(backend);
+        }
+        for (tag, path) in &rebind.directories {
+            let directories = &mut spec.directories;
+            let directory = directories
+                .iter_mut()
+                .find(|directory| directory.tag == *tag);
+            let missing = || wrong("directories", format!("no {tag:?} in the saved vm"));
+            directory.ok_or_else(missing)?.path.clone_from(path);
         }
         Ok(spec)
     }
@@ -301,12 +331,17 @@ impl VmSpec {
             .disks
             .iter()
             .map(|disk| ("disks.path", disk.path.as_path()));
+        let directories = self
+            .directories
+            .iter()
+            .map(|directory| ("directories.path", directory.path.as_path()));
         let mut all = fixed
             .into_iter()
             .chain(memory)
             .chain(agent)
             .chain(cgroup)
-            .chain(disks);
+            .chain(disks)
+            .chain(directories);
         all.try_for_each(|(field, path)| clean_path(field, path).map(drop))
     }
 
@@ -319,8 +354,11 @@ impl VmSpec {
                 }
             }
         }
-        if self.disks.len() + self.nics.len() > MOST_DEVICES {
-            return Err(wrong("disks", "more than 26 disks and interfaces"));
+        if self.disks.len() + self.nics.len() + self.directories.len() > MOST_DEVICES {
+            return Err(wrong(
+                "disks",
+                "more than 26 disks, interfaces and directories",
+            ));
         }
         let mut ids = BTreeSet::new();
         let disks = self.disks.iter().map(|disk| ("disks.id", &disk.id));
@@ -328,6 +366,13 @@ impl VmSpec {
             word(field, id, 20, "-_")?;
             if !ids.insert(id) {
                 return Err(wrong(field, format!("{id} is there twice")));
+            }
+        }
+        for directory in &self.directories {
+            word("directories.tag", &directory.tag, 36, "-_")?;
+            if !ids.insert(&directory.tag) {
+                let tag = &directory.tag;
+                return Err(wrong("directories.tag", format!("{tag} is there twice")));
             }
         }
         self.nics.iter().try_for_each(|nic| {

@@ -31,6 +31,7 @@ fn spec() -> VmSpec {
             mac: "52:54:00:00:00:01".into(),
             backend: NicBackend::None,
         }],
+        directories: Vec::new(),
         cpu_model: None,
         log: "/log".into(),
         cgroup: None,
@@ -164,4 +165,55 @@ fn a_rebind_cannot_change_what_the_guest_sees() {
             "{rebind:?}"
         );
     }
+}
+
+fn directory(tag: &str) -> SharedDirectory {
+    SharedDirectory {
+        tag: tag.to_owned(),
+        path: "/srv/data".into(),
+        readonly: true,
+    }
+}
+
+#[test]
+fn a_directory_has_a_tag_of_its_own_and_a_clean_path_and_is_found_by_its_tag() {
+    let with = |directories: &[SharedDirectory]| VmSpec {
+        directories: directories.to_vec(),
+        ..spec()
+    };
+    with(&[directory("one"), directory("two")])
+        .validate()
+        .unwrap();
+    let taken = spec().disks[0].id.clone();
+    for tag in [
+        "",
+        "two words",
+        "a,b",
+        "a".repeat(37).as_str(),
+        taken.as_str(),
+    ] {
+        assert!(with(&[directory(tag)]).validate().is_err(), "{tag:?}");
+    }
+    assert!(
+        with(&[directory("one"), directory("one")])
+            .validate()
+            .is_err()
+    );
+    let relative = SharedDirectory {
+        path: "data".into(),
+        ..directory("one")
+    };
+    assert!(with(&[relative]).validate().is_err());
+    let rebind = |tag: &str| Rebind {
+        directories: [(tag.to_owned(), PathBuf::from("/srv/other"))].into(),
+        ..Rebind::default()
+    };
+    let shared = with(&[directory("one")]);
+    let rebound = shared.rebound(&rebind("one")).unwrap();
+    assert_eq!(rebound.directories[0].path, PathBuf::from("/srv/other"));
+    assert!(shared.rebound(&rebind("two")).is_err());
+    // What was written before there were directories is read as before.
+    let text = serde_json::to_string(&spec()).unwrap();
+    assert!(!text.contains("directories"));
+    assert_eq!(serde_json::from_str::<VmSpec>(&text).unwrap(), spec());
 }

@@ -51,6 +51,7 @@ impl Scene {
             console: self.path(&format!("{name}.console")),
             monitor: self.path(&format!("{name}.api")),
             nics: Vec::new(),
+            directories: Vec::new(),
             cpu_model: None,
             log: self.path(&format!("{name}.log")),
             cgroup: None,

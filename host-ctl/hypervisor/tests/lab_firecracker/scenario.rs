@@ -57,6 +57,7 @@ impl Scene {
             console: own.join("console"),
             monitor: own.join("api"),
             nics: Vec::new(),
+            directories: Vec::new(),
             cpu_model: None,
             log: own.join("log"),
             cgroup: None,

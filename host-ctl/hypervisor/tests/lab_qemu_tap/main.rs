@@ -44,6 +44,7 @@ mod qemu {
                     name: tap.to_owned(),
                 },
             }],
+            directories: Vec::new(),
             cpu_model: None,
             log: directory.join("vmm.log"),
             cgroup: None,

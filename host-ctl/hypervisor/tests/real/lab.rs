@@ -87,6 +87,7 @@ impl Lab {
             console: run.join("console.sock"),
             monitor: run.join("qmp.sock"),
             nics: Vec::new(),
+            directories: Vec::new(),
             cpu_model: None,
             log: run.join("vmm.log"),
             cgroup: None,

@@ -118,6 +118,7 @@ fn boot(kernel: &Path, initrd: &Path) -> Result<Result<Heard, String>, CliError>
                 kernel: kernel.path().to_owned(),
                 initrd: initrd.path().to_owned(),
                 disks: Vec::new(),
+                directories: Vec::new(),
                 containers: Vec::new(),
             },
             kernel: kernel.sha256().clone(),

@@ -49,6 +49,7 @@ pub(super) fn measure(input: &RestoreInput) -> Result<(Running, Times), Failure>
         },
         // A spec with tap devices is refused.
         taps: Vec::new(),
+        directories: Vec::new(),
         handed: HandedFiles::default(),
     };
     let arguments = arguments(spec, input.platform, Start::Restore, &descriptors)?;

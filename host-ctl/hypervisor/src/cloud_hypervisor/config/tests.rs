@@ -43,6 +43,7 @@ fn spec(disks: usize, nics: usize) -> VmSpec {
         console: "/run/console".into(),
         monitor: "/run/api".into(),
         nics: (0..nics).map(nic).collect(),
+        directories: Vec::new(),
         cpu_model: None,
         log: "/run/log".into(),
         cgroup: None,
@@ -129,4 +130,37 @@ fn a_restored_vm_has_no_initrd_and_one_descriptor_to_come_for_each_interface() {
     assert_eq!(request["net_fds"], descriptors);
     assert_eq!(request["source_url"], "file:///run/api.files/restore");
     assert_eq!(request["memory_restore_mode"], "OnDemand");
+}
+
+#[test]
+fn directories_are_on_a_segment_of_their_own_and_their_ram_is_shared() {
+    let (files, mut spec) = (files(), spec(1, 0));
+    let plain = new_vm(&spec, around(&files, false)).unwrap();
+    assert_eq!(plain["fs"], Value::Null);
+    assert_eq!(plain["platform"].get("num_pci_segments"), None);
+    spec.memory.backing = Backing::Anonymous;
+    let zone = |config: &Value| config["memory"]["zones"][0].clone();
+    let alone = new_vm(&spec, around(&files, false)).unwrap();
+    assert_eq!(zone(&alone).get("shared"), None);
+    for tag in ["one", "two"] {
+        spec.directories.push(SharedDirectory {
+            tag: tag.to_owned(),
+            path: "/srv/secret".into(),
+            readonly: false,
+        });
+    }
+    for config in [
+        new_vm(&spec, around(&files, false)).unwrap(),
+        restored_vm(&spec, around(&files, false)).unwrap(),
+    ] {
+        assert_eq!(zone(&config)["shared"], true);
+        assert_eq!(config["platform"]["num_pci_segments"], 2);
+        let two = json!({
+            "id": "directory-two", "tag": "two", "pci_segment": 1, "pci_device_id": 2,
+            "socket": "/run/api.files/directory.fs1",
+        });
+        assert_eq!(config["fs"][1], two);
+        // The VMM is not told where they are.
+        assert!(!config.to_string().contains("secret"));
+    }
 }

@@ -113,7 +113,7 @@ async fn run_guest(program: &Path, confinement: &Confinement) -> Result<(), Erro
         placed: &[(kernel.as_fd(), KERNEL), (configuration.as_fd(), INITRD)],
         log: &output,
         output: None,
-        may_override_modes: false,
+        keeps: None,
         cell: cell.as_ref(),
         cgroup: None,
     };

@@ -27,6 +27,7 @@ fn spec() -> VmSpec {
         console: "/run/secret/console.sock".into(),
         monitor: "/run/secret/api.sock".into(),
         nics: Vec::new(),
+        directories: Vec::new(),
         cpu_model: None,
         log: "/run/secret/log".into(),
         cgroup: None,

@@ -12,14 +12,16 @@ use serde_json::{Value, json};
 
 use super::probe::Version;
 use crate::error::Error;
-use crate::spec::{AgentDevice, Backing, Disk, Nic, NicBackend, VmSpec, clean_path};
+use crate::spec::{
+    AgentDevice, Backing, Disk, Nic, NicBackend, SharedDirectory, VmSpec, clean_path,
+};
 use crate::vm::Accelerator;
 
 /// Name of the QMP id that VSERPORT_CHANGE and query-chardev name the agent's
 /// port by.
 pub(super) const AGENT_ID: &str = "agent";
 
-/// PCI slot of the agent's device; disks and interfaces follow. 0 is the host
+/// PCI slot of the agent's device; disks, interfaces and directories follow. 0 is the host
 /// bridge, and 31 QEMU's own ISA bridge.
 const FIRST_SLOT: usize = 3;
 
@@ -73,6 +75,8 @@ pub struct Descriptors {
     /// The tap devices' queues, in the order of the spec's interfaces that have
     /// one.
     pub taps: Vec<RawFd>,
+    /// Connections to what serves the directories, in the order of the spec.
+    pub directories: Vec<RawFd>,
     /// What it opens by descriptors and not by the paths of the spec.
     pub handed: HandedFiles,
 }
@@ -168,11 +172,19 @@ pub fn arguments(
         block_device(&mut line, disk, descriptor, index, slot);
     }
     let mut taps = descriptors.taps.iter();
-    for (nic, slot) in spec.nics.iter().zip(slots.skip(spec.disks.len())) {
+    let mut slots = slots.skip(spec.disks.len());
+    for (nic, slot) in spec.nics.iter().zip(slots.by_ref()) {
         interface(&mut line, nic, slot, &mut taps)?;
     }
     if taps.next().is_some() {
         return Err(mismatch("nics"));
+    }
+    if spec.directories.len() != descriptors.directories.len() {
+        return Err(mismatch("directories"));
+    }
+    let directories = spec.directories.iter().zip(&descriptors.directories);
+    for ((directory, &descriptor), slot) in directories.zip(slots) {
+        shared_directory(&mut line, directory, descriptor, slot);
     }
     beginning(&mut line, spec, start, handed)?;
     Ok(line.0)
@@ -259,6 +271,10 @@ fn machine(
 fn memory(spec: &VmSpec, platform: Platform, handed: Option<RawFd>) -> Result<Value, Error> {
     let size = u64::from(spec.memory.size_mib) << 20;
     Ok(match &spec.memory.backing {
+        // What serves a directory is given it as a descriptor.
+        Backing::Anonymous if !spec.directories.is_empty() => {
+            json!({"qom-type": "memory-backend-memfd", "id": "ram", "size": size, "share": true, "dump": false, "merge": false})
+        }
         Backing::Anonymous => {
             json!({"qom-type": "memory-backend-ram", "id": "ram", "size": size, "dump": false, "merge": false})
         }
@@ -364,6 +380,19 @@ fn interface<'a>(
     }
     line.json("-device", &device);
     Ok(())
+}
+
+fn shared_directory(line: &mut Line, directory: &SharedDirectory, descriptor: RawFd, slot: usize) {
+    let served = format!("served-{}", directory.tag);
+    line.option("-chardev", format!("socket,id={served},fd={descriptor}"));
+    // The device has no legacy form to be turned off.
+    line.json(
+        "-device",
+        &json!({
+            "driver": "vhost-user-fs-pci", "id": format!("directory-{}", directory.tag),
+            "addr": format!("{slot:x}"), "chardev": served, "tag": directory.tag,
+        }),
+    );
 }
 
 /// A virtio device of the standard's version 1 only, in a fixed slot: devices of

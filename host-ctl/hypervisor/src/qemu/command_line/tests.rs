@@ -43,6 +43,7 @@ fn spec() -> VmSpec {
             mac: "52:54:00:00:00:01".into(),
             backend: NicBackend::User,
         }],
+        directories: Vec::new(),
         cpu_model: None,
         log: "/log".into(),
         cgroup: None,
@@ -56,6 +57,7 @@ fn descriptors() -> Descriptors {
         agent: Some(12),
         disks: vec![13],
         taps: vec![],
+        directories: vec![],
         handed: HandedFiles::default(),
     }
 }
@@ -276,4 +278,37 @@ fn a_tap_is_an_inherited_descriptor_and_every_one_belongs_to_an_interface() {
     for wrong in [vec![], vec![14, 15]] {
         assert!(arguments(&spec, TCG, Start::Boot, &taps(&wrong)).is_err());
     }
+}
+
+#[test]
+fn a_directory_is_a_device_behind_a_connection_and_its_ram_is_shared() {
+    let mut spec = spec();
+    spec.memory.backing = Backing::Anonymous;
+    spec.directories = vec![SharedDirectory {
+        tag: "data".into(),
+        path: "/srv/secret".into(),
+        readonly: true,
+    }];
+    let with = Descriptors {
+        directories: vec![30],
+        ..descriptors()
+    };
+    let line = arguments(&spec, TCG, Start::Boot, &with).unwrap();
+    let memory = memory_object(&line);
+    assert_eq!(memory["qom-type"], "memory-backend-memfd");
+    assert_eq!(memory["share"], true);
+    assert!(values(&line, "-chardev").contains(&"socket,id=served-data,fd=30"));
+    let device: Value = serde_json::from_str(values(&line, "-device").last().unwrap()).unwrap();
+    assert_eq!(device["driver"], "vhost-user-fs-pci");
+    assert_eq!(
+        (&device["tag"], &device["addr"]),
+        (&json!("data"), &json!("6"))
+    );
+    // QEMU is not told where it is.
+    assert!(!line.iter().any(|word| word.contains("secret")), "{line:?}");
+    assert!(arguments(&spec, TCG, Start::Boot, &descriptors()).is_err());
+    spec.directories.clear();
+    assert!(arguments(&spec, TCG, Start::Boot, &with).is_err());
+    let alone = arguments(&spec, TCG, Start::Boot, &descriptors()).unwrap();
+    assert_eq!(memory_object(&alone)["qom-type"], "memory-backend-ram");
 }

@@ -155,7 +155,7 @@ async fn run(kernel: &Path, tried: Tried<'_>) -> Result<Result<String, String>, 
         placed: &[],
         log: &log,
         output: None,
-        may_override_modes: false,
+        keeps: None,
         cell: cell.as_ref(),
         cgroup: None,
     };
