@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, flock, open, openat};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, mount, mount_bind};
 use rustix::process::{Gid, Uid, getpriority_user};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,13 @@ const USERS: &str = "/run/tardigrade-uids";
 const MOST_USERS: u32 = 1 << 16;
 /// How many are tried: if half of them were taken, one try in two would do.
 const ATTEMPTS: u32 = 64;
+/// What a host has for its users, and no VMM for itself: it is handed what it
+/// opens there.
+const HIDDEN: [&CStr; 9] = [
+    c"/boot", c"/home", c"/media", c"/mnt", c"/root", c"/run", c"/srv", c"/tmp", c"/var",
+];
+/// What is seen in place of it; gone when the program runs.
+const EMPTY: &CStr = c"/dev/empty";
 /// What any VMM may open of /dev.
 const DEVICES: [&str; 5] = ["null", "zero", "random", "urandom", "kvm"];
 /// What one may open besides that opens taps by their names.
@@ -442,7 +449,10 @@ impl Cell {
     /// Makes the mounts its own: nothing that it or others mount passes between
     /// them, and unless it has to, it writes to no file by its path. The
     /// descriptors it inherits are of our mounts, and not touched by that.
-    pub(super) fn own_mounts(&self) -> Result<(), Failed> {
+    ///
+    /// One with a user of its own has no other processes in its /proc, and what
+    /// hosts have for their users is empty to it, unless its program lies there.
+    pub(super) fn own_mounts(&self, program: &CStr) -> Result<(), Failed> {
         let mut wanted = Attributes {
             attr_set: libc::MOUNT_ATTR_NOSUID,
             propagation: libc::MS_PRIVATE,
@@ -456,7 +466,10 @@ impl Cell {
         let Some((uid, _)) = self.user else {
             return Ok(());
         };
-        self.own_devices(uid)
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount(c"none", c"/proc", c"proc", flags, None).map_err(|errno| ("mount /proc", errno))?;
+        self.own_devices(uid)?;
+        hide_all_but(program)
     }
 
     /// Puts a /dev in place of the host's, with nothing in it but what is listed.
@@ -496,6 +509,25 @@ fn make_passable(path: &CStr) -> Result<(), Errno> {
     let passable = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
     rustix::fs::mkdirat(CWD, path, passable)?;
     rustix::fs::chmodat(CWD, path, passable, AtFlags::empty())
+}
+
+/// Puts an empty directory in place of each hidden one that the program is not in.
+/// That directory is removed: nothing can be made in it.
+fn hide_all_but(program: &CStr) -> Result<(), Failed> {
+    make_passable(EMPTY).map_err(|errno| ("mkdir in /dev", errno))?;
+    for hidden in HIDDEN {
+        let rest = program.to_bytes().strip_prefix(hidden.to_bytes());
+        if rest.is_some_and(|rest| rest.starts_with(b"/")) {
+            continue;
+        }
+        match mount_bind(EMPTY, hidden) {
+            // It is not on every host.
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(errno) => return Err(("mount in place of what is hidden", errno)),
+        }
+    }
+    let removed = rustix::fs::unlinkat(CWD, EMPTY, AtFlags::REMOVEDIR);
+    removed.map_err(|errno| ("rmdir in /dev", errno))
 }
 
 #[cfg(test)]

@@ -230,7 +230,7 @@ impl Child<'_> {
     fn become_program(&self) -> Result<(), Failed> {
         reset_handlers();
         if let Some(cell) = self.cell {
-            cell.own_mounts()?;
+            cell.own_mounts(self.program)?;
         }
         self.let_go().map_err(|errno| (EXECVE, errno))?;
         if let Some(cell) = self.cell {

@@ -114,6 +114,37 @@ fn a_child_of_root_has_a_user_and_namespaces_of_its_own_and_listed_devices() {
 }
 
 #[test]
+fn a_child_with_a_user_of_its_own_sees_no_process_but_its_own_and_nothing_of_the_hosts_users() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root gives users away");
+        return;
+    }
+    // For everyone to read, where every user may go.
+    let directory = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .tempdir_in("/var/tmp")
+        .unwrap();
+    std::fs::write(directory.path().join("file"), "seen\n").unwrap();
+    let asked = format!(
+        "cat {}/file 2>/dev/null; ls /tmp /var /run; (echo > /var/new) 2>/dev/null && echo wrote; \
+         ls /proc | grep -c '^[0-9]'; ls /dev | grep empty; true",
+        directory.path().display()
+    );
+    let confinement = Confinement::strictest(0x7e00_0000).unwrap();
+    let hidden = told(&confinement, Needs::default(), &asked).unwrap();
+    // Of its own there are up to three: the shell, ls and grep.
+    let (count, names) = hidden.split_last().unwrap();
+    assert!(count.parse::<u32>().unwrap() <= 3, "{hidden:?}");
+    assert_eq!(
+        names.join(" ").replace(":", ""),
+        "/run  /tmp  /var",
+        "{hidden:?}"
+    );
+    let all = told(&Confinement::Namespaces, Needs::default(), &asked).unwrap();
+    assert_eq!(all[0], "seen");
+}
+
+#[test]
 fn a_program_is_started_for_a_user_that_may_not_go_where_it_lies() {
     if !geteuid().is_root() {
         eprintln!("skipped: only root gives users away");
