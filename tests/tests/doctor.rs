@@ -5,10 +5,15 @@
     reason = "a test ends where something is not as expected"
 )]
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
-use tardigrade_tests::{Home, built};
+use std::time::{Duration, Instant};
+use tardigrade_tests::{Home, built, processes};
+
+/// For an emulated guest on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// The findings, and whether nothing that is needed is missing.
 fn doctor(home: &Home, further: &[&str]) -> (Vec<Value>, bool) {
@@ -44,6 +49,7 @@ fn a_guest_is_booted_and_what_its_kernel_lacks_is_named_with_what_it_is_for() {
         "{boot}"
     );
     assert_eq!(of(&findings, "agent")["ok"], true);
+    assert_eq!(of(&findings, "confinement")["ok"], true);
     assert_eq!(of(&findings, "kernel configuration")["ok"], true);
     // By a configuration that lacks one thing, the same guest lacks it.
     let config = fs::read_to_string(built("guest/config")).unwrap();
@@ -76,4 +82,26 @@ fn a_guest_that_does_not_boot_and_a_kernel_nobody_knows_are_not_called_right() {
         unknown["found"].as_str().unwrap().contains("No such file"),
         "{unknown}"
     );
+}
+
+#[test]
+fn a_guest_that_is_looked_at_is_gone_when_that_is_interrupted() {
+    let home = Home::new();
+    let mut doctor = home.command(["doctor", "--guest"]).spawn().unwrap();
+    let run = home.path().join("run");
+    let deadline = Instant::now() + DEADLINE;
+    let count = || fs::read_dir(&run).map_or(0, Iterator::count);
+    // From when its VM is recorded until it answers there are seconds.
+    let is_running = || !processes::machines(home.path()).is_empty();
+    while !is_running() {
+        assert!(Instant::now() < deadline, "it boots nothing");
+        std::thread::yield_now();
+    }
+    let pid = Pid::from_raw(i32::try_from(doctor.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    assert!(!doctor.wait().unwrap().success());
+    while is_running() || count() > 0 {
+        assert!(Instant::now() < deadline, "its sandbox is left");
+        std::thread::yield_now();
+    }
 }

@@ -82,6 +82,7 @@ fn machine_findings(guest: &GuestImage) -> Result<Vec<Finding>, CliError> {
     findings.push(confinement()?);
     findings.push(limits());
     findings.push(agent());
+    findings.push(virtiofsd()?);
     findings.push(taps()?);
     findings.extend(open_sandboxes());
     findings.extend(unused_templates());
@@ -191,6 +192,22 @@ fn unused_templates() -> Vec<Finding> {
             advice: "build it again if this goes on",
         })
         .collect()
+}
+
+/// Whether directories of this host can be shared, and what serves them.
+fn virtiofsd() -> Result<Finding, CliError> {
+    let confinement = strictest().unwrap_or_default();
+    let found = runtime()?.block_on(hypervisor::virtiofsd::find(&confinement));
+    Ok(Finding {
+        what: "virtiofsd".to_owned(),
+        ok: found.is_ok(),
+        needed: false,
+        found: match &found {
+            Ok(found) => format!("{}, {}", found.program.display(), found.version),
+            Err(error) => explain(error),
+        },
+        advice: "for --directory: install virtiofsd 1.13 or newer, or name it by VIRTIOFSD",
+    })
 }
 
 /// Whether sandboxes can have taps whose frames are filtered: tried on one.

@@ -64,6 +64,9 @@ pub enum CliError {
         #[source]
         source: io::Error,
     },
+    /// By a signal, which nothing is left of.
+    #[error("interrupted")]
+    Interrupted,
     /// Something is missing that the user can name.
     #[error("{what}: {hint}")]
     Missing {

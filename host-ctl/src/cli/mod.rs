@@ -29,6 +29,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs the program with these arguments, its own name first.
 #[must_use]
@@ -81,6 +82,22 @@ fn act(
         Command::Gc => housekeeping::gc(&context)?,
         Command::Doctor(_) | Command::Supervise(_) => ExitCode::SUCCESS,
     })
+}
+
+/// Resolves at the first SIGINT or SIGTERM. From its first poll on they no
+/// longer end this process.
+async fn interrupted() {
+    let interrupt = signal(SignalKind::interrupt());
+    let terminate = signal(SignalKind::terminate());
+    // Without handlers the signals do what they did before; a sweep ends the VM
+    // that is left then.
+    let (Ok(mut interrupt), Ok(mut terminate)) = (interrupt, terminate) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
 }
 
 /// What every command has.

@@ -4,7 +4,7 @@ use super::arguments::{
     TemplateArgument, TemplateBuildArguments, TemplateCommand, TemplateSaveArguments,
 };
 use super::text::{Table, bytes, escape, since};
-use super::{CliError, Context, archive, runtime};
+use super::{CliError, Context, archive, interrupted, runtime};
 use crate::config::{SandboxId, TemplateDigest, TemplateName};
 use crate::sandbox::driver::{GuestKernel, driver};
 use crate::store::{CloneRefusal, ColdBoots, Manifest, SavedWarmUp, Store, Summary};
@@ -15,7 +15,6 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::pin::pin;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
 
 pub(super) fn template(context: &Context, command: TemplateCommand) -> Result<ExitCode, CliError> {
     let store = Store::open(context.paths())?;
@@ -92,22 +91,6 @@ fn build_template(
     };
     context.print(&row, describe_built)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// Resolves at the first SIGINT or SIGTERM. From its first poll on they no
-/// longer end this process.
-async fn interrupted() {
-    let interrupt = signal(SignalKind::interrupt());
-    let terminate = signal(SignalKind::terminate());
-    // Without handlers the signals do what they did before; a sweep ends the VM
-    // that is left then.
-    let (Ok(mut interrupt), Ok(mut terminate)) = (interrupt, terminate) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
 }
 
 fn describe_built(row: &BuiltRow) -> String {

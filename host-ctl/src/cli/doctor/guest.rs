@@ -4,7 +4,7 @@
 use super::Finding;
 use crate::cli::arguments::DoctorArguments;
 use crate::cli::machine::{default_vmm, existing};
-use crate::cli::{CliError, runtime};
+use crate::cli::{CliError, interrupted, runtime};
 use crate::config::{Paths, SandboxId};
 use crate::host::explain;
 use crate::sandbox::network::NetworkKind;
@@ -14,12 +14,14 @@ use crate::supervisor::client::Supervisors;
 use crate::supervisor::order::{Handover, Making, Order};
 use crate::timeline::now;
 use agent_client::{AgentClient, ClientError, ExecConfig, ExecEvent, GuestDetails};
+use hypervisor::Confined;
 use kernel_config::config::MAX_CONFIG_BYTES;
 use kernel_config::{Forbidden, KernelConfig, Requirement};
 use protocols::Link;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 /// How long one call of the agent may take; of an emulated guest, too.
@@ -53,18 +55,22 @@ pub(super) fn findings(asked: &DoctorArguments) -> Result<Vec<Finding>, CliError
         initrd.ok_or_else(|| missing("initrd", "give --initrd or set TARDIGRADE_INITRD"))?;
     let (kernel, initrd) = (existing("kernel", &kernel)?, existing("initrd", &initrd)?);
     let mut findings = Vec::new();
-    let told = match boot(&kernel, &initrd)? {
+    let told = match boot(&kernel, &initrd, asked.insecure)? {
         Ok(heard) => {
             findings.extend(of_the_guest(&heard));
             heard.config
         }
         Err(reason) => {
+            // Where no VMM can be confined, none is started.
+            let unconfined = !asked.insecure;
+            let unconfined = unconfined.then(super::confinement).transpose()?;
+            findings.extend(unconfined.filter(|finding| !finding.ok));
             findings.push(Finding {
                 what: "boot".to_owned(),
                 ok: false,
                 needed: true,
                 found: reason,
-                advice: "see what its console said last; what is missing below may be why",
+                advice: "see what its console said last; what is missing here may be why",
             });
             Err("it does not boot".to_owned())
         }
@@ -93,7 +99,7 @@ pub(super) fn findings(asked: &DoctorArguments) -> Result<Vec<Finding>, CliError
 
 /// Boots a guest with no disk and no container, asks it, and removes it. The
 /// inner error is what kept it from booting or answering.
-fn boot(kernel: &Path, initrd: &Path) -> Result<Result<Heard, String>, CliError> {
+fn boot(kernel: &Path, initrd: &Path, insecure: bool) -> Result<Result<Heard, String>, CliError> {
     let vmm = default_vmm()?;
     let paths = Paths::from_environment()?;
     let store = Store::open(&paths)?;
@@ -107,7 +113,7 @@ fn boot(kernel: &Path, initrd: &Path) -> Result<Result<Heard, String>, CliError>
     let order = Order {
         sandbox: sandbox.clone(),
         given: now(),
-        insecure: false,
+        insecure,
         making: Making::Boot {
             spec: SandboxSpec {
                 vmm,
@@ -126,14 +132,26 @@ fn boot(kernel: &Path, initrd: &Path) -> Result<Result<Heard, String>, CliError>
     };
     let supervisors = Supervisors::of_this_program(paths);
     runtime()?.block_on(async {
-        let handover = match supervisors.make(&order).await {
+        let mut interruption = pin!(interrupted());
+        let made = tokio::select! {
+            made = supervisors.make(&order) => made,
+            // Its supervisor sees us gone, and takes it back.
+            () = &mut interruption => return Err(CliError::Interrupted),
+        };
+        let handover = match made {
             Ok(handover) => handover,
             Err(error) => return Ok(Err(explain(&error))),
         };
-        let heard = ask(&supervisors, handover).await;
+        let heard = tokio::select! {
+            heard = ask(&supervisors, handover) => heard,
+            () = interruption => Err(CliError::Interrupted),
+        };
         // Whatever it said, it is not kept.
         supervisors.remove(&sandbox).await?;
-        Ok(heard.map_err(|error| explain(&error)))
+        match heard {
+            Err(CliError::Interrupted) => Err(CliError::Interrupted),
+            heard => Ok(heard.map_err(|error| explain(&error))),
+        }
     })
 }
 
@@ -194,7 +212,7 @@ async fn own_config(client: &AgentClient) -> Result<Vec<u8>, String> {
     }
 }
 
-fn of_the_guest(heard: &Heard) -> [Finding; 2] {
+fn of_the_guest(heard: &Heard) -> [Finding; 3] {
     let Heard {
         handover, details, ..
     } = heard;
@@ -223,6 +241,19 @@ fn of_the_guest(heard: &Heard) -> [Finding; 2] {
             ),
             "",
         ),
+        Finding {
+            what: "confinement".to_owned(),
+            ok: handover.confined != Confined::Insecure,
+            needed: false,
+            found: match handover.confined {
+                Confined::Insecure => "none, as was asked for".to_owned(),
+                Confined::Namespaces => "mounts, processes and network of its own".to_owned(),
+                Confined::User { uid } => {
+                    format!("mounts, processes and network of its own, and user {uid}")
+                }
+            },
+            advice: "leave --insecure out",
+        },
         finding(
             "agent",
             details.init_daemon,
