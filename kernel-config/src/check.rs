@@ -51,7 +51,9 @@ fn hold_against(config: &KernelConfig, requirements: &[Requirement]) -> Report {
     for requirement in requirements.iter().filter(|&each| !satisfies(config, each)) {
         match requirement.necessity {
             Necessity::Required => report.missing.push(*requirement),
-            Necessity::Optional => report.optional_missing.push(*requirement),
+            Necessity::Preferred | Necessity::Optional => {
+                report.optional_missing.push(*requirement);
+            }
             Necessity::Dependency => {}
         }
     }
@@ -164,6 +166,19 @@ mod tests {
         assert!(!modules.contains(&"erofs"));
         assert!(modules.contains(&"overlay"));
         assert!(!modules.contains(&"virtiofs"), "optional, so not by itself");
+    }
+
+    #[test]
+    fn what_is_preferred_is_loaded_where_a_kernel_is_known_to_have_it() {
+        let loaded = |config: Option<&KernelConfig>| {
+            let mut modules = modules_in_load_order(config);
+            modules.any(|module| module == "vmgenid")
+        };
+        assert!(loaded(Some(&modular("", "CONFIG_X=y\n"))));
+        assert!(!loaded(Some(&modular("VMGENID", "CONFIG_VMGENID=y\n"))));
+        let without = modular("VMGENID", "CONFIG_X=y\n");
+        assert!(!loaded(Some(&without)) && check(&without).passes());
+        assert!(!loaded(None));
     }
 
     proptest! {

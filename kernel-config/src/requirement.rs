@@ -7,7 +7,7 @@
 
 use crate::config::{KernelConfig, Setting};
 use crate::nested_host::NESTED_HOST;
-use Necessity::{Dependency, Optional, Required};
+use Necessity::{Dependency, Optional, Preferred, Required};
 use Presence::{BuiltIn, BuiltInOrModules};
 use serde::Serialize;
 
@@ -31,6 +31,9 @@ pub enum Necessity {
     /// Not needed for itself: where a kernel has it as a module, a required
     /// module depends on it.
     Dependency,
+    /// The guest runs without it; where a kernel has it as a module, that is
+    /// loaded.
+    Preferred,
     /// The guest runs without it and uses it where it is. Optional modules are
     /// put into an initrd only when asked for by name.
     Optional,
@@ -73,6 +76,11 @@ pub(crate) const fn module(
 
 const fn dependency(mut requirement: Requirement) -> Requirement {
     requirement.necessity = Dependency;
+    requirement
+}
+
+const fn preferred(mut requirement: Requirement) -> Requirement {
+    requirement.necessity = Preferred;
     requirement
 }
 
@@ -242,6 +250,11 @@ pub const GUEST: &[Requirement] = &[
         &["vmw_vsock_virtio_transport"],
         "the vsock transport to the agent",
     ),
+    preferred(module(
+        "VMGENID",
+        &["vmgenid"],
+        "a copy that nobody has thawed is frozen, where the VMM tells of it",
+    )),
     optional(built_in(
         "EFI_PARTITION",
         "a root disk with its hash tree has a GUID partition table",
@@ -304,7 +317,8 @@ pub fn forbidden_module(module: &str) -> Option<&'static Forbidden> {
 }
 
 /// The modules the guest loads, in order: without a configuration all that may
-/// be modules, with one those that are. Optional ones are left out.
+/// be modules, with one those that are. Optional ones are left out, and without
+/// a configuration preferred ones, too.
 pub fn modules_in_load_order(
     config: Option<&KernelConfig>,
 ) -> impl Iterator<Item = &'static str> + use<'_> {
@@ -322,9 +336,10 @@ fn in_load_order<'a>(
 ) -> impl Iterator<Item = &'static str> + use<'a> {
     requirements
         .iter()
-        .filter(|requirement| requirement.necessity != Optional)
-        .filter(move |requirement| {
-            config.is_none_or(|config| config.get(requirement.option) == Some(&Setting::Module))
+        .filter(move |requirement| match (requirement.necessity, config) {
+            (Optional, _) | (Preferred, None) => false,
+            (_, None) => true,
+            (_, Some(config)) => config.get(requirement.option) == Some(&Setting::Module),
         })
         .flat_map(|requirement| match requirement.presence {
             BuiltIn => [].iter(),

@@ -111,6 +111,51 @@ pub fn verity_initrd(directory: &Path, compression: &str) -> PathBuf {
     initrd
 }
 
+/// The guest's own kernel.
+///
+/// # Panics
+/// When it was not built.
+#[must_use]
+pub fn own_kernel() -> PathBuf {
+    let kernel = target().join("guest/own/bzImage");
+    assert!(
+        kernel.is_file(),
+        "{} is missing; `make kernel` builds it",
+        kernel.display()
+    );
+    kernel
+}
+
+/// An initrd in `directory` with nothing but the agent: all that the guest's own
+/// kernel needs.
+///
+/// # Panics
+/// When it cannot be built.
+#[must_use]
+pub fn agent_initrd(directory: &Path) -> PathBuf {
+    let initrd = directory.join("initrd.img");
+    run(agent_image("initrd", &initrd).args(["--compression", "none"]));
+    initrd
+}
+
+/// An archive in `directory` with nothing in it, for a kernel that mounts its
+/// root disk by itself: one entry, that of the end (cpio(5), newc).
+///
+/// # Panics
+/// When it cannot be written.
+#[must_use]
+pub fn no_initrd(directory: &Path) -> PathBuf {
+    const END: &str = "TRAILER!!!\0";
+    let initrd = directory.join("initrd.img");
+    // Thirteen fields of eight digits, of which the twelfth is the name's length.
+    let mut archive = format!("070701{:088}{:08x}{:08}{END}", 0, END.len(), 0);
+    while archive.len() % 4 != 0 {
+        archive.push('\0');
+    }
+    fs::write(&initrd, archive).expect("write the archive");
+    initrd
+}
+
 fn agent_image(verb: &str, output: &Path) -> Command {
     let mut command = Command::new(built("release/rootfs-builder"));
     let agent = built("x86_64-unknown-linux-musl/release/guest-agent");

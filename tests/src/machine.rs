@@ -12,11 +12,13 @@ use protocols::{AgentAddress, Link, port};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::net::UnixStream;
 
 /// Every wait here is for an emulated guest on a shared machine.
 const DEADLINE: Duration = Duration::from_secs(120);
 const PORT_NAME: &str = "tardigrade.agent";
 const CONTAINER: &str = "main";
+const GENERATION: &str = "generation";
 /// Where the container's files are in the guest.
 pub const ROOTFS: &str = "/run/kata-containers/main/rootfs";
 
@@ -28,14 +30,62 @@ pub type Failure = Box<dyn Error + Send + Sync>;
 /// # Errors
 /// When there is none.
 pub async fn qemu() -> Result<Qemu, Failure> {
+    qemu_at(None).await
+}
+
+async fn qemu_at(program: Option<PathBuf>) -> Result<Qemu, Failure> {
     let kernel = built("guest/vmlinuz");
     let request = ProbeRequest {
-        program: None,
+        program,
         kernel: Some(&kernel),
         kernel_digest: "test",
     };
     let probe = probe(&request, None, &hypervisor::Confinement::Insecure).await?;
     Ok(Qemu::new(&probe, Deadlines::default()))
+}
+
+/// QEMU on this machine, as somebody else may run it: with a device that tells a
+/// guest when it is a copy. What it tells is in a file of `directory`, to be
+/// written by [`set_generation`] before each boot and restore. Its firmware is
+/// QEMU's own choice, since the driver's stops where that device wants to be told
+/// its place.
+///
+/// # Errors
+/// When there is no QEMU, or the file of the program cannot be written.
+pub async fn qemu_with_generations(directory: &Path) -> Result<Qemu, Failure> {
+    let real = find_qemu().ok_or("there is no QEMU; `make tools` installs it")?;
+    let program = directory.join("qemu");
+    let script = format!(
+        "#!/bin/sh\nread -r generation < '{}'\nexec '{}' \"$@\" -bios bios-256k.bin \
+         -device vmgenid,guid=\"$generation\"\n",
+        directory.join(GENERATION).display(),
+        real.display()
+    );
+    set_generation(directory, 0)?;
+    std::fs::write(&program, script)?;
+    std::fs::set_permissions(
+        &program,
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )?;
+    qemu_at(Some(program)).await
+}
+
+fn find_qemu() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os("QEMU") {
+        return Some(named.into());
+    }
+    let path = std::env::var_os("PATH")?;
+    let mut places = std::env::split_paths(&path).map(|place| place.join("qemu-system-x86_64"));
+    places.find(|program| program.is_file())
+}
+
+/// What machines of [`qemu_with_generations`] are told from now on.
+///
+/// # Errors
+/// Those of the file.
+pub fn set_generation(directory: &Path, number: u8) -> std::io::Result<()> {
+    let text = format!("00000000-0000-4000-8000-0000000000{number:02x}\n");
+    std::fs::write(directory.join(GENERATION), text)
 }
 
 /// A VM with `memory_mib` of shared memory in a file in `directory`.
@@ -197,7 +247,34 @@ impl Machine {
         Self::reach(vm, &copy).await
     }
 
+    /// [`Machine::resume_copy`], whose agent is not asked whether it serves; and
+    /// all that the copy says on its console.
+    ///
+    /// # Errors
+    /// When any of it fails.
+    pub async fn resume_and_listen(
+        qemu: &Qemu,
+        state: &Path,
+        saved: &VmSpec,
+        directory: &Path,
+    ) -> Result<(Self, UnixStream), Failure> {
+        let Backing::FileBacked { path, .. } = &saved.memory.backing else {
+            return Err("the saved memory is in no file".into());
+        };
+        let copy = copy_of(saved, path, directory)?;
+        let vm = qemu.restore(state, &copy, &Rebind::default()).await?;
+        let console = UnixStream::connect(&copy.console).await?;
+        vm.resume().await?;
+        Ok((Self::connect(vm, &copy).await?, console))
+    }
+
     async fn reach(vm: Box<dyn Vm>, spec: &VmSpec) -> Result<Self, Failure> {
+        let machine = Self::connect(vm, spec).await?;
+        machine.agent.check(DEADLINE).await?;
+        Ok(machine)
+    }
+
+    async fn connect(vm: Box<dyn Vm>, spec: &VmSpec) -> Result<Self, Failure> {
         let link = match &spec.agent {
             AgentDevice::Serial { socket, .. } => {
                 let address = AgentAddress::Serial {
@@ -221,7 +298,6 @@ impl Machine {
             }
         };
         let agent = AgentClient::connect(&link, DEADLINE).await?;
-        agent.check(DEADLINE).await?;
         Ok(Self { vm, agent, link })
     }
 
@@ -335,7 +411,17 @@ impl Machine {
     /// # Errors
     /// What the VMM says.
     pub async fn save(self, directory: &Path) -> Result<Saved, Failure> {
-        self.link.close();
+        self.link.clone().close();
+        self.save_as_it_is(directory).await
+    }
+
+    /// The same without hanging up, as somebody does who knows of no agent. Its
+    /// copies find what was under way: of those that were hung up on just before,
+    /// one in some dozens never answers again.
+    ///
+    /// # Errors
+    /// What the VMM says.
+    pub async fn save_as_it_is(self, directory: &Path) -> Result<Saved, Failure> {
         if self.vm.info().await?.state == VmState::Running {
             self.vm.pause().await?;
         }

@@ -21,6 +21,7 @@ pub mod entropy;
 pub mod guest_file;
 pub mod hostname;
 pub mod hotplug;
+pub mod kernel_word;
 pub mod memory;
 pub mod metrics;
 

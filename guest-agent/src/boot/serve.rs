@@ -115,6 +115,7 @@ async fn serve(configuration: &Configuration, log: &Logger) -> io::Result<()> {
         let up = agent.network.update_interface(&loopback).await;
         up.map_err(io::Error::other)?;
         agent.start_memory_agent();
+        agent.watch_for_copies();
     }
     let served = serve_until_the_end(configuration, log, gate, &agent).await;
     if configuration.in_guest {

@@ -2,6 +2,7 @@
 
 use super::Handlers;
 use async_trait::async_trait;
+use protocols::wire::agent::health_check_response::ServingStatus;
 use protocols::wire::{agent, agent_ttrpc};
 use ttrpc::r#async::TtrpcContext;
 
@@ -16,7 +17,12 @@ impl agent_ttrpc::Health for Handlers {
         _request: agent::CheckRequest,
     ) -> ttrpc::Result<agent::HealthCheckResponse> {
         let mut reply = agent::HealthCheckResponse::new();
-        reply.status = agent::health_check_response::ServingStatus::SERVING.into();
+        // A copy that nobody has thawed answers, and its workload does not run.
+        let status = match self.agent.lifecycle.is_stray() {
+            true => ServingStatus::NOT_SERVING,
+            false => ServingStatus::SERVING,
+        };
+        reply.status = status.into();
         Ok(reply)
     }
 

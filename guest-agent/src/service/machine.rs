@@ -8,7 +8,7 @@ use super::secret::Secret;
 use authz::Authorized;
 use guest_runtime::container::Hooks;
 use guest_runtime::storage::StorageSpec;
-use guest_runtime::{clock, hostname};
+use guest_runtime::{clock, hostname, kernel_word};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -57,6 +57,8 @@ pub(crate) struct GuestDetails {
     pub(crate) memory_block_size: u64,
     pub(crate) memory_hotplug_probe: bool,
     pub(crate) is_init: bool,
+    /// Whether the kernel tells when this machine has become a copy.
+    pub(crate) watches_for_copies: bool,
 }
 
 /// In hexadecimal, without a prefix.
@@ -198,6 +200,7 @@ impl Agent {
             memory_block_size,
             memory_hotplug_probe: std::path::Path::new(MEMORY_PROBE).exists(),
             is_init: self.in_guest,
+            watches_for_copies: self.in_guest && kernel_word::is_given(),
         })
     }
 }

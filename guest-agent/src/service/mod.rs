@@ -13,7 +13,8 @@
 //!     +------------------+  +-----------------+ +  the stored receipt)
 //! ```
 //!
-//! Nothing of the workload runs between Quiesce and Release.
+//! Nothing of the workload runs between Quiesce and Release. A copy that the
+//! kernel tells of anywhere else is frozen until it has gone through all three.
 
 pub(crate) mod container;
 pub(crate) mod control;

@@ -104,6 +104,9 @@ pub(in crate::rpc) fn details_to_wire(details: GuestDetails) -> agent::GuestDeta
         .map(ToString::to_string)
         .collect();
     agent_details.extra_features = vec!["agent-policy".into()];
+    if details.watches_for_copies {
+        agent_details.extra_features.push("copy-watch".into());
+    }
     let mut reply = agent::GuestDetailsResponse::new();
     reply.mem_block_size_bytes = details.memory_block_size;
     reply.support_mem_hotplug_probe = details.memory_hotplug_probe;

@@ -1,6 +1,7 @@
 //! Quiesce, Thaw and Release: the workload is frozen from the first to the
 //! last, and nothing of it ever runs with borrowed entropy, clock or address.
 
+mod copied;
 mod state;
 
 pub(crate) use state::{Lifecycle, Seal};
@@ -190,8 +191,8 @@ impl Agent {
             let frozen = detached(async move { freezer.freeze(&request.into_inner()).await }).await;
             match frozen {
                 Ok(quiesced) => {
-                    agent.lifecycle.quiesced(&quiesced);
-                    if outcome.send(Ok(quiesced)).is_err() {
+                    let outcome_of = agent.lifecycle.quiesced(&quiesced);
+                    if outcome.send(outcome_of.map(|()| quiesced)).is_err() {
                         // Nobody knows the id that would end this freeze.
                         agent.unfreeze();
                     }
@@ -206,8 +207,11 @@ impl Agent {
     }
 
     /// Undoes a freeze, whole or half made; what was never frozen may be asked
-    /// to run as well.
+    /// to run as well. A copy that nobody has thawed stays frozen.
     fn unfreeze(&self) {
+        if !self.lifecycle.quiesce_undone() {
+            return;
+        }
         let unfrozen = self
             .launcher()
             .is_ok_and(|launcher| launcher.workload().unfreeze().is_ok());
@@ -277,12 +281,16 @@ impl Agent {
             // Even a panic leaves the seal in place.
             let made = AssertUnwindSafe(agent.make_unique(&request));
             let made = made.catch_unwind().await;
-            let made = made.unwrap_or(Err(ServiceError::RecipePanicked));
-            match &made {
-                Ok(receipt) => agent.lifecycle.thawed(asked, receipt.clone()),
-                Err(_) => agent.lifecycle.thaw_failed(),
+            match made.unwrap_or(Err(ServiceError::RecipePanicked)) {
+                Ok(receipt) => {
+                    agent.lifecycle.thawed(asked, receipt.clone())?;
+                    Ok(receipt)
+                }
+                Err(error) => {
+                    agent.lifecycle.thaw_failed();
+                    Err(error)
+                }
             }
-            made
         })
         .await
     }
@@ -369,6 +377,7 @@ impl Agent {
     }
 
     fn run_workload(&self) -> Result<(), ServiceError> {
+        self.lifecycle.may_run()?;
         let unfrozen = self.launcher()?.workload().unfreeze();
         unfrozen.map_err(|error| ServiceError::System {
             call: "unfreeze the workload's cgroup",

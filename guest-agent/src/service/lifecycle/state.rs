@@ -5,12 +5,17 @@ use super::{QuiesceId, Quiesced, Receipt, Release, Thaw, ThawOrder};
 use crate::service::error::ServiceError;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// How far a release may move the clock: more than a host waits for a thaw, for
 /// as long as its request was under way is how late the clock can be.
 const CORRECTION_LIMIT: Duration = Duration::from_secs(120);
+/// How long after its thaw a copy may still be told that it is one: the kernel
+/// says so beside the thaw, and the thaw does not wait for it.
+const LATE_WORD: Duration = Duration::from_secs(30);
+/// Why nothing runs in a copy that nobody thawed.
+const STRAY: &str = "this machine is a copy that nobody has thawed";
 
 /// While it lives the gate lets nothing pass but Health, GetGuestDetails and
 /// Thaw; dropping it opens the gate.
@@ -34,6 +39,8 @@ enum Phase {
 struct LastThaw {
     asked: Asked,
     receipt: Receipt,
+    /// When it was done.
+    at: Instant,
     /// By how much the clock was moved for the release, once it was: a release
     /// that failed after that and is asked for again does not move it twice.
     corrected: Option<i64>,
@@ -88,6 +95,14 @@ pub(super) struct Asked {
 struct State {
     phase: Phase,
     last: Option<LastThaw>,
+    /// Whether the kernel's word on the copies of the last freeze is still to come,
+    /// if it comes at all.
+    word_due: bool,
+    /// Whether this is a copy that nobody has thawed: its workload is frozen,
+    /// whatever fails. Nothing but a quiesce and a thaw of its own end that.
+    stray: bool,
+    /// Whether it became one under the freeze or the thaw that is under way.
+    copied_meanwhile: bool,
     /// Whether the guest had links when it was last frozen; looked up then, for
     /// each of its copies waits for the thaw.
     has_links: bool,
@@ -110,6 +125,9 @@ impl Lifecycle {
             state: Mutex::new(State {
                 phase: Phase::Running,
                 last: None,
+                word_due: false,
+                stray: false,
+                copied_meanwhile: false,
                 has_links: false,
             }),
             quiescing: Notify::new(),
@@ -135,7 +153,9 @@ impl Lifecycle {
         &self,
         call: &'static str,
     ) -> Result<(), ServiceError> {
-        match self.state().phase {
+        let state = self.state();
+        match state.phase {
+            _ if state.stray => Err(wrong_state(call, STRAY)),
             Phase::Running => Ok(()),
             _ => Err(wrong_state(call, "the sandbox is not released")),
         }
@@ -143,7 +163,8 @@ impl Lifecycle {
 
     /// Whether the workload runs and may be worked on.
     pub(in crate::service) fn is_running(&self) -> bool {
-        matches!(self.state().phase, Phase::Running)
+        let state = self.state();
+        !state.stray && matches!(state.phase, Phase::Running)
     }
 
     /// Waits until the workload is to be frozen, if it runs.
@@ -157,7 +178,42 @@ impl Lifecycle {
         }
     }
 
-    /// Begins a quiesce: only from Running.
+    /// Whether this is a copy that nobody has thawed, nor begun to.
+    pub(crate) fn is_stray(&self) -> bool {
+        let state = self.state();
+        state.stray && matches!(state.phase, Phase::Running | Phase::Quiescing(_))
+    }
+
+    /// The kernel has said, at `now`, that this machine is a copy. Whether that
+    /// was to be expected: its workload is frozen and a thaw is to come, or it was
+    /// thawed and this is the word on that. Otherwise it must not run.
+    pub(super) fn copied(&self, now: Instant) -> bool {
+        let mut state = self.state();
+        let due = std::mem::take(&mut state.word_due);
+        let late = |last: &LastThaw| now.saturating_duration_since(last.at) <= LATE_WORD;
+        let expected = match state.phase {
+            Phase::Quiesced(..) => true,
+            Phase::Quiescing(_) => false,
+            Phase::Thawing(..) => due,
+            Phase::Thawed | Phase::Releasing | Phase::Running => {
+                due && state.last.as_ref().is_some_and(late)
+            }
+        };
+        if !expected {
+            state.stray = true;
+            // Of the machine that it is a copy of: no answer and no release of it
+            // is this one's.
+            state.last = None;
+            match state.phase {
+                Phase::Thawed | Phase::Releasing => state.phase = Phase::Running,
+                _ => state.copied_meanwhile = true,
+            }
+        }
+        expected
+    }
+
+    /// Begins a quiesce: only from Running. A copy that nobody has thawed can be
+    /// after one of its own.
     pub(super) fn begin_quiesce(&self, seal: Seal) -> Result<(), ServiceError> {
         let mut state = self.state();
         match state.phase {
@@ -165,6 +221,7 @@ impl Lifecycle {
                 state.phase = Phase::Quiescing(seal);
                 state.last = None;
                 self.quiescing.notify_waiters();
+                state.copied_meanwhile = false;
                 Ok(())
             }
             _ => Err(wrong_state("quiesce", "the sandbox is not running")),
@@ -172,13 +229,33 @@ impl Lifecycle {
     }
 
     /// The freeze succeeded: the seal is kept with the id that ends it.
-    pub(super) fn quiesced(&self, quiesced: &Quiesced) {
+    ///
+    /// # Errors
+    /// In a copy that was made meanwhile: the freeze is another machine's.
+    pub(super) fn quiesced(&self, quiesced: &Quiesced) -> Result<(), ServiceError> {
         let mut state = self.state();
-        state.has_links = quiesced.has_links;
-        state.phase = match std::mem::replace(&mut state.phase, Phase::Running) {
-            Phase::Quiescing(seal) => Phase::Quiesced(quiesced.id, seal),
-            other => other,
-        };
+        match std::mem::replace(&mut state.phase, Phase::Running) {
+            Phase::Quiescing(_) if state.copied_meanwhile => {
+                return Err(wrong_state("quiesce", STRAY));
+            }
+            Phase::Quiescing(seal) => {
+                state.phase = Phase::Quiesced(quiesced.id, seal);
+                state.has_links = quiesced.has_links;
+                state.word_due = true;
+            }
+            other => state.phase = other,
+        }
+        Ok(())
+    }
+
+    /// The freeze failed, or nobody was told of it. Whether the workload may run
+    /// again.
+    pub(super) fn quiesce_undone(&self) -> bool {
+        let mut state = self.state();
+        if state.stray {
+            state.phase = Phase::Running;
+        }
+        !state.stray
     }
 
     /// Whether the machine that this one is a copy of had links.
@@ -186,9 +263,11 @@ impl Lifecycle {
         self.state().has_links
     }
 
-    /// The freeze was undone, or the release is complete.
+    /// The freeze was undone.
     pub(super) fn set_running(&self) {
-        self.state().phase = Phase::Running;
+        let mut state = self.state();
+        state.phase = Phase::Running;
+        state.word_due = false;
     }
 
     /// Begins a thaw, or gives the receipt of the very same request again.
@@ -203,6 +282,7 @@ impl Lifecycle {
         let refusal = match std::mem::replace(&mut state.phase, Phase::Running) {
             Phase::Quiesced(id, seal) if id == request.order.quiesce_id => {
                 state.phase = Phase::Thawing(id, seal);
+                state.copied_meanwhile = false;
                 return Ok(None);
             }
             other => {
@@ -220,15 +300,25 @@ impl Lifecycle {
     }
 
     /// The only place that opens the gate after a quiesce.
-    pub(super) fn thawed(&self, asked: Asked, receipt: Receipt) {
+    ///
+    /// # Errors
+    /// In a copy that was made meanwhile: it was another machine that was thawed.
+    pub(super) fn thawed(&self, asked: Asked, receipt: Receipt) -> Result<(), ServiceError> {
         let mut state = self.state();
+        if state.copied_meanwhile {
+            state.phase = Phase::Running;
+            return Err(wrong_state("thaw", STRAY));
+        }
+        state.stray = false;
         state.phase = Phase::Thawed;
         state.last = Some(LastThaw {
             asked,
             receipt,
+            at: Instant::now(),
             corrected: None,
             released: false,
         });
+        Ok(())
     }
 
     /// A step of the thaw failed: it may be asked for again.
@@ -268,6 +358,17 @@ impl Lifecycle {
         }
     }
 
+    /// Whether the release that was begun is still this machine's.
+    ///
+    /// # Errors
+    /// In a copy that was made meanwhile.
+    pub(super) fn may_run(&self) -> Result<(), ServiceError> {
+        if self.state().stray {
+            return Err(wrong_state("release", STRAY));
+        }
+        Ok(())
+    }
+
     pub(super) fn released(&self) {
         let mut state = self.state();
         state.phase = Phase::Running;
@@ -277,7 +378,10 @@ impl Lifecycle {
     }
 
     pub(super) fn release_failed(&self) {
-        self.state().phase = Phase::Thawed;
+        let mut state = self.state();
+        if !state.stray {
+            state.phase = Phase::Thawed;
+        }
     }
 }
 
@@ -303,7 +407,12 @@ mod tests {
     fn thawed() -> Lifecycle {
         let lifecycle = Lifecycle::running();
         let asked = lifecycle.asked(&request(b"entropy"));
-        let receipt = Receipt {
+        lifecycle.thawed(asked, receipt()).unwrap();
+        lifecycle
+    }
+
+    fn receipt() -> Receipt {
+        Receipt {
             generation: GENERATION,
             steps: Vec::new(),
             clock_step_nanos: 0,
@@ -311,9 +420,45 @@ mod tests {
             guest_received_nanos: READ,
             identity: identity(),
             not_unique: Vec::new(),
-        };
-        lifecycle.thawed(asked, receipt);
+        }
+    }
+
+    fn frozen() -> Quiesced {
+        Quiesced {
+            id: QuiesceId([1; 16]),
+            has_links: false,
+            steps: Vec::new(),
+        }
+    }
+
+    /// Frozen, and each of its copies is told that it is one.
+    fn quiesced() -> Lifecycle {
+        let lifecycle = Lifecycle::running();
+        lifecycle.begin_quiesce(Box::new(())).unwrap();
+        lifecycle.quiesced(&frozen()).unwrap();
         lifecycle
+    }
+
+    fn thaw(lifecycle: &Lifecycle) -> Result<(), ServiceError> {
+        let request = request(b"entropy");
+        assert!(lifecycle.begin_thaw(&request)?.is_none());
+        finish_thaw(lifecycle)
+    }
+
+    fn finish_thaw(lifecycle: &Lifecycle) -> Result<(), ServiceError> {
+        let asked = lifecycle.asked(&request(b"entropy"));
+        lifecycle.thawed(asked, receipt())
+    }
+
+    /// As far as the moment before the workload is unfrozen.
+    fn begin_release(lifecycle: &Lifecycle) -> Result<(), ServiceError> {
+        lifecycle.begin_release(&release(None))?;
+        lifecycle.may_run()
+    }
+
+    fn is_refused<T: std::fmt::Debug>(outcome: Result<T, ServiceError>) -> bool {
+        let text = outcome.unwrap_err().to_string();
+        text.contains("a copy that nobody has thawed") || text.contains("no such generation")
     }
 
     fn identity() -> Identity {
@@ -413,5 +558,126 @@ mod tests {
             assert!(matches!(error, ServiceError::Correction { .. }), "{error}");
         }
         assert!(lifecycle.begin_release(&release(None)).is_ok());
+    }
+
+    #[test]
+    fn the_word_on_a_clone_may_come_at_any_moment_of_its_thaw() {
+        // Between any two steps of a clone's, once.
+        for moment in 0..5 {
+            let lifecycle = quiesced();
+            let mut now = 0;
+            let mut told = |lifecycle: &Lifecycle| {
+                if now == moment {
+                    assert!(lifecycle.copied(Instant::now()), "{moment}");
+                }
+                now += 1;
+            };
+            told(&lifecycle);
+            lifecycle.begin_thaw(&request(b"entropy")).unwrap();
+            told(&lifecycle);
+            finish_thaw(&lifecycle).unwrap();
+            told(&lifecycle);
+            begin_release(&lifecycle).unwrap();
+            told(&lifecycle);
+            lifecycle.released();
+            told(&lifecycle);
+            lifecycle.require_running("exec").unwrap();
+            assert!(!lifecycle.is_stray());
+        }
+    }
+
+    #[test]
+    fn a_word_that_no_thaw_explains_makes_it_a_copy_that_must_not_run() {
+        let never_frozen = Lifecycle::running();
+        // That of the clone has come; this is another.
+        let told_before = quiesced();
+        told_before.copied(Instant::now());
+        thaw(&told_before).unwrap();
+        begin_release(&told_before).unwrap();
+        told_before.released();
+        for lifecycle in [never_frozen, told_before] {
+            assert!(!lifecycle.copied(Instant::now()));
+            assert!(lifecycle.is_stray());
+            assert!(is_refused(lifecycle.require_running("exec")));
+            // The host that it is a copy of a clone of asks once more.
+            assert!(lifecycle.begin_thaw(&request(b"entropy")).is_err());
+            assert!(is_refused(lifecycle.begin_release(&release(None))));
+        }
+        // It comes too late to be the clone's.
+        let late = quiesced();
+        thaw(&late).unwrap();
+        begin_release(&late).unwrap();
+        late.released();
+        let after = Instant::now() + LATE_WORD + Duration::from_secs(1);
+        assert!(!late.copied(after));
+        assert!(late.is_stray());
+    }
+
+    #[test]
+    fn a_copy_that_nobody_thawed_runs_after_a_thaw_of_its_own() {
+        let lifecycle = Lifecycle::running();
+        assert!(!lifecycle.copied(Instant::now()));
+        // A freeze that fails leaves it as it is.
+        lifecycle.begin_quiesce(Box::new(())).unwrap();
+        assert!(!lifecycle.quiesce_undone());
+        assert!(lifecycle.is_stray());
+        // So does one that nobody is told of.
+        lifecycle.begin_quiesce(Box::new(())).unwrap();
+        lifecycle.quiesced(&frozen()).unwrap();
+        assert!(!lifecycle.quiesce_undone());
+        assert!(is_refused(lifecycle.require_running("exec")));
+        lifecycle.begin_quiesce(Box::new(())).unwrap();
+        lifecycle.quiesced(&frozen()).unwrap();
+        assert!(!lifecycle.is_stray());
+        lifecycle.begin_thaw(&request(b"entropy")).unwrap();
+        lifecycle.thaw_failed();
+        thaw(&lifecycle).unwrap();
+        begin_release(&lifecycle).unwrap();
+        lifecycle.released();
+        lifecycle.require_running("exec").unwrap();
+    }
+
+    #[test]
+    fn a_copy_that_is_made_under_a_step_does_not_finish_it() {
+        let lifecycle = Lifecycle::running();
+        lifecycle.begin_quiesce(Box::new(())).unwrap();
+        assert!(!lifecycle.copied(Instant::now()));
+        assert!(is_refused(lifecycle.quiesced(&frozen())));
+        assert!(!lifecycle.quiesce_undone());
+
+        let told = || {
+            let lifecycle = quiesced();
+            assert!(lifecycle.copied(Instant::now()));
+            lifecycle
+        };
+        let thawing = told();
+        thawing.begin_thaw(&request(b"entropy")).unwrap();
+        assert!(!thawing.copied(Instant::now()));
+        assert!(is_refused(finish_thaw(&thawing)));
+
+        let thawed = told();
+        thaw(&thawed).unwrap();
+        assert!(!thawed.copied(Instant::now()));
+        assert!(is_refused(begin_release(&thawed)));
+
+        let releasing = told();
+        thaw(&releasing).unwrap();
+        releasing.begin_release(&release(None)).unwrap();
+        assert!(!releasing.copied(Instant::now()));
+        assert!(is_refused(releasing.may_run()));
+        releasing.release_failed();
+
+        for lifecycle in [lifecycle, thawing, thawed, releasing] {
+            assert!(lifecycle.is_stray());
+            assert!(is_refused(lifecycle.require_running("exec")));
+        }
+    }
+
+    #[test]
+    fn a_freeze_that_was_undone_explains_no_word() {
+        let lifecycle = quiesced();
+        assert!(lifecycle.quiesce_undone());
+        lifecycle.set_running();
+        assert!(!lifecycle.copied(Instant::now()));
     }
 }
