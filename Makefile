@@ -125,8 +125,18 @@ image: $(INITRD) $(VMLINUX) ## the guest's kernel and initrd: target/guest/
 root-disk: $(ROOT_DISK) $(ROOT_INITRD) ## a root disk with a hash tree, and the initrd to boot it: target/guest/
 
 .PHONY: kernel
-kernel: tools $(KERNEL_CONFIG) ## JOBS=n: the guest's own kernel, from the distribution's source: target/guest/own/
+kernel: kernel-tools $(KERNEL_CONFIG) ## JOBS=n: the guest's own kernel, from the distribution's source: target/guest/own/
 	@KERNEL_CONFIG=$(KERNEL_CONFIG) sh kernel-config/build-kernel.sh $(GUEST)/own
+
+.PHONY: kernel-check
+kernel-check: kernel-tools $(KERNEL_CONFIG) ## the fragments against the kernel's own configuration, for each machine
+	@KERNEL_CONFIG=$(KERNEL_CONFIG) sh kernel-config/check-fragments.sh
+
+.PHONY: kernel-table
+kernel-table: kernel-tools $(KERNEL_CONFIG) host $(AGENT) $(BUILDER) ## FRAGMENTS='a b': what leaving each of them out saves (takes long)
+	@KERNEL_CONFIG=$(KERNEL_CONFIG) sh kernel-config/measure-fragments.sh $(GUEST)/table
+	cargo build -q --release -p tardigrade-tests --bin bench
+	@HOST_CTL=$(HOST) GUEST_AGENT=$(AGENT) $(TARGET)/release/bench fragments
 
 .PHONY: demo-image
 demo-image: $(DEMO_IMAGE) ## a container image with redis, from the distribution's packages
@@ -149,6 +159,10 @@ virtiofsd: tools
 .PHONY: bench-tools
 bench-tools:
 	@sh tests/install-tools.sh bench
+
+.PHONY: kernel-tools
+kernel-tools: tools
+	@sh tests/install-tools.sh kernel
 
 .PHONY: nextest
 nextest:

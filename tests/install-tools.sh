@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what the demo and the tests run, if it is not there yet; with the
-# word `bench` also what the figures are held against.
+# word `bench` also what the figures are held against, with `kernel` what a
+# kernel is built with.
 set -eu
 
 # Where file systems' tools are, out of users' way.
@@ -25,6 +26,18 @@ need cc gcc
 # What the agent's containers are measured against; only `make bench` runs it.
 [ "${1:-}" != bench ] || need crun crun
 
+if [ "${1:-}" = kernel ]; then
+    need make make
+    need bc bc
+    need flex flex
+    need bison bison
+    need xz xz-utils
+    need cpio cpio
+    need zstd zstd
+    # objtool, a part of the build, reads ELF files by it.
+    [ -e /usr/include/libelf.h ] || missing="$missing libelf-dev"
+fi
+
 # The lists of packages: the guest's kernel and the demo's service are
 # unpacked from them without being installed.
 lists=
@@ -41,6 +54,7 @@ echo 'tools: updating the lists of packages'
 apt-get -qq update
 if [ -n "$missing" ]; then
     why='the emulator, file system and archive tools of the demo and the tests'
+    [ "${1:-}" != kernel ] || why="$why; and what a kernel is built with"
     case $missing in *' crun'*) why="$why; crun: what the agent's containers are measured against" ;; esac
     echo "tools: installing$missing ($why)"
     # shellcheck disable=SC2086

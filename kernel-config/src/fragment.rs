@@ -1,7 +1,9 @@
 //! Fragments of a kernel configuration: what our own kernel is asked to have,
 //! one option a line, with the reason.
 //!
-//!     CONFIG_EROFS_FS=y    # container images are read-only EROFS disks
+//! ```text
+//! CONFIG_EROFS_FS=y    # container images are read-only EROFS disks
+//! ```
 //!
 //! The files lie in kernel-config/fragments and are part of the program.
 
@@ -38,6 +40,17 @@ const COMMON: [(&str, &str); 10] = [
 const X86_64: (&str, &str) = ("x86_64", include_str!("../fragments/x86_64.config"));
 const AARCH64: (&str, &str) = ("aarch64", include_str!("../fragments/aarch64.config"));
 const WAIVERS: &str = include_str!("../waivers");
+
+impl Architecture {
+    /// What its kernel is put together from: names and texts.
+    pub fn fragments(self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let machine = match self {
+            Self::X86_64 => X86_64,
+            Self::Aarch64 => AARCH64,
+        };
+        COMMON.into_iter().chain([machine])
+    }
+}
 
 /// An option that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +100,9 @@ pub enum FragmentError {
         /// The other.
         in_second: String,
     },
+    /// A fragment that is none of this machine's.
+    #[error("there is no fragment {0}")]
+    Unknown(String),
     /// A waiver that is none.
     #[error("waivers, line {0}: not an option and a reason")]
     Waiver(usize),
@@ -102,11 +118,22 @@ impl Composition {
     /// # Errors
     /// See [`FragmentError`]; the tests see to it that there is none.
     pub fn of(architecture: Architecture) -> Result<Self, FragmentError> {
-        let machine = match architecture {
-            Architecture::X86_64 => X86_64,
-            Architecture::Aarch64 => AARCH64,
-        };
-        Self::from_fragments(COMMON.into_iter().chain([machine]))
+        Self::from_fragments(architecture.fragments())
+    }
+
+    /// The same without one of the fragments, to see what that one costs.
+    ///
+    /// # Errors
+    /// [`FragmentError::Unknown`] if there is none of that name.
+    pub fn without(architecture: Architecture, left_out: &str) -> Result<Self, FragmentError> {
+        if !architecture.fragments().any(|(name, _)| name == left_out) {
+            return Err(FragmentError::Unknown(left_out.into()));
+        }
+        Self::from_fragments(
+            architecture
+                .fragments()
+                .filter(|(name, _)| *name != left_out),
+        )
     }
 
     /// Of fragments by name and text.
@@ -305,6 +332,19 @@ mod tests {
         let other = compose(&[("a", "CONFIG_A=y # 1"), ("b", "CONFIG_A=n # 2")]);
         let text = other.unwrap_err().to_string();
         assert_eq!(text, "CONFIG_A is redefined: y in a, n in b");
+    }
+
+    #[test]
+    fn a_fragment_that_is_left_out_asks_for_nothing_and_the_others_for_all() {
+        let whole = Composition::of(Architecture::X86_64).unwrap();
+        for (name, _) in Architecture::X86_64.fragments() {
+            let rest = Composition::without(Architecture::X86_64, name).unwrap();
+            for asked in whole.asked() {
+                assert_eq!(rest.get(&asked.option).is_none(), asked.fragment == name);
+            }
+        }
+        let unknown = Composition::without(Architecture::X86_64, "aarch64").unwrap_err();
+        assert_eq!(unknown.to_string(), "there is no fragment aarch64");
     }
 
     #[test]

@@ -48,6 +48,15 @@ enum Command {
         /// The machine.
         #[arg(long, value_enum, default_value = "x86_64")]
         architecture: Architecture,
+        /// A fragment to leave out, to see what it costs.
+        #[arg(long, value_name = "FRAGMENT")]
+        without: Option<String>,
+    },
+    /// Print the names of the fragments that is put together from, one a line.
+    Fragments {
+        /// The machine.
+        #[arg(long, value_enum, default_value = "x86_64")]
+        architecture: Architecture,
     },
     /// Check what the kernel's build made of that; exit 1 and name what is
     /// otherwise and has no waiver, and waivers that are not needed.
@@ -104,7 +113,11 @@ fn main() -> ExitCode {
             nested_host,
         } => run_check(&config, output, nested_host),
         Command::Modules { config } => list_modules(config.as_deref()),
-        Command::Compose { architecture } => compose(architecture),
+        Command::Compose {
+            architecture,
+            without,
+        } => compose(architecture, without.as_deref()),
+        Command::Fragments { architecture } => list_fragments(architecture),
         Command::Settled {
             config,
             architecture,
@@ -156,8 +169,20 @@ fn list_modules(config: Option<&Path>) -> Result<ExitCode, CommandError> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn compose(architecture: Architecture) -> Result<ExitCode, CommandError> {
-    write!(io::stdout(), "{}", Composition::of(architecture)?)?;
+fn compose(architecture: Architecture, without: Option<&str>) -> Result<ExitCode, CommandError> {
+    let composition = match without {
+        Some(fragment) => Composition::without(architecture, fragment)?,
+        None => Composition::of(architecture)?,
+    };
+    write!(io::stdout(), "{composition}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list_fragments(architecture: Architecture) -> Result<ExitCode, CommandError> {
+    let mut to = io::stdout().lock();
+    for (name, _) in architecture.fragments() {
+        writeln!(to, "{name}")?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

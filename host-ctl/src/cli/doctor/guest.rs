@@ -234,7 +234,7 @@ fn of_the_guest(heard: &Heard) -> [Finding; 3] {
             "boot",
             true,
             format!(
-                "agent {} after {:.1} s by {}",
+                "agent {} after {:.2} s by {}",
                 details.agent_version,
                 seconds.as_secs_f64(),
                 handover.accelerator

@@ -15,7 +15,7 @@ use tardigrade_tests::{Home, images, sandbox, target};
 /// and has it found out what runs this kernel.
 const ROUNDS: usize = 5;
 /// Bytes.
-const MEGABYTE: f64 = 1e6;
+pub(super) const MEGABYTE: f64 = 1e6;
 /// Of the VM whose idle guest is looked at.
 const MEMORY_MIB: f64 = 128.0;
 const SIZE: Goal = Goal::AtMost(4.0);
@@ -75,7 +75,7 @@ pub(super) fn measure(home: &Home) -> Result<(), Failure> {
 }
 
 /// An initrd with the agent and nothing else.
-fn agent_alone(output: &Path, compression: &str) -> Result<PathBuf, Failure> {
+pub(super) fn agent_alone(output: &Path, compression: &str) -> Result<PathBuf, Failure> {
     let status = Command::new(program("ROOTFS_BUILDER")?)
         .arg("initrd")
         .arg("--agent")
@@ -92,7 +92,7 @@ fn agent_alone(output: &Path, compression: &str) -> Result<PathBuf, Failure> {
 }
 
 /// In megabytes.
-fn size(path: &Path) -> Result<f64, Failure> {
+pub(super) fn size(path: &Path) -> Result<f64, Failure> {
     Ok(std::fs::metadata(path)?.len() as f64 / MEGABYTE)
 }
 

@@ -5,12 +5,13 @@
 //! Nothing here passes or fails; `short` says that a goal was not met.
 //!
 //! `bench` measures this machine, `bench containers` its containers alone, `bench
-//! image` guest images, `bench vmms` every VMM there is in the nested host, `bench
-//! VMM` one of them.
+//! image` guest images, `bench fragments` what the guest's own kernel is made of,
+//! `bench vmms` every VMM there is in the nested host, `bench VMM` one of them.
 
 mod clones;
 mod containers;
 mod floor;
+mod fragments;
 mod guests;
 mod saves;
 mod sizes;
@@ -83,6 +84,9 @@ fn measure() -> Result<(), Failure> {
     match wish.as_deref() {
         Some("vmms") => return vmms::all(),
         Some("containers") => return containers::all(),
+        Some("fragments") => {
+            return fragments::measure(&Home::with_program(program("HOST_CTL")?));
+        }
         Some("image") => return guests::measure(&Home::with_program(program("HOST_CTL")?)),
         _ => {}
     }
