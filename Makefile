@@ -46,11 +46,10 @@ demo: host image demo-image ## boot a real service once, freeze it, wake 8 uniqu
 	@HOST_CTL=$(HOST) DEMO_IMAGE=$(DEMO_IMAGE) DEMO_HOME=$(TARGET)/demo/home sh tests/demo/run.sh
 
 .PHONY: test
-test: tools nextest image demo-image probe virtiofsd lab-ready ## every test: pure, in namespaces, in real microVMs, in the lab
+test: tools nextest image demo-image probe virtiofsd lab-ready ## every test: pure, in namespaces, in microVMs, in the lab; REQUIRE_ALL=1: skip none
 	cargo build -q -p host-ctl
 	@outcome=0; \
-	echo 'cargo nextest run --workspace --no-fail-fast'; \
-	cargo nextest run --workspace --no-fail-fast || outcome=$$?; \
+	sh tests/run-tests.sh $(GUEST) || outcome=$$?; \
 	$(TEST_LAB) || outcome=$$?; \
 	exit $$outcome
 

@@ -1,7 +1,9 @@
 //! Guests that boot from a root disk, and what becomes of one whose disk was
 //! tampered with: never wrong data.
 //!
-//! The initrd by itself is what all other tests boot.
+//! Of the distribution's kernel: the initrd by itself is what all other tests
+//! boot. Of the guest's own, which mounts a disk by itself, all four are in a
+//! module named after it, which is left out where it was not built.
 
 #![expect(
     clippy::unwrap_used,
@@ -11,7 +13,7 @@
 use agent_client::{ContainerConfig, Rootfs};
 use hypervisor::{Disk, VmSpec};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tardigrade_tests::console::listen;
 use tardigrade_tests::images::{root_disk, verity_initrd, verity_words};
 use tardigrade_tests::machine::{self, Failure, Machine};
@@ -65,20 +67,8 @@ async fn boot_and_ask(spec: &VmSpec, script: &str) -> Result<String, Failure> {
 const ROOTS: &str = "while read -r _ at kind options _; do case $at in /|/etc|/tmp|/root) \
      echo $at $kind ${options%%,*};; esac; done < /proc/mounts; ";
 
-#[tokio::test]
-async fn a_guest_boots_from_ext4_under_an_existing_runtimes_command_line() -> Result<(), Failure> {
-    let (_guard, directory) = machine::directory();
-    let words = ["--format", "ext4", "--layout", "partition"];
-    let (disk, _) = root_disk(&directory, &words);
-    let initrd = verity_initrd(&directory, "zstd");
-    let words =
-        format!("root=/dev/vda1 rootflags=errors=remount-ro ro rootfstype=ext4 {RUNTIME_WORDS}");
-    let spec = spec(&directory, &initrd, &disk, &words);
-    let said = boot_and_ask(
-        &spec,
-        &format!("{ROOTS} echo x > /etc/hosts && echo written"),
-    )
-    .await?;
+/// What a guest says that stands on an ext4 disk.
+fn see_ext4(said: &str) {
     for line in [
         "/ ext4 ro",
         "/etc tmpfs rw",
@@ -88,6 +78,33 @@ async fn a_guest_boots_from_ext4_under_an_existing_runtimes_command_line() -> Re
     ] {
         assert!(said.lines().any(|found| found == line), "{line}: {said}");
     }
+}
+
+/// The same of an EROFS disk.
+fn see_erofs(said: &str) {
+    for line in ["/ erofs ro", "/etc tmpfs rw", "refused"] {
+        assert!(said.lines().any(|found| found == line), "{line}: {said}");
+    }
+}
+
+fn ext4_script() -> String {
+    format!("{ROOTS} echo x > /etc/hosts && echo written")
+}
+
+fn erofs_script() -> String {
+    format!("{ROOTS} echo x > /sbin/init || echo refused")
+}
+
+#[tokio::test]
+async fn a_guest_boots_from_ext4_under_an_existing_runtimes_command_line() -> Result<(), Failure> {
+    let (_guard, directory) = machine::directory();
+    let words = ["--format", "ext4", "--layout", "partition"];
+    let (disk, _) = root_disk(&directory, &words);
+    let initrd = verity_initrd(&directory, "zstd");
+    let words =
+        format!("root=/dev/vda1 rootflags=errors=remount-ro ro rootfstype=ext4 {RUNTIME_WORDS}");
+    let spec = spec(&directory, &initrd, &disk, &words);
+    see_ext4(&boot_and_ask(&spec, &ext4_script()).await?);
     Ok(())
 }
 
@@ -97,14 +114,7 @@ async fn a_guest_boots_from_erofs_alone_on_its_disk() -> Result<(), Failure> {
     let (disk, _) = root_disk(&directory, &["--compression", "lz4"]);
     let initrd = verity_initrd(&directory, "lz4");
     let spec = spec(&directory, &initrd, &disk, "root=/dev/vda");
-    let said = boot_and_ask(
-        &spec,
-        &format!("{ROOTS} echo x > /sbin/init || echo refused"),
-    )
-    .await?;
-    for line in ["/ erofs ro", "/etc tmpfs rw", "refused"] {
-        assert!(said.lines().any(|found| found == line), "{line}: {said}");
-    }
+    see_erofs(&boot_and_ask(&spec, &erofs_script()).await?);
     Ok(())
 }
 
@@ -117,9 +127,13 @@ fn find(bytes: &[u8], content: &[u8]) -> usize {
         * BLOCK
 }
 
-#[tokio::test]
-async fn of_a_disk_with_a_hash_tree_a_flipped_bit_is_never_read() -> Result<(), Failure> {
-    let (_guard, directory) = machine::directory();
+/// Two equal files on a disk with a hash tree, of which one is damaged.
+struct Spoilt {
+    disk: PathBuf,
+    words: String,
+}
+
+fn spoilt(directory: &Path) -> Result<Spoilt, Failure> {
     // A file of some blocks, of which the second is damaged.
     let mut payload = vec![b'-'; 4 * BLOCK];
     payload[BLOCK..BLOCK + 6].copy_from_slice(b"needle");
@@ -131,19 +145,23 @@ async fn of_a_disk_with_a_hash_tree_a_flipped_bit_is_never_read() -> Result<(), 
     );
     // EROFS keeps equal files apart.
     let words = ["--layout", "verity", "--file", &spoilt, "--file", &sound];
-    let (disk, manifest) = root_disk(&directory, &words);
+    let (disk, manifest) = root_disk(directory, &words);
     let mut bytes = fs::read(&disk)?;
     let at = find(&bytes, b"needle");
     let other = at + BLOCK + find(&bytes[at + BLOCK..], b"needle");
     bytes[other + 100] ^= 1;
     fs::write(&disk, bytes)?;
-    let initrd = verity_initrd(&directory, "gzip");
-    let spec = spec(&directory, &initrd, &disk, &verity_words(&manifest, None));
+    let words = verity_words(&manifest, None);
+    Ok(Spoilt { disk, words })
+}
+
+/// One of the two is read whole, and nothing of the other that is wrong.
+async fn see_spoilt(spec: &VmSpec) -> Result<(), Failure> {
     let script = format!(
         "{ROOTS} for file in sound spoilt; do if cat /srv/$file > /tmp/$file; then echo $file whole; \
          else echo $file refused; fi; done; cat /tmp/s*"
     );
-    let said = boot_and_ask(&spec, &script).await?;
+    let said = boot_and_ask(spec, &script).await?;
     assert!(said.lines().any(|line| line == "/ erofs ro"), "{said}");
     // Which of the two files comes first is for mkfs.erofs to say.
     let whole = said.matches(" whole").count();
@@ -151,6 +169,70 @@ async fn of_a_disk_with_a_hash_tree_a_flipped_bit_is_never_read() -> Result<(), 
     assert_eq!((whole, refused), (1, 1), "{said}");
     assert_eq!(said.matches("needle").count(), 1, "wrong data was read");
     Ok(())
+}
+
+#[tokio::test]
+async fn of_a_disk_with_a_hash_tree_a_flipped_bit_is_never_read() -> Result<(), Failure> {
+    let (_guard, directory) = machine::directory();
+    let Spoilt { disk, words } = spoilt(&directory)?;
+    let initrd = verity_initrd(&directory, "gzip");
+    see_spoilt(&spec(&directory, &initrd, &disk, &words)).await
+}
+
+mod own_kernel {
+    use super::*;
+    use tardigrade_tests::images::{agent_initrd, no_initrd, own_kernel};
+
+    /// A machine whose kernel mounts that disk by itself.
+    fn spec_of(directory: &Path, disk: &Path, words: &str) -> VmSpec {
+        let mut spec = spec(directory, &no_initrd(directory), disk, words);
+        spec.kernel = own_kernel();
+        spec
+    }
+
+    #[tokio::test]
+    async fn a_guest_boots_from_an_initrd_with_nothing_but_the_agent() -> Result<(), Failure> {
+        let (_guard, directory) = machine::directory();
+        // A disk of no concern, so that the container's is where it is elsewhere.
+        let (disk, _) = root_disk(&directory, &[]);
+        let mut spec = spec(&directory, &agent_initrd(&directory), &disk, "");
+        spec.kernel = own_kernel();
+        let said = boot_and_ask(&spec, &ext4_script()).await?;
+        for line in ["/ tmpfs rw", "written"] {
+            assert!(said.lines().any(|found| found == line), "{line}: {said}");
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_guest_boots_from_ext4_under_an_existing_runtimes_command_line() -> Result<(), Failure>
+    {
+        let (_guard, directory) = machine::directory();
+        let words = ["--format", "ext4", "--layout", "partition"];
+        let (disk, _) = root_disk(&directory, &words);
+        let words = format!(
+            "root=/dev/vda1 rootflags=errors=remount-ro ro rootfstype=ext4 {RUNTIME_WORDS}"
+        );
+        let spec = spec_of(&directory, &disk, &words);
+        see_ext4(&boot_and_ask(&spec, &ext4_script()).await?);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_guest_boots_from_erofs_alone_on_its_disk() -> Result<(), Failure> {
+        let (_guard, directory) = machine::directory();
+        let (disk, _) = root_disk(&directory, &["--compression", "lz4"]);
+        let spec = spec_of(&directory, &disk, "root=/dev/vda ro");
+        see_erofs(&boot_and_ask(&spec, &erofs_script()).await?);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn of_a_disk_with_a_hash_tree_a_flipped_bit_is_never_read() -> Result<(), Failure> {
+        let (_guard, directory) = machine::directory();
+        let Spoilt { disk, words } = spoilt(&directory)?;
+        see_spoilt(&spec_of(&directory, &disk, &words)).await
+    }
 }
 
 /// Boots from a disk that was tampered with, and says what the console said.
