@@ -33,7 +33,6 @@ const APPLETS: [&str; 14] = [
 pub fn busybox() -> PathBuf {
     let image = target().join("test-images/busybox.erofs");
     let probe = built("x86_64-unknown-linux-musl/release/uniqueness-probe");
-    let builder = built("release/rootfs-builder");
     let busybox = Path::new("/bin/busybox");
     assert!(
         busybox.exists(),
@@ -58,10 +57,18 @@ pub fn busybox() -> PathBuf {
         symlink("busybox", root.join("bin").join(applet)).expect("link an applet");
     }
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n").expect("write passwd");
-    let mut command = Command::new(builder);
-    command.args(["tree-to-erofs", "--tree"]).arg(root);
-    run(command.arg("--output").arg(&image));
+    tree_to_erofs(root, &image);
     image
+}
+
+/// An image of what lies below `tree`, at `image`.
+///
+/// # Panics
+/// When it cannot be built.
+pub fn tree_to_erofs(tree: &Path, image: &Path) {
+    let mut command = Command::new(built("release/rootfs-builder"));
+    command.args(["tree-to-erofs", "--tree"]).arg(tree);
+    run(command.arg("--output").arg(image));
 }
 
 /// A root disk with the agent, in `directory`, made with these further words of

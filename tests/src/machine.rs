@@ -347,7 +347,16 @@ impl Machine {
     /// What the agent says.
     pub async fn exec_in_guest(&self, script: &str) -> Result<(i32, String), Failure> {
         let busybox = format!("{ROOTFS}/bin/busybox");
-        self.run(None, &[&busybox, "sh", "-c", script]).await
+        self.run_in_guest(&[&busybox, "sh", "-c", script]).await
+    }
+
+    /// Runs a program of the guest's root outside every container: its exit
+    /// status and its stdout.
+    ///
+    /// # Errors
+    /// What the agent says.
+    pub async fn run_in_guest(&self, command: &[&str]) -> Result<(i32, String), Failure> {
+        self.run(None, command).await
     }
 
     async fn run(

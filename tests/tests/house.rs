@@ -61,13 +61,14 @@ const PACKAGE_ARROWS: [(&str, &str, &[&str]); 13] = [
 ];
 
 /// Module of a package -> what of the package itself it may name.
-const MODULE_ARROWS: [(&str, &str, &[&str]); 14] = [
+const MODULE_ARROWS: [(&str, &str, &[&str]); 15] = [
     ("guest-agent/src", "rpc", &["rpc", "service"]),
     ("guest-agent/src", "service", &["service"]),
     ("guest-agent/src", "boot", &["boot", "rpc", "service"]),
     ("guest-agent/runtime/src", "cgroup", &["cgroup"]),
     ("guest-agent/runtime/src", "storage", &["storage"]),
     ("guest-agent/runtime/src", "network", &["network"]),
+    ("guest-agent/runtime/src", "memory", &["memory"]),
     ("host-ctl/src", "config", &["config"]),
     ("host-ctl/src", "timeline", &["timeline"]),
     ("host-ctl/src", "host", &["host", "config", "timeline"]),

@@ -1,0 +1,110 @@
+//! The suite of the wire (guest-agent/tests/wire) once more, inside a microVM:
+//! on the guest's kernel, with the guest's cgroups and the agent that is the
+//! guest's PID 1, started again for each test. What a host may lack, and what
+//! is skipped there, is all there: a skip is an error. Left out are the tests of
+//! concurrency alone, which take FUSE and minutes of an emulated processor.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test ends where something is not as expected"
+)]
+
+use hypervisor::Disk;
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tardigrade_tests::images::root_disk;
+use tardigrade_tests::machine::{self, Machine};
+
+/// What the suite runs, beside busybox and itself: programs of the
+/// distribution's that busybox has not, or not with what is asked of them.
+const PROGRAMS: [&str; 2] = ["setpriv", "unshare"];
+const APPLETS: [&str; 9] = [
+    "sh", "mount", "mkdir", "printf", "sed", "cat", "chmod", "echo", "yes",
+];
+/// The least that it has, so that an empty one is no success.
+const TESTS_MIN: usize = 35;
+
+/// The suite as it was built last: with the tests that are being run.
+fn suite() -> PathBuf {
+    let directory = tardigrade_tests::built("debug/deps");
+    let is_suite = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("wire-") && !name.contains('.')
+    };
+    let age = |path: &PathBuf| fs::metadata(path).unwrap().modified().unwrap();
+    let found = fs::read_dir(directory).unwrap().flatten();
+    let found = found.map(|entry| entry.path()).filter(is_suite);
+    let newest = found.max_by_key(age);
+    newest.expect("the suite of the wire is built with the workspace's tests")
+}
+
+fn output(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The absolute paths in what ldd(1) says: libraries, and their loader.
+fn libraries(program: &Path) -> BTreeSet<PathBuf> {
+    let said = output(Command::new("ldd").arg(program));
+    let words = said.split_whitespace().map(PathBuf::from);
+    words.filter(|word| word.is_absolute()).collect()
+}
+
+/// The root of the guest, in `tree`, without the agent.
+fn make_root(tree: &Path) {
+    for directory in ["bin", "usr/sbin", "etc", "lib", "lib64"] {
+        fs::create_dir_all(tree.join(directory)).unwrap();
+    }
+    fs::copy("/bin/busybox", tree.join("bin/busybox")).unwrap();
+    for applet in APPLETS {
+        symlink("busybox", tree.join("bin").join(applet)).unwrap();
+    }
+    let wire = tree.join("bin/wire");
+    output(Command::new("strip").arg("-o").arg(&wire).arg(suite()));
+    let mut needed = libraries(&wire);
+    for program in PROGRAMS {
+        let path = output(Command::new("sh").args(["-c", &format!("command -v {program}")]));
+        let path = PathBuf::from(path.trim());
+        fs::copy(&path, tree.join("bin").join(program)).unwrap();
+        needed.extend(libraries(&path));
+    }
+    for library in needed {
+        let place = tree.join(library.strip_prefix("/").unwrap());
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        fs::copy(&library, place).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_suite_of_the_wire_passes_in_a_guest_with_nothing_skipped() {
+    let (_kept, directory) = machine::directory();
+    let tree = directory.join("tree");
+    make_root(&tree);
+    let (disk, _) = root_disk(&directory, &["--base", tree.to_str().unwrap()]);
+    let mut spec = machine::spec(&directory, 512, None);
+    spec.cmdline = format!("{} root=/dev/vda", spec.cmdline);
+    spec.vcpus = 2;
+    spec.disks.push(Disk {
+        id: "root".into(),
+        path: disk,
+        readonly: true,
+    });
+    let qemu = machine::qemu().await.unwrap();
+    let machine = Machine::boot(&qemu, &spec).await.unwrap();
+    let script = "export PATH=/bin GUEST_AGENT=/sbin/init REQUIRE_ALL=1; exec wire --skip concurrency:: 2>&1";
+    let (status, said) = machine
+        .run_in_guest(&["/bin/sh", "-c", script])
+        .await
+        .unwrap();
+    eprintln!("{said}");
+    let passed = said
+        .lines()
+        .filter(|line| line.starts_with("test ") && line.ends_with(" ... ok"));
+    assert!(passed.count() >= TESTS_MIN, "{status}");
+    assert_eq!(status, 0);
+    machine.kill().await.unwrap();
+}
