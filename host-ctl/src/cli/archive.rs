@@ -64,7 +64,9 @@ pub(super) fn export(
 /// Whether this host's VMM of a kind opens a template's memory for writing. One
 /// that is not here does not: the template is for nothing but a cold boot then.
 async fn writes_memory(vmm: Vmm) -> bool {
-    let confinement = strictest().unwrap_or_default();
+    let Ok(confinement) = strictest() else {
+        return false;
+    };
     let found = fresh_driver(vmm, None, confinement).await;
     found.is_ok_and(|driver| !driver.capabilities().private_memory_is_read_only)
 }

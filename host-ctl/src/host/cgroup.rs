@@ -296,11 +296,20 @@ impl Lodgers {
 
     /// Waits until the kernel tells of a change; says whether it did in time.
     fn changed(&mut self, within: Duration) -> io::Result<bool> {
-        let within = Timespec::try_from(within).map_err(io::Error::other)?;
-        let mut watched = [PollFd::new(&self.0, PollFlags::PRI)];
-        let told = poll(&mut watched, Some(&within))?;
+        let until = Instant::now() + within;
+        let told = loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).map_err(io::Error::other)?;
+            let mut watched = [PollFd::new(&self.0, PollFlags::PRI)];
+            match poll(&mut watched, Some(&left)) {
+                Ok(told) => break told > 0,
+                // By a signal that somebody handles.
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
         self.read()?;
-        Ok(told > 0)
+        Ok(told)
     }
 
     /// What is read is old news.

@@ -253,7 +253,10 @@ fn verdict(files: &SandboxPaths, id: &SandboxId, head: Option<&RecordHead>) -> V
             kill: match alive {
                 Some(vmm) => std::iter::once(vmm).chain(servers).collect(),
                 // Killed between spawning the VMM and recording it.
-                None => vmms_of(&id.vm_name(), &files.vmm_log()),
+                None => {
+                    let found = vmms_of(&id.vm_name(), &files.vmm_log());
+                    found.into_iter().chain(servers).collect()
+                }
             },
             release: true,
             remove: true,

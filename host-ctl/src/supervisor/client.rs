@@ -259,6 +259,14 @@ impl Supervisors {
         let mut record = self.record(id)?;
         record.head.stage = Stage::Ending;
         directory.write_record(&record)?;
+        // A VMM that ended while nobody watched left them to us.
+        for server in &record.head.virtiofsds {
+            let killed = server.kill(END_DEADLINE);
+            killed.map_err(|error| ClientError::Failed {
+                id: id.clone(),
+                reason: error.to_string(),
+            })?;
+        }
         // While its tap and its cgroup are there, its directory says whose they are.
         give_back(&mut record.head).await?;
         directory.remove()?;

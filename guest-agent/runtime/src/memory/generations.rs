@@ -97,13 +97,14 @@ impl Generations {
     /// The nodes of the cgroup at `path`, as the hierarchy's root sees it, and
     /// of those below it.
     pub(super) fn of(&mut self, path: &Path) -> Result<Vec<Node>, MemoryError> {
-        let mut text = String::new();
+        // Containers name cgroups below their own, in any bytes.
+        let mut text = Vec::new();
         let read = self.file.rewind().and_then(|()| {
             let mut file = (&self.file).take(SIZE_MAX);
-            file.read_to_string(&mut text)
+            file.read_to_end(&mut text)
         });
         read.map_err(failed("read", FILE))?;
-        Ok(parse(&text, path))
+        Ok(parse(&String::from_utf8_lossy(&text), path))
     }
 
     /// Gives a command. A cgroup that is gone needs none.

@@ -146,7 +146,7 @@ impl Reclaim {
             Some(generations) => {
                 let path = container.strip_prefix(&self.hierarchy);
                 let path = Path::new("/").join(path.unwrap_or(container));
-                age(generations, &path, settings)?;
+                age(generations, &path, settings, go_on)?;
                 if !is_due {
                     return Ok(false);
                 }
@@ -162,10 +162,15 @@ fn age(
     generations: &mut Generations,
     container: &Path,
     settings: &ReclaimSettings,
+    go_on: &dyn Fn() -> bool,
 ) -> Result<(), MemoryError> {
     let nodes = generations.of(container)?;
     let commands = nodes.iter().filter_map(|node| node.aging(settings.swap));
+    // Each looks through page tables, and a container may have many cgroups.
     for command in commands {
+        if !go_on() {
+            break;
+        }
         generations.command(&command)?;
     }
     Ok(())

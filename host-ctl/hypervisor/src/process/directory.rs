@@ -17,10 +17,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, accessat, open};
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
-use rustix::process::{Pid, WaitOptions, geteuid, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, geteuid, kill_process, waitpid};
 
 use super::confinement::{Confinement, User};
 use super::mount::{Attributes, UNCHANGED, set_attributes};
@@ -70,7 +70,8 @@ impl Confinement {
     pub(crate) fn give(&self, directory: &SharedDirectory) -> Result<Given, Error> {
         let path = &directory.path;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = open(path, flags, Mode::empty());
+        // The path has no link in it: one that is there now was put there since.
+        let opened = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
         let opened = opened.map_err(|errno| Error::path("open", path)(errno.into()))?;
         let is_root = geteuid().is_root();
         if let Some(user) = self.user() {
@@ -88,8 +89,8 @@ impl Confinement {
             return Err(refused(path, "this user may not get at it"));
         }
         match (self, directory.readonly) {
-            (Self::Insecure, _) | (_, false) => Ok(Given::Descriptor(opened)),
             (_, true) if is_root => own_mount(&opened, directory).map(Given::Descriptor),
+            (Self::Insecure, _) | (_, false) => Ok(Given::Descriptor(opened)),
             // All mounts of its own are read-only.
             (_, true) => Ok(Given::Path(path.clone())),
         }
@@ -166,21 +167,19 @@ fn refused(path: &Path, reason: &str) -> Error {
 /// A user namespace in which one user and one group are called by another number
 /// each, that by theirs, and all others by their own.
 fn user_namespace(swapped: [(u32, u32); 2]) -> io::Result<OwnedFd> {
-    let (reader, writer) = io::pipe()?;
-    let own_writer = writer.as_raw_fd();
     let flags = libc::c_long::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
     let none: libc::c_long = 0;
     // SAFETY: without CLONE_VM the child has a copy of our memory and goes on in
-    // a copy of this frame, as after fork(2). It makes three system calls, which
-    // touch one byte of its own, and never returns from here.
+    // a copy of this frame, as after fork(2). It makes two system calls, the
+    // second again and again, and never returns from here.
     let pid = unsafe {
         let pid = libc::syscall(libc::SYS_clone, flags, none, none, none, none);
         if pid == 0 {
-            // Until we close our end, or are gone.
-            let mut byte = 0_u8;
-            libc::close(own_writer);
-            libc::read(reader.as_raw_fd(), (&raw mut byte).cast(), 1);
-            libc::_exit(0);
+            // Until we kill it. Should we be gone first, it ends by itself.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            loop {
+                libc::pause();
+            }
         }
         pid
     };
@@ -189,8 +188,9 @@ fn user_namespace(swapped: [(u32, u32); 2]) -> io::Result<OwnedFd> {
         .and_then(Pid::from_raw)
         .ok_or_else(|| io::Error::from(last_errno()))?;
     let made = map_and_open(child, swapped);
-    drop(writer);
-    let _ = waitpid(Some(child), WaitOptions::empty());
+    // It has no handler and is in no call that could put the signal off.
+    let _ = kill_process(child, Signal::KILL);
+    while let Err(Errno::INTR) = waitpid(Some(child), WaitOptions::empty()) {}
     made
 }
 

@@ -89,11 +89,21 @@ impl Unfinished {
                     .map_err(|errno| failed("linkat", to)(errno))?;
             }
             Some(meanwhile) => {
-                let named = renameat_with(CWD, &meanwhile, CWD, to, RenameFlags::NOREPLACE);
-                if named.is_err() {
-                    self.meanwhile = Some(meanwhile);
+                let flags = RenameFlags::NOREPLACE;
+                match renameat_with(CWD, &meanwhile, CWD, to, flags) {
+                    Ok(()) => {}
+                    // NFS and others take no flags. A link replaces nothing, and
+                    // the other name goes with us.
+                    Err(Errno::INVAL | Errno::NOSYS) => {
+                        let linked = linkat(CWD, &meanwhile, CWD, to, AtFlags::empty());
+                        self.meanwhile = Some(meanwhile);
+                        linked.map_err(failed("linkat", to))?;
+                    }
+                    Err(errno) => {
+                        self.meanwhile = Some(meanwhile);
+                        return Err(failed("rename", to)(errno));
+                    }
                 }
-                named.map_err(|errno| failed("rename", to)(errno))?;
             }
         }
         sync_directory(parent(to))?;
