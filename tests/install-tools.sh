@@ -17,6 +17,8 @@ need mkfs.erofs erofs-utils
 need mke2fs e2fsprogs
 # What hash trees are held against.
 need veritysetup cryptsetup-bin
+# What signed identities are held against.
+need openssl openssl
 need busybox busybox-static
 need dpkg-deb dpkg
 need cc gcc

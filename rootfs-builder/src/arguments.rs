@@ -7,6 +7,7 @@ use rootfs_builder::contents::{AddedFile, Recipe};
 use rootfs_builder::digest::Digest;
 use rootfs_builder::disk::{DEFAULT_ALIGNMENT, Layout};
 use rootfs_builder::erofs::{Packing, Request};
+use rootfs_builder::igvm::{self, Platform, Vmm};
 use rootfs_builder::image::{self, FileSystem};
 use rootfs_builder::verify::Trusted;
 use std::path::PathBuf;
@@ -64,6 +65,21 @@ pub(crate) enum Command {
         first: PathBuf,
         /// Another.
         second: PathBuf,
+    },
+    /// Make an IGVM file of a kernel, a command line and an initrd: the memory
+    /// of a confidential guest (AMD SEV-SNP), with what its reports will say.
+    Igvm(Box<IgvmArguments>),
+    /// Say what reports of an IGVM file's guests will say (AMD SEV-SNP, Intel
+    /// TDX); exit 1 if they will be other than the file or a reference has it.
+    Measure {
+        /// The file, from whatever source.
+        image: PathBuf,
+        /// Reference measurements to hold it against.
+        #[arg(long, value_name = "FILE")]
+        reference: Option<PathBuf>,
+        /// How to print it.
+        #[arg(long, value_enum, default_value = "text")]
+        output_format: Format,
     },
     /// Make an EROFS image of a directory tree, by mkfs.erofs.
     TreeToErofs(ErofsArguments),
@@ -232,6 +248,99 @@ impl ErofsArguments {
             deadline: Duration::from_secs(self.deadline),
         }
     }
+}
+
+/// What an IGVM file's guests are isolated by.
+#[derive(Clone, Copy, ValueEnum)]
+enum IgvmPlatform {
+    SevSnp,
+    Native,
+}
+
+/// What loads an IGVM file.
+#[derive(Clone, Copy, ValueEnum)]
+enum IgvmVmm {
+    Qemu,
+    CloudHypervisor,
+}
+
+#[derive(Args)]
+pub(crate) struct IgvmArguments {
+    /// The kernel: a bzImage, which is entered directly.
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// The initrd.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// Words of the kernel's command line.
+    #[arg(
+        long,
+        value_name = "WORDS",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    cmdline: String,
+    /// The manifest of a root disk with a hash tree: the words that the kernel
+    /// needs for it, root hash included, go before the others.
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+    /// The disk as the guest will see it.
+    #[arg(long, value_name = "DEVICE", default_value = "/dev/vda")]
+    device: String,
+    /// The guest's memory: all of it is in the measurement.
+    #[arg(long, value_name = "MIB", default_value = "256")]
+    memory: u32,
+    /// What isolates the guest.
+    #[arg(long, value_enum, default_value = "sev-snp")]
+    platform: IgvmPlatform,
+    /// What will load the file.
+    #[arg(long, value_enum, default_value = "qemu")]
+    vmm: IgvmVmm,
+    /// The security version number; reports show it if there is an --id-key.
+    #[arg(long, value_name = "N", default_value = "0")]
+    svn: u32,
+    /// What the host may do, as SEV-SNP's ABI has it.
+    #[arg(long, value_name = "HEX", default_value = "0x30000", value_parser = parse_policy)]
+    guest_policy: u64,
+    /// A private key on P-384 (PEM), which signs measurement and security
+    /// version number: with another measurement the guest does not start.
+    #[arg(long, value_name = "FILE")]
+    id_key: Option<PathBuf>,
+    /// The file; the reference measurements (JSON) go to FILE.json.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// How to print what was built: lines, or the reference measurements.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) output_format: Format,
+}
+
+impl IgvmArguments {
+    pub(crate) fn to_request(&self) -> igvm::Request {
+        igvm::Request {
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            command_line: self.cmdline.clone(),
+            root_disk: self.manifest.clone(),
+            device: self.device.clone(),
+            memory: u64::from(self.memory) << 20,
+            platform: match self.platform {
+                IgvmPlatform::SevSnp => Platform::SevSnp,
+                IgvmPlatform::Native => Platform::Native,
+            },
+            vmm: match self.vmm {
+                IgvmVmm::Qemu => Vmm::Qemu,
+                IgvmVmm::CloudHypervisor => Vmm::CloudHypervisor,
+            },
+            svn: self.svn,
+            policy: self.guest_policy,
+            id_key: self.id_key.clone(),
+            output: self.output.clone(),
+        }
+    }
+}
+
+fn parse_policy(text: &str) -> Result<u64, String> {
+    igvm::expected::Policy::try_from(String::from(text)).map(|policy| policy.0)
 }
 
 /// Read from its end, since a source may have colons in its name.

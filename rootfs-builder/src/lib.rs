@@ -5,6 +5,8 @@
 //! - [`initrd`] packs them; [`image`] makes a disk of them: a file system by
 //!   [`ext4`] or [`erofs`], and by [`disk`] a partition table and the hash tree
 //!   of [`verity`];
+//! - [`crate::igvm`] makes the memory of a confidential guest of a kernel, its
+//!   command line and its initrd, and knows what will be measured of it;
 //! - [`spdx`] lists what lies in an image, for tools of others;
 //! - [`inspect`] says what is in an image, which may come from anywhere;
 //!   [`verify`](mod@verify) holds one against its [`manifest`], [`diff`](mod@diff)
@@ -25,6 +27,7 @@ pub mod disk;
 pub mod elf;
 pub mod erofs;
 pub mod ext4;
+pub mod igvm;
 pub mod input;
 pub mod inspect;
 pub mod manifest;

@@ -1,17 +1,20 @@
 //! `rootfs-builder`: guest images from files, without root.
 //!
-//! Exit status: 0, or 1 for an error, an image that is not what its manifest
-//! says, and two images that differ.
+//! Exit status: 0, or 1 for an error, an image that is not what its manifest or
+//! its reference says, and two images that differ.
 
 mod arguments;
 
 use arguments::{Arguments, Command, Format};
-use arguments::{ContentsArguments, ImageArguments, InitrdArguments};
+use arguments::{ContentsArguments, IgvmArguments, ImageArguments, InitrdArguments};
 use clap::Parser;
 use rootfs_builder::contents::{self, Contents, ContentsError};
 use rootfs_builder::digest::Digest;
 use rootfs_builder::erofs::{self, ErofsError};
+use rootfs_builder::igvm::expected::MeasureError;
+use rootfs_builder::igvm::{self, IgvmError, reference::ReferenceError};
 use rootfs_builder::image::{self, ImageError};
+use rootfs_builder::input::{self, InputError};
 use rootfs_builder::inspect::{self, InspectError};
 use rootfs_builder::manifest::{Kind, Manifest};
 use rootfs_builder::output::{self, OutputError};
@@ -34,6 +37,14 @@ enum CommandError {
     Image(#[from] ImageError),
     #[error("build EROFS image")]
     Erofs(#[from] ErofsError),
+    #[error("build IGVM file")]
+    Igvm(#[from] IgvmError),
+    #[error("measure IGVM file")]
+    Input(#[from] InputError),
+    #[error("measure {path}")]
+    Measure { path: PathBuf, source: MeasureError },
+    #[error("measure IGVM file")]
+    Reference(#[from] ReferenceError),
     #[error("inspect image")]
     Inspect(#[from] InspectError),
     #[error("verify image")]
@@ -94,6 +105,12 @@ fn run(arguments: Arguments) -> Result<ExitCode, CommandError> {
                 Format::Text => write!(io::stdout(), "{listing}")?,
             }
         }
+        Command::Igvm(arguments) => build_igvm(&arguments)?,
+        Command::Measure {
+            image,
+            reference,
+            output_format,
+        } => return measure(&image, reference.as_deref(), output_format),
         Command::TreeToErofs(arguments) => {
             let image = erofs::build(&arguments.to_request(source_date_epoch()?))?;
             match arguments.output_format {
@@ -145,6 +162,66 @@ fn build_image(arguments: &ImageArguments) -> Result<(), CommandError> {
         }
     }
     Ok(())
+}
+
+fn build_igvm(arguments: &IgvmArguments) -> Result<(), CommandError> {
+    let reference = igvm::build(&arguments.to_request())?;
+    let beside = verify::manifest_beside(&arguments.output);
+    output::write_whole(&beside, &json(&reference)?)?;
+    let mut to = io::stdout().lock();
+    match arguments.output_format {
+        Format::Json => to.write_all(&json(&reference)?)?,
+        Format::Text => {
+            writeln!(
+                to,
+                "{}: {} bytes, sha256 {}",
+                arguments.output.display(),
+                reference.image.size,
+                reference.image.sha256
+            )?;
+            writeln!(to, "kernel command line: {}", reference.command_line)?;
+            if let Some(expected) = &reference.expected {
+                write!(to, "{expected}")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What reports will say; success if nothing contradicts it.
+fn measure(
+    image: &Path,
+    reference: Option<&Path>,
+    format: Format,
+) -> Result<ExitCode, CommandError> {
+    let bytes = input::read_regular(image, igvm::MAX_FILE_BYTES)?;
+    let expected = igvm::expected::measure(&bytes).map_err(|source| CommandError::Measure {
+        path: image.into(),
+        source,
+    })?;
+    let mut findings = Vec::new();
+    findings.extend(expected.iter().filter_map(igvm::Expected::finding));
+    if let Some(path) = reference {
+        let reference = igvm::reference::read(path)?;
+        findings.extend(reference.findings(&bytes, &expected));
+    }
+    match format {
+        Format::Json => io::stdout().write_all(&json(&expected)?)?,
+        Format::Text => {
+            let mut to = io::stdout().lock();
+            for expected in &expected {
+                write!(to, "{expected}")?;
+            }
+        }
+    }
+    for finding in &findings {
+        eprintln!("rootfs-builder: {}: {finding}", image.display());
+    }
+    Ok(if findings.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// The contents, and the list of what is inside if one is wanted.

@@ -77,8 +77,10 @@ pub struct Image {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
-    /// The kernel the image is for; not in it.
+    /// The kernel the image is for; not in it. In an IGVM file it is.
     Kernel,
+    /// The initrd in an IGVM file.
+    Initrd,
     /// The program that becomes PID 1.
     Agent,
     /// A kernel module.
