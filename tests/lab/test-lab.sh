@@ -75,6 +75,12 @@ if [ -n "$skipped" ]; then
     fi
 fi
 
+# What serves directories to guests: not the daemon that serves the nested host.
+guests_virtiofsd=${VIRTIOFSD:-$(dirname "$tools")/virtiofsd/bin/virtiofsd}
+if [ -x "$guests_virtiofsd" ]; then
+    LAB_OPTIONS="${LAB_OPTIONS:-} --env VIRTIOFSD=$guests_virtiofsd"
+fi
+
 # The runner itself, not through cargo: in the nested host each process costs.
 runner=$(command -v cargo-nextest) || runner=${CARGO_HOME:-$HOME/.cargo}/bin/cargo-nextest
 run() {
