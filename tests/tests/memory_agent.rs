@@ -1,13 +1,13 @@
 //! The memory agent of a real guest: what containers have read and no longer use
-//! is taken back, by generations of pages and by `memory.reclaim`; free memory is
-//! put together; and a freeze waits for none of it.
+//! is taken back, by generations of pages and by `memory.reclaim`, and a freeze
+//! waits for none of it.
 
 #![expect(
     clippy::unwrap_used,
     reason = "a test ends where something is not as expected"
 )]
 
-use agent_client::{ClientError, MemoryCompaction, MemoryReclaim, Purpose, StatusCode};
+use agent_client::{MemoryCompaction, MemoryReclaim, Purpose};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -118,40 +118,6 @@ async fn what_a_container_no_longer_uses_is_taken_by_generations() {
 #[tokio::test]
 async fn what_a_container_no_longer_uses_is_taken_where_nobody_sees_generations() {
     takes_back_what_was_read("debugfs=off").await;
-}
-
-#[tokio::test]
-async fn free_memory_is_put_together_and_no_freeze_waits_for_it() {
-    let (_kept, directory) = machine::directory();
-    let machine = boot(&directory, "").await;
-    let agent = &machine.agent;
-    let scanned = async || number(&machine, "/proc/vmstat", "compact_free_scanned").await;
-    let before = scanned().await;
-    let change = MemoryCompaction {
-        disabled: Some(false),
-        period_secs: Some(1),
-        compact_force_times: Some(0),
-        ..MemoryCompaction::default()
-    };
-    agent
-        .set_memory_compaction(&change, DEADLINE)
-        .await
-        .unwrap();
-    let begun = Instant::now();
-    while scanned().await == before {
-        assert!(begun.elapsed() < DEADLINE, "nothing was scanned");
-    }
-    let refused = MemoryCompaction {
-        compact_order: Some(11),
-        ..MemoryCompaction::default()
-    };
-    let refused = agent.set_memory_compaction(&refused, DEADLINE).await;
-    assert!(
-        matches!(&refused, Err(ClientError::Status { code, .. }) if *code == StatusCode::InvalidArgument),
-        "{refused:?}"
-    );
-    agent.quiesce(Purpose::Template, DEADLINE).await.unwrap();
-    machine.kill().await.unwrap();
 }
 
 #[tokio::test]
