@@ -128,6 +128,10 @@ impl Vm for ChVm {
         if self.saved.load(Ordering::Acquire) {
             return Err(Error::MemorySaved);
         }
+        if !self.record.directories.is_empty() {
+            // What could not be restored.
+            return Err(Error::Unsupported("saving a vm with a shared directory"));
+        }
         // The VMM answers one request after the other: now that it has answered
         // this one, it is not writing any more what an abandoned save began.
         let found = self.state("save").await?;

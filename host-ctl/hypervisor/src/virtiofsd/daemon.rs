@@ -15,7 +15,7 @@ use crate::process::{
     Cgroup, Confinement, Given, Identity, Keeps, Launch, Needs, Process, User, spawn,
 };
 use crate::socket::Listener;
-use crate::spec::{Backing, MemoryMode, SharedDirectory, VmSpec};
+use crate::spec::{Backing, SharedDirectory, VmSpec};
 use crate::vm::{DirectoryRecord, VmExit};
 
 /// How long a VMM may take to end, or to say what is wrong, when a virtiofsd of
@@ -71,40 +71,6 @@ impl<'a> Offer<'a> {
             confinement,
             virtiofsd,
         })
-    }
-
-    /// The same for a VM that is restored.
-    ///
-    /// # Errors
-    /// Those of [`Offer::of`]; [`Error::Unsupported`] for a way of RAM into it
-    /// that does not go along with directories, and for a virtiofsd that cannot
-    /// load what a guest had open.
-    pub(crate) async fn restored(
-        spec: &'a VmSpec,
-        confinement: &'a Confinement,
-        mode: MemoryMode,
-    ) -> Result<Self, Error> {
-        if spec.directories.is_empty() {
-            return Self::of(spec, confinement).await;
-        }
-        is_shared(&spec.memory.backing)?;
-        if mode == MemoryMode::OnDemand {
-            return Err(Error::Unsupported(
-                "loading ram on demand with a shared directory: its virtiofsd would find pages \
-                 that are not there yet",
-            ));
-        }
-        let offer = Self::of(spec, confinement).await?;
-        if offer
-            .virtiofsd
-            .as_ref()
-            .is_some_and(|found| !found.migrates)
-        {
-            return Err(Error::Unsupported(
-                "restoring a shared directory with this virtiofsd, which has no --migration-mode",
-            ));
-        }
-        Ok(offer)
     }
 
     /// Starts a virtiofsd for each directory, whose socket is bound beside this
