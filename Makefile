@@ -61,8 +61,12 @@ test-lab: tools nextest image probe virtiofsd lab-ready ## the tests of the lab,
 .PHONY: test-cycles
 test-cycles: export LAB_DEADLINE := $(or $(LAB_DEADLINE),86400)
 test-cycles: export FILTER := $(or $(FILTER),test(/::cycles_of/))
-test-cycles: override export LAB_OPTIONS := --env CYCLES=$(or $(CYCLES),500) --env NEXTEST_NO_CAPTURE=1 $(LAB_OPTIONS)
-test-cycles: test-lab ## CYCLES=500: save, restore and thaw so often on each VMM, in the lab
+# One VMM after the other, and a line for each cycle.
+test-cycles: export LAB_RUN_OPTIONS := --no-capture
+test-cycles: export LAB_PARTS := 1
+test-cycles: export HOST_CTL := $(HOST)
+test-cycles: override export LAB_OPTIONS := --env CYCLES=$(or $(CYCLES),500) $(LAB_OPTIONS)
+test-cycles: host test-lab ## CYCLES=500: save, restore and thaw so often on each VMM, in the lab
 
 .PHONY: lab
 lab: lab-ready ## CMD='...': run a command where KVM, vhost-vsock and taps are real

@@ -183,7 +183,8 @@ fn kernel_initrd_and_command_line_are_where_the_zero_page_says() {
     assert_eq!(&zero_page[0x1f1..0x210], &kernel[0x1f1..0x210]);
     assert_eq!(number(0x21c, 4), initrd().len());
     assert_eq!(memory(&pages, number(0x218, 4), initrd().len()), initrd());
-    assert_eq!(memory(&pages, number(0x228, 4), 9), b"acpi=off\0");
+    assert_eq!(memory(&pages, number(0x228, 4), 1), b"\0");
+    assert_eq!(memory(&pages, number(0x70, 8), 8), b"RSD PTR ");
     // All memory that the kernel takes for its own is there, and what is not
     // is not its own.
     for entry in 0..number(0x1e8, 1) {

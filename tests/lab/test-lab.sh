@@ -6,7 +6,9 @@
 # They are built and listed here, and run there by the same test runner. A test
 # lies in a module named after the VMM it needs. Where a VMM is absent its tests
 # are left out and named: they count as skipped, never as passed. REQUIRE_ALL=1
-# makes that an error. FILTER (nextest's language) chooses among them.
+# makes that an error. FILTER (nextest's language) chooses among them; LAB_OPTIONS is
+# the lab and LAB_RUN_OPTIONS for the test runner in it; LAB_PARTS nested hosts
+# (2) share the tests.
 # No word here is a pattern of files.
 set -euf
 
@@ -40,6 +42,14 @@ tests_of() {
 }
 
 skipped=
+# WHAT TESTS: those tests are left out for want of that.
+leave_out() {
+    count=$(printf '%s\n' "$2" | wc -l)
+    skipped="$skipped
+lab: SKIPPED for want of $1: $count tests
+$(printf '%s\n' "$2" | sed 's/^/lab:   /')"
+}
+
 # NAME VARIABLE VALUE PROGRAM MODULE: the variable names the VMM, else it is
 # looked for on PATH.
 look_for() {
@@ -58,14 +68,18 @@ look_for() {
     names=$(tests_of "$5") || exit 1
     [ -n "$names" ] || return 0
     filter="($filter) - test(/^$5::/)"
-    count=$(printf '%s\n' "$names" | wc -l)
-    skipped="$skipped
-lab: SKIPPED for want of $1 (\$$2 names it, or PATH): $count tests
-$(printf '%s\n' "$names" | sed 's/^/lab:   /')"
+    leave_out "$1 (\$$2 names it, or PATH)" "$names"
 }
 look_for QEMU QEMU "${QEMU:-}" qemu-system-x86_64 qemu
 look_for 'Cloud Hypervisor' CLOUD_HYPERVISOR "${CLOUD_HYPERVISOR:-}" cloud-hypervisor cloud_hypervisor
 look_for Firecracker FIRECRACKER "${FIRECRACKER:-}" firecracker firecracker
+if [ ! -f "$kernel/own/vmlinux" ]; then
+    names=$(tests_of '[a-z_]+::own_kernel') || exit 1
+    if [ -n "$names" ]; then
+        filter="($filter) - test(/^[a-z_]+::own_kernel::/)"
+        leave_out "the guest's own kernel (\`make kernel\` builds it)" "$names"
+    fi
+fi
 
 if [ -n "$skipped" ]; then
     printf '%s\n' "$skipped" | sed 1d
@@ -83,19 +97,47 @@ fi
 
 # The runner itself, not through cargo: in the nested host each process costs.
 runner=$(command -v cargo-nextest) || runner=${CARGO_HOME:-$HOME/.cargo}/bin/cargo-nextest
+# PART: that part of the tests. A nested host has one processor: two that are
+# emulated side by side spend much of their time waiting for each other, and the
+# emulator makes more mistakes with their memory. The machine's other processors
+# have nested hosts of their own, each with its part of the tests.
 run() {
     # shellcheck disable=SC2086
     "$lab" run --quiet --kernel "$kernel" --tools "$tools/bin" --deadline "${LAB_DEADLINE:-3600}" \
-        --share "$output" \
+        --cpus 1 --share "$output" \
         ${LAB_OPTIONS:-} -- "$runner" nextest run --profile lab \
         --binaries-metadata "$output/binaries.json" --cargo-metadata "$output/metadata.json" \
-        --no-fail-fast --no-tests=fail -E "$filter"
+        --no-fail-fast --no-tests="$no_tests" --partition "slice:$1/$parts" ${LAB_RUN_OPTIONS:-} -E "$filter"
 }
 # No test can make a kernel stand still: the emulator did.
-for machine in first second third; do
-    status=0
-    run || status=$?
-    [ "$status" -eq 124 ] || break
-    say "the $machine of three nested hosts stood still, and all of its tests with it" >&2
+run_until_it_ends() {
+    for machine in first second third; do
+        status=0
+        run "$1" || status=$?
+        [ "$status" -eq 124 ] || break
+        say "the $machine of three nested hosts stood still, and all of its tests with it" >&2
+    done
+    return "$status"
+}
+
+processors=$(nproc)
+parts=${LAB_PARTS:-$((processors < 2 ? 1 : 2))}
+no_tests=fail
+[ "$parts" -eq 1 ] || no_tests=pass
+part=2
+while [ "$part" -le "$parts" ]; do
+    say "part $part of $parts: on a nested host of its own, and told at the end"
+    run_until_it_ends "$part" >"$output/part-$part.log" 2>&1 &
+    eval "process_$part=\$!"
+    part=$((part + 1))
 done
-exit "$status"
+outcome=0
+run_until_it_ends 1 || outcome=$?
+part=2
+while [ "$part" -le "$parts" ]; do
+    eval "wait \$process_$part" || outcome=$?
+    say "part $part of $parts:"
+    cat "$output/part-$part.log"
+    part=$((part + 1))
+done
+exit "$outcome"

@@ -124,7 +124,20 @@ pub fn verity_initrd(directory: &Path, compression: &str) -> PathBuf {
 /// When it was not built.
 #[must_use]
 pub fn own_kernel() -> PathBuf {
-    let kernel = target().join("guest/own/bzImage");
+    own("bzImage")
+}
+
+/// The same for a VMM that does not unpack it.
+///
+/// # Panics
+/// When it was not built.
+#[must_use]
+pub fn own_vmlinux() -> PathBuf {
+    own("vmlinux")
+}
+
+fn own(file: &str) -> PathBuf {
+    let kernel = target().join("guest/own").join(file);
     assert!(
         kernel.is_file(),
         "{} is missing; `make kernel` builds it",

@@ -13,6 +13,7 @@ pub mod machine;
 pub mod place;
 pub mod processes;
 pub mod read_only;
+pub mod root_disks;
 pub mod skip;
 
 pub use skip::skipped;

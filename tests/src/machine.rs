@@ -33,7 +33,11 @@ pub async fn qemu() -> Result<Qemu, Failure> {
     qemu_at(None).await
 }
 
-async fn qemu_at(program: Option<PathBuf>) -> Result<Qemu, Failure> {
+/// A QEMU at that path, or else the one on this machine.
+///
+/// # Errors
+/// When there is none, or it is none.
+pub async fn qemu_at(program: Option<PathBuf>) -> Result<Qemu, Failure> {
     let kernel = built("guest/vmlinuz");
     let request = ProbeRequest {
         program,
@@ -70,7 +74,9 @@ pub async fn qemu_with_generations(directory: &Path) -> Result<Qemu, Failure> {
     qemu_at(Some(program)).await
 }
 
-fn find_qemu() -> Option<PathBuf> {
+/// The QEMU that the environment names, or the one on PATH.
+#[must_use]
+pub fn find_qemu() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("QEMU") {
         return Some(named.into());
     }
@@ -172,8 +178,14 @@ fn copy_with(
 /// The one container, on an overlay over the VM's disk.
 #[must_use]
 pub fn container(command: &[&str]) -> ContainerConfig {
+    container_on("/dev/vda", command)
+}
+
+/// The same over another disk of the VM's.
+#[must_use]
+pub fn container_on(device: &str, command: &[&str]) -> ContainerConfig {
     let rootfs = Rootfs::OverlayDisk {
-        device: "/dev/vda".into(),
+        device: device.into(),
         fstype: "erofs".into(),
         upper_size_mib: None,
     };
@@ -201,8 +213,8 @@ impl Machine {
     ///
     /// # Errors
     /// When any of it fails; the VM is killed then.
-    pub async fn boot(qemu: &Qemu, spec: &VmSpec) -> Result<Self, Failure> {
-        let vm = qemu.boot(spec).await?;
+    pub async fn boot(hypervisor: &dyn Hypervisor, spec: &VmSpec) -> Result<Self, Failure> {
+        let vm = hypervisor.boot(spec).await?;
         if matches!(spec.agent, AgentDevice::Serial { .. }) {
             vm.agent_port_opened(DEADLINE).await?;
         }

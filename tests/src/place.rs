@@ -25,11 +25,17 @@ impl Place {
     /// Outside the nested host.
     #[must_use]
     pub fn new(vmm: &'static str) -> Self {
+        Self::with_home(vmm, Home::new())
+    }
+
+    /// The same with that home.
+    ///
+    /// # Panics
+    /// Outside the nested host.
+    #[must_use]
+    pub fn with_home(vmm: &'static str, home: Home) -> Self {
         lab::assert_nested_host();
-        Self {
-            home: Home::new(),
-            vmm,
-        }
+        Self { home, vmm }
     }
 
     /// The words of `run` or `template build`, with a container that runs

@@ -10,14 +10,16 @@
     reason = "a test ends where something is not as expected"
 )]
 
-use agent_client::{ContainerConfig, Rootfs};
-use hypervisor::{Disk, VmSpec};
+use hypervisor::VmSpec;
 use std::fs;
 use std::path::{Path, PathBuf};
 use tardigrade_tests::console::listen;
 use tardigrade_tests::images::{root_disk, verity_initrd, verity_words};
-use tardigrade_tests::machine::{self, Failure, Machine};
-use tardigrade_tests::{console, images};
+use tardigrade_tests::machine::{self, Failure};
+use tardigrade_tests::root_disks::{
+    ROOTS, erofs_script, ext4_script, see_erofs, see_ext4, see_initrd, spec,
+};
+use tardigrade_tests::{console, root_disks};
 
 const BLOCK: usize = 4096;
 /// Words as an existing runtime has them for an image with systemd.
@@ -28,71 +30,9 @@ const RUNTIME_WORDS: &str = "tsc=reliable no_timer_check rcupdate.rcu_expedited=
      agent.debug_console_vport=1026 agent.container_pipe_size=1 agent.unheard_of=yes init \
      cgroup_no_v1=all systemd.unified_cgroup_hierarchy=1";
 
-/// A machine with that root disk first, and a container's image after it.
-fn spec(directory: &Path, initrd: &Path, disk: &Path, words: &str) -> VmSpec {
-    let mut spec = machine::spec(directory, 128, Some(&images::busybox()));
-    spec.initrd = initrd.into();
-    spec.cmdline = format!("{} {words}", spec.cmdline);
-    let root = Disk {
-        id: "root".into(),
-        path: disk.into(),
-        readonly: true,
-    };
-    spec.disks.insert(0, root);
-    spec
-}
-
-/// Boots it and runs a container; what the guest itself then says to `script`.
+/// Boots it on QEMU; see [`root_disks::boot_and_ask`].
 async fn boot_and_ask(spec: &VmSpec, script: &str) -> Result<String, Failure> {
-    let machine = Machine::boot(&machine::qemu().await?, spec).await?;
-    let rootfs = Rootfs::OverlayDisk {
-        device: "/dev/vdb".into(),
-        fstype: "erofs".into(),
-        upper_size_mib: None,
-    };
-    let words = vec!["sleep".into(), "100000".into()];
-    let container = ContainerConfig::new("main", rootfs, words);
-    machine.start_as(container).await?;
-    let (status, said) = machine.exec(&["cat", "/etc/passwd"]).await?;
-    assert_eq!(
-        (status, said.as_str()),
-        (0, "root:x:0:0:root:/root:/bin/sh\n")
-    );
-    let (_, said) = machine.exec_in_guest(script).await?;
-    machine.kill().await?;
-    Ok(said)
-}
-
-/// Which file system is mounted where, of those this is about.
-const ROOTS: &str = "while read -r _ at kind options _; do case $at in /|/etc|/tmp|/root) \
-     echo $at $kind ${options%%,*};; esac; done < /proc/mounts; ";
-
-/// What a guest says that stands on an ext4 disk.
-fn see_ext4(said: &str) {
-    for line in [
-        "/ ext4 ro",
-        "/etc tmpfs rw",
-        "/tmp tmpfs rw",
-        "/root tmpfs rw",
-        "written",
-    ] {
-        assert!(said.lines().any(|found| found == line), "{line}: {said}");
-    }
-}
-
-/// The same of an EROFS disk.
-fn see_erofs(said: &str) {
-    for line in ["/ erofs ro", "/etc tmpfs rw", "refused"] {
-        assert!(said.lines().any(|found| found == line), "{line}: {said}");
-    }
-}
-
-fn ext4_script() -> String {
-    format!("{ROOTS} echo x > /etc/hosts && echo written")
-}
-
-fn erofs_script() -> String {
-    format!("{ROOTS} echo x > /sbin/init || echo refused")
+    root_disks::boot_and_ask(&machine::qemu().await?, spec, script).await
 }
 
 #[tokio::test]
@@ -197,10 +137,7 @@ mod own_kernel {
         let (disk, _) = root_disk(&directory, &[]);
         let mut spec = spec(&directory, &agent_initrd(&directory), &disk, "");
         spec.kernel = own_kernel();
-        let said = boot_and_ask(&spec, &ext4_script()).await?;
-        for line in ["/ tmpfs rw", "written"] {
-            assert!(said.lines().any(|found| found == line), "{line}: {said}");
-        }
+        see_initrd(&boot_and_ask(&spec, &ext4_script()).await?);
         Ok(())
     }
 

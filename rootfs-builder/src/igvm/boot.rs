@@ -7,6 +7,7 @@ use super::layout::{self, PAGE};
 
 /// Fields of the zero page (the kernel's Documentation/arch/x86/zero-page.rst
 /// and boot.rst).
+const TABLES: usize = 0x70;
 const MAP_ENTRIES: usize = 0x1e8;
 const TYPE_OF_LOADER: usize = 0x210;
 const CODE32_START: usize = 0x214;
@@ -18,8 +19,6 @@ const MAP: usize = 0x2d0;
 const MAP_ENTRY: usize = 20;
 /// A loader without a number of its own.
 const UNKNOWN_LOADER: u8 = 0xff;
-const USABLE: u32 = 1;
-const RESERVED: u32 = 2;
 
 /// The selectors that the protocol asks for.
 pub(crate) const CODE_SELECTOR: u16 = 0x10;
@@ -52,6 +51,7 @@ pub(crate) fn boot_params(
     let mut page = vec![0; PAGE as usize];
     let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
     put(SETUP_SECTS, kernel.header);
+    put(TABLES, &layout::TABLES.to_le_bytes());
     put(TYPE_OF_LOADER, &[UNKNOWN_LOADER]);
     put(CODE32_START, &(kernel.address as u32).to_le_bytes());
     let (address, size) = initrd.unwrap_or((0, 0));
@@ -66,12 +66,11 @@ pub(crate) fn boot_params(
     put(SETUP_DATA, &setup_data.to_le_bytes());
     let map = layout::memory_map(memory);
     put(MAP_ENTRIES, &[map.len() as u8]);
-    for (number, (start, end, usable)) in map.into_iter().enumerate() {
+    for (number, (start, end, kind)) in map.into_iter().enumerate() {
         let at = MAP + number * MAP_ENTRY;
-        let kind = if usable { USABLE } else { RESERVED };
         put(at, &start.to_le_bytes());
         put(at + 8, &(end - start).to_le_bytes());
-        put(at + 16, &kind.to_le_bytes());
+        put(at + 16, &(kind as u32).to_le_bytes());
     }
     page
 }
@@ -162,8 +161,11 @@ mod tests {
         assert_eq!(&page[0x218..0x220], b"\x00\x00\xf0\x01\x4d\0\0\0");
         assert_eq!(&page[0x228..0x22c], b"\x00\x80\x09\0");
         assert_eq!(&page[0x250..0x258], b"\x00\x90\x09\0\0\0\0\0");
-        assert_eq!(page[0x1e8], 3);
-        let last = &page[0x2d0 + 40..0x2d0 + 60];
+        assert_eq!(&page[0x70..0x78], b"\x00\xd0\x09\0\0\0\0\0");
+        assert_eq!(page[0x1e8], 4);
+        let tables = &page[0x2d0 + 40..0x2d0 + 60];
+        assert_eq!(tables, b"\0\xd0\x09\0\0\0\0\0\0\x10\0\0\0\0\0\0\x03\0\0\0");
+        let last = &page[0x2d0 + 60..0x2d0 + 80];
         assert_eq!(last, b"\0\0\x10\0\0\0\0\0\0\0\xf0\x01\0\0\0\0\x01\0\0\0");
     }
 

@@ -30,9 +30,12 @@ pub(crate) const SECRETS: u64 = 0x9_b000;
 /// Where a VMM that wants it in memory lays the processor's state; the kernel
 /// never looks there.
 pub(crate) const CONTEXT: u64 = 0x9_c000;
-/// A VGA card and a BIOS are on some machines between this and [`HIGH_MEMORY`].
-const LEGACY: u64 = 0xa_0000;
-/// The first byte above that.
+/// The machine's tables, a page of them. Nothing lies between its end and
+/// [`HIGH_MEMORY`]: a VGA card and a BIOS are there on some machines.
+pub(crate) const TABLES: u64 = 0x9_d000;
+/// See [`TABLES`].
+pub(crate) const TABLES_END: u64 = TABLES + PAGE;
+/// See [`TABLES`].
 const HIGH_MEMORY: u64 = 0x10_0000;
 
 /// The least and the most memory, in bytes. QEMU's machines have a hole above
@@ -41,12 +44,26 @@ pub const MIN_MEMORY: u64 = 32 << 20;
 /// See [`MIN_MEMORY`].
 pub const MAX_MEMORY: u64 = 2 << 30;
 
-/// A range of the memory map: start, end, and whether it is the kernel's to use.
-pub(crate) fn memory_map(memory: u64) -> [(u64, u64, bool); 3] {
+/// What a range of the memory map is to the kernel, by its number there (ACPI
+/// specification 6.5, table 15.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// It may have it.
+    Any = 1,
+    /// It is to leave it alone.
+    Reserved = 2,
+    /// It is to read it. In a guest of SEV-SNP the kernel looks at tables as at
+    /// memory of its own, and at what is reserved as at its host's.
+    Tables = 3,
+}
+
+/// The ranges of the memory map: start, end, and what each is.
+pub(crate) fn memory_map(memory: u64) -> [(u64, u64, Use); 4] {
     [
-        (0, LOW_MEMORY_END, true),
-        (LOW_MEMORY_END, LEGACY, false),
-        (HIGH_MEMORY, memory, true),
+        (0, LOW_MEMORY_END, Use::Any),
+        (LOW_MEMORY_END, TABLES, Use::Reserved),
+        (TABLES, TABLES_END, Use::Tables),
+        (HIGH_MEMORY, memory, Use::Any),
     ]
 }
 
@@ -96,7 +113,8 @@ impl GuestMemory {
             size: kernel_size,
             memory: size,
         })?;
-        let usable = memory_map(size).into_iter().filter(|range| range.2);
+        let usable = memory_map(size).into_iter();
+        let usable = usable.filter(|range| range.2 == Use::Any);
         let pages = usable
             .flat_map(|(start, end, _)| (start..end).step_by(PAGE as usize))
             .map(|address| (address, Page::Empty))

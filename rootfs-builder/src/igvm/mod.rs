@@ -3,7 +3,8 @@
 //! guest whose memory the host can't read. What the processor's firmware will
 //! measure of it is known beforehand.
 //!
-//! - [`kernel`], [`boot`], [`layout`] and [`context`] say what lies where;
+//! - [`kernel`], [`boot`], [`tables`], [`layout`] and [`context`] say what lies
+//!   where;
 //! - [`measure`] is what the firmware does, [`identity`] what it is told to
 //!   insist on;
 //! - [`read`] reads a file from whatever source, and [`expected`] says what is
@@ -19,6 +20,7 @@ mod layout;
 pub mod measure;
 pub mod read;
 pub mod reference;
+mod tables;
 mod words;
 
 use crate::digest::Digest;
@@ -208,6 +210,7 @@ pub fn build(request: &Request) -> Result<Reference, IgvmError> {
     let mark = if confidential { boot::ENCRYPTED } else { 0 };
     memory.put(layout::PAGE_TABLES, &boot::page_tables(mark));
     memory.put(layout::COMMAND_LINE, command_line.as_bytes());
+    memory.put(layout::TABLES, &tables::tables());
     if confidential {
         memory.put(layout::CONFIDENTIAL, &boot::confidential_blob());
         memory.put_page(layout::CPUID, Page::Cpuid);
