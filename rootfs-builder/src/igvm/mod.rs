@@ -209,7 +209,8 @@ pub fn build(request: &Request) -> Result<Reference, IgvmError> {
     memory.put(layout::DESCRIPTORS, &boot::descriptors());
     let mark = if confidential { boot::ENCRYPTED } else { 0 };
     memory.put(layout::PAGE_TABLES, &boot::page_tables(mark));
-    memory.put(layout::COMMAND_LINE, command_line.as_bytes());
+    // With its NUL: an empty one, too, has a page.
+    memory.put(layout::COMMAND_LINE, format!("{command_line}\0").as_bytes());
     memory.put(layout::TABLES, &tables::tables());
     if confidential {
         memory.put(layout::CONFIDENTIAL, &boot::confidential_blob());
