@@ -19,7 +19,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tardigrade_tests::built;
-use tardigrade_tests::images::{root_disk, verity_initrd};
+use tardigrade_tests::images::{no_initrd, root_disk, verity_initrd};
 use tardigrade_tests::machine::{self, Failure};
 use tardigrade_tests::root_disks;
 
@@ -148,33 +148,55 @@ exec '{qemu}' "$@"
     program
 }
 
+/// Makes a file of that kernel and initrd, and of a root disk with a hash tree;
+/// boots it and runs a container.
+async fn boots(kernel: &Path, directory: &Path, initrd: Option<&Path>) -> Result<(), Failure> {
+    let (disk, _) = root_disk(directory, &["--layout", "verity"]);
+    let unused = no_initrd(directory);
+    let spec = root_disks::spec(directory, &unused, &disk, "");
+    let file = directory.join("guest.igvm");
+    let mut maker = Command::new(built("release/rootfs-builder"));
+    maker
+        .args(["igvm", "--platform", "native", "--memory"])
+        .arg(MEMORY_MIB.to_string())
+        .arg("--kernel")
+        .arg(kernel)
+        .arg("--manifest")
+        .arg(disk.with_extension("img.json"))
+        .args(["--cmdline", &spec.cmdline, "--output"])
+        .arg(&file);
+    if let Some(initrd) = initrd {
+        maker.arg("--initrd").arg(initrd);
+    }
+    let made = maker.output()?;
+    let error = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "{error}");
+
+    let qemu = machine::qemu_at(Some(qemu_with(directory, &file))).await?;
+    let script = format!("{}; cat /proc/cmdline", root_disks::erofs_script());
+    let said = root_disks::boot_and_ask(&qemu, &spec, &script).await?;
+    root_disks::see_erofs(&said);
+    assert!(said.contains("dm-mod.create=\"root,,,ro,0 "), "{said}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_guest_of_an_igvm_file_runs_its_workload_from_the_root_disk_that_the_file_names()
 -> Result<(), Failure> {
     let (_guard, directory) = machine::directory();
-    let (disk, _) = root_disk(&directory, &["--layout", "verity"]);
-    let initrd = verity_initrd(&directory, "zstd");
-    let spec = root_disks::spec(&directory, &initrd, &disk, "");
-    let file = directory.join("guest.igvm");
-    let made = Command::new(built("release/rootfs-builder"))
-        .args(["igvm", "--platform", "native", "--memory"])
-        .arg(MEMORY_MIB.to_string())
-        .arg("--kernel")
-        .arg(&spec.kernel)
-        .arg("--initrd")
-        .arg(&initrd)
-        .arg("--manifest")
-        .arg(disk.with_extension("img.json"))
-        .args(["--cmdline", &spec.cmdline, "--output"])
-        .arg(&file)
-        .output()?;
-    let error = String::from_utf8_lossy(&made.stderr);
-    assert!(made.status.success(), "{error}");
+    let packed = directory.join("packed");
+    std::fs::create_dir(&packed)?;
+    let initrd = verity_initrd(&packed, "zstd");
+    boots(&built("guest/vmlinuz"), &directory, Some(&initrd)).await
+}
 
-    let qemu = machine::qemu_at(Some(qemu_with(&directory, &file))).await?;
-    let script = format!("{}; cat /proc/cmdline", root_disks::erofs_script());
-    let said = root_disks::boot_and_ask(&qemu, &spec, &script).await?;
-    root_disks::see_erofs(&said);
-    assert!(said.contains("\ndm-mod.create=\"root,,,ro,0 "), "{said}");
-    Ok(())
+mod own_kernel {
+    use super::{Failure, boots, machine};
+    use tardigrade_tests::images;
+
+    #[tokio::test]
+    async fn a_guest_of_an_igvm_file_runs_its_workload_without_an_initrd() -> Result<(), Failure> {
+        let (_guard, directory) = machine::directory();
+        boots(&images::own_kernel(), &directory, None).await
+    }
 }
