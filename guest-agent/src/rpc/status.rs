@@ -1,7 +1,7 @@
 //! The one table that picks the ttrpc code of a failed request.
 
 use super::convert::ConvertError;
-use crate::service::error::ServiceError;
+use crate::service::error::{ServiceError, with_causes};
 use guest_runtime::network::NetworkError;
 use guest_runtime::shared_files::SharedFileError;
 use ttrpc::Code;
@@ -53,14 +53,6 @@ impl From<ConvertError> for ttrpc::Error {
     }
 }
 
-/// The error and its causes on one line: no backtrace, no debug form.
 fn status(code: Code, error: &dyn std::error::Error) -> ttrpc::Error {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    ttrpc::Error::RpcStatus(ttrpc::get_status(code, text))
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, with_causes(error)))
 }

@@ -6,6 +6,7 @@ use guest_runtime::network::NetworkError;
 use guest_runtime::shared_files::SharedFileError;
 use guest_runtime::storage::StorageError;
 use guest_runtime::{ContainerId, ExecId};
+use std::error::Error;
 use std::io;
 use std::time::Duration;
 
@@ -63,8 +64,8 @@ pub(crate) enum ServiceError {
     TooManyQuestions,
     #[error("mem-agent is disabled")]
     MemoryAgentDisabled,
-    #[error("mem-agent: the kernel has no {missing}")]
-    MemoryAgentUnavailable { missing: String },
+    #[error("mem-agent: {reason}")]
+    MemoryAgentUnavailable { reason: String },
     #[error("{call}")]
     System {
         call: &'static str,
@@ -83,4 +84,16 @@ impl ServiceError {
     pub(crate) fn system(call: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { call, source }
     }
+}
+
+/// The error and its causes on one line: no backtrace, no debug form.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }

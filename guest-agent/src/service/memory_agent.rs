@@ -6,7 +6,7 @@
 //! waits for the piece under way, and a compaction is killed for it.
 
 use super::Agent;
-use super::error::ServiceError;
+use super::error::{ServiceError, with_causes};
 use super::recipes::blocking;
 use authz::Authorized;
 use guest_runtime::container::ProcessSpec;
@@ -14,6 +14,7 @@ use guest_runtime::memory::{
     self, COMPACT_WORD, Compaction, CompactionChange, CompactionSettings, MemoryError, OutOfRange,
     PRESSURE, PressureAlarm, Reading, Reclaim, ReclaimChange, ReclaimSettings,
 };
+use guest_runtime::process::{ExitStatus, Process};
 use slog::{debug, info, warn};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,6 +25,9 @@ use tokio::time::Instant;
 const SIGKILL: i32 = 9;
 /// The agent itself, for a process of its: a copy of what it was started from.
 const OWN_PROGRAM: &str = "/proc/self/exe";
+/// How long a killed compaction may take to be gone: the kernel looks for the
+/// signal between two blocks of pages.
+const KILL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Other settings for the reclaim of the workload's memory.
 #[derive(Debug)]
@@ -112,14 +116,18 @@ impl Agent {
                     );
                 }
             }
-            Err(error) => warn!(self.log, "memory is not reclaimed"; "error" => %error),
+            Err(error) => {
+                warn!(self.log, "memory is not reclaimed"; "error" => with_causes(error));
+            }
         }
         match &memory_agent.compaction {
             Ok(settings) => {
                 info!(self.log, "memory is compacted");
                 tokio::spawn(self.clone().compact_for_ever(settings.subscribe()));
             }
-            Err(error) => warn!(self.log, "memory is not compacted"; "error" => %error),
+            Err(error) => {
+                warn!(self.log, "memory is not compacted"; "error" => with_causes(error));
+            }
         }
     }
 
@@ -133,7 +141,7 @@ impl Agent {
         let mut last = Instant::now();
         while let Some(settings) = next_period(&mut settings, due, &mut last).await {
             if let Err(error) = self.reclaim(&reclaimer, settings).await {
-                debug!(self.log, "reclaim memory"; "error" => %error);
+                self.log_failure("reclaim memory", &error);
             }
         }
     }
@@ -163,57 +171,74 @@ impl Agent {
     async fn compact_for_ever(self: Arc<Self>, mut settings: watch::Receiver<CompactionSettings>) {
         let due = |settings: &CompactionSettings| (!settings.disabled).then_some(settings.period);
         let mut last = Instant::now();
-        let mut compaction = Compaction::default();
-        let mut before = Reading::of(Path::new(PRESSURE));
+        let mut compactor = Compactor::default();
+        let mut before = pressure().await;
         while let Some(settings) = next_period(&mut settings, due, &mut last).await {
-            let now = Reading::of(Path::new(PRESSURE));
+            let now = pressure().await;
             let is_calm = match (&before, &now) {
                 (Ok(before), Ok(now)) => !now.exceeds(before, settings.period_pressure_limit),
                 _ => false,
             };
             before = now;
-            if !is_calm || !self.lifecycle.is_running() {
+            if !is_calm || !self.lifecycle.is_running() || compactor.is_stuck() {
                 continue;
             }
-            if let Err(error) = self.compact(&mut compaction, &settings).await {
-                debug!(self.log, "compact memory"; "error" => %error);
+            if let Err(error) = self.compact(&mut compactor, &settings).await {
+                self.log_failure("compact memory", &error);
             }
         }
     }
 
     async fn compact(
         self: &Arc<Self>,
-        compaction: &mut Compaction,
+        compactor: &mut Compactor,
         settings: &CompactionSettings,
     ) -> Result<(), ServiceError> {
         let order = settings.order;
-        let small = blocking(move || Compaction::in_small_pieces(order));
-        let small = small.await?.map_err(failed("count free memory"))?;
-        if !compaction.is_due(small, settings) {
+        let small = in_small_pieces(order).await?;
+        if !compactor.compaction.is_due(small, settings) {
             return Ok(());
         }
         let agent = Arc::clone(self);
         let (limit, time) = (settings.pressure_limit, settings.time_max);
-        let ended = self
+        let (ended, process) = self
             .recipes
             .run(async move { agent.compact_once(limit, time).await })
             .await?;
-        let left = blocking(move || Compaction::in_small_pieces(order));
-        let left = left.await?.map_err(failed("count free memory"))?;
-        compaction.ended(left);
+        let has_ended = process.has_ended();
+        compactor.last = Some(process);
+        if !has_ended {
+            return Err(ServiceError::Deadline {
+                call: "kill a compaction",
+            });
+        }
+        let left = in_small_pieces(order).await?;
+        compactor.compaction.ended(left);
         debug!(self.log, "compacted memory"; "small" => small, "left" => left, "ended" => ended);
         Ok(())
     }
 
     /// Has a process do it, and kills that when it takes too long, when others
-    /// wait for memory, and for a freeze. Which of them it was.
+    /// wait for memory, and for a freeze. Which of them it was, and the process,
+    /// which has ended unless it hangs in the kernel.
     async fn compact_once(
         &self,
         pressure_limit: u8,
         time_max: Duration,
-    ) -> Result<&'static str, ServiceError> {
+    ) -> Result<(&'static str, Process), ServiceError> {
         self.lifecycle.require_running("compact memory")?;
-        let alarm = PressureAlarm::set(pressure_limit).map_err(failed("watch for pressure"))?;
+        let alarm = blocking(move || PressureAlarm::set(pressure_limit)).await?;
+        let alarm = alarm.map_err(failed("watch for pressure"))?;
+        let outcome = self.compact_unless(&alarm, time_max).await;
+        blocking(move || drop(alarm)).await?;
+        outcome
+    }
+
+    async fn compact_unless(
+        &self,
+        alarm: &PressureAlarm,
+        time_max: Duration,
+    ) -> Result<(&'static str, Process), ServiceError> {
         let mut process = ProcessSpec::guest_root();
         process.args = [OWN_PROGRAM, COMPACT_WORD].map(String::from).into();
         let started = self.launcher()?.exec_in_guest(&process, false).await;
@@ -223,17 +248,67 @@ impl Agent {
                 source: std::io::Error::other(source),
             })?
             .process;
+        debug!(self.log, "compacting memory"; "pid" => compactor.pid());
         let ended = tokio::select! {
-            status = compactor.wait() => if status.code() == 0 { "whole" } else { "failed" },
+            status = compactor.wait() => compacted(status)?,
             () = alarm.rings() => "pressure",
             () = tokio::time::sleep(time_max) => "time",
             () = self.lifecycle.quiesce_begins() => "quiesce",
         };
         // It may have ended by itself.
         let _ = compactor.signal(SIGKILL);
-        compactor.wait().await;
-        Ok(ended)
+        let _ = tokio::time::timeout(KILL_DEADLINE, compactor.wait()).await;
+        Ok((ended, compactor))
     }
+
+    fn log_failure(&self, job: &'static str, error: &ServiceError) {
+        match error {
+            // A freeze was faster.
+            ServiceError::WrongState { .. } => {
+                debug!(self.log, "not now"; "job" => job, "error" => %error);
+            }
+            error => warn!(self.log, "failed"; "job" => job, "error" => with_causes(error)),
+        }
+    }
+}
+
+/// What the job knows from one period to the next.
+#[derive(Debug, Default)]
+struct Compactor {
+    compaction: Compaction,
+    /// The process that did it last.
+    last: Option<Process>,
+}
+
+impl Compactor {
+    /// Whether the last one was killed and hangs in the kernel: another would
+    /// only join it.
+    fn is_stuck(&self) -> bool {
+        self.last.as_ref().is_some_and(|last| !last.has_ended())
+    }
+}
+
+/// What the process that did it has told by its end.
+fn compacted(status: ExitStatus) -> Result<&'static str, ServiceError> {
+    let source = match status {
+        ExitStatus::Exited(0) => return Ok("whole"),
+        ExitStatus::Exited(errno) => std::io::Error::from_raw_os_error(errno),
+        other => std::io::Error::other(format!("the process ended with {}", other.code())),
+    };
+    Err(ServiceError::System {
+        call: "have the kernel compact memory",
+        source,
+    })
+}
+
+async fn pressure() -> Result<Reading, ServiceError> {
+    let reading = blocking(|| Reading::of(Path::new(PRESSURE))).await?;
+    reading.map_err(failed("read the pressure"))
+}
+
+async fn in_small_pieces(order: u32) -> Result<u64, ServiceError> {
+    let pages = blocking(move || Compaction::in_small_pieces(order)).await?;
+    pages.map_err(failed("count free memory"))
 }
 
 fn outer(container: &Arc<super::container::Container>) -> PathBuf {
@@ -270,14 +345,11 @@ fn merge<T: Clone>(
     settings: &Result<watch::Sender<T>, MemoryError>,
     change: impl FnOnce(&mut T) -> Result<(), OutOfRange>,
 ) -> Result<(), ServiceError> {
-    let sender = settings.as_ref().map_err(|error| match error {
-        MemoryError::Missing(what) => ServiceError::MemoryAgentUnavailable {
-            missing: (*what).into(),
-        },
-        other => ServiceError::MemoryAgentUnavailable {
-            missing: other.to_string(),
-        },
-    })?;
+    let sender = settings
+        .as_ref()
+        .map_err(|error| ServiceError::MemoryAgentUnavailable {
+            reason: with_causes(error),
+        })?;
     let mut outcome = Ok(());
     sender.send_if_modified(|settings| {
         outcome = change(settings);

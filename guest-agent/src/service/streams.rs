@@ -2,7 +2,7 @@
 //! a stream of the transport, whose own back-pressure bounds them.
 
 use super::Agent;
-use super::error::ServiceError;
+use super::error::{ServiceError, with_causes};
 use super::identity::{random_bytes, random_hex};
 use super::process::{Output, ProcessEntry};
 use authz::Authorized;
@@ -231,15 +231,7 @@ fn process_spec(container: Option<&ProcessSpec>, request: ExecStream) -> Process
 }
 
 fn explain(error: &ExecError) -> String {
-    let mut text = format!("exec: {error}");
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text.push('\n');
-    text
+    format!("exec: {}\n", with_causes(error))
 }
 
 /// Moves bytes until the process has ended and its output is drained, or the

@@ -23,21 +23,18 @@ pub struct Compaction {
 /// Whether the kernel can do it, and counts what it needs.
 ///
 /// # Errors
-/// What the kernel has not.
+/// What the kernel has not, or what of it cannot be read.
 pub fn compaction_is_there() -> Result<(), MemoryError> {
-    if super::Reading::of(Path::new(super::PRESSURE)).is_err() {
-        return Err(MemoryError::Missing(
-            "pressure stall information (CONFIG_PSI, psi=1)",
-        ));
-    }
+    super::Reading::of(Path::new(super::PRESSURE))?;
     if [COMPACT, FREE].iter().all(|path| Path::new(path).exists()) {
         return Ok(());
     }
     Err(MemoryError::Missing("compaction (CONFIG_COMPACTION)"))
 }
 
-/// Has the kernel put all memory together, and ends when it has: the work of a
-/// process of its own, which SIGKILL ends at any point.
+/// Has the kernel put all memory together, and ends when it has, with an error's
+/// number if it has not: the work of a process of its own, which SIGKILL ends at
+/// any point.
 #[must_use]
 pub fn compact_main() -> ExitCode {
     let compacted = OpenOptions::new()
@@ -46,7 +43,10 @@ pub fn compact_main() -> ExitCode {
         .and_then(|mut file| file.write_all(b"1"));
     match compacted {
         Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+        Err(error) => match error.raw_os_error().map(u8::try_from) {
+            Some(Ok(errno)) => errno.into(),
+            _ => ExitCode::FAILURE,
+        },
     }
 }
 

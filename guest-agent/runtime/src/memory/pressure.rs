@@ -26,11 +26,16 @@ impl Reading {
     /// Reads a `memory.pressure` of cgroup v2, or [`super::PRESSURE`].
     ///
     /// # Errors
-    /// Those of the file: it is not there, or says EOPNOTSUPP, where the kernel
-    /// does not count.
+    /// [`MemoryError::Missing`] where the kernel does not count: the file is not
+    /// there, or says EOPNOTSUPP. Otherwise those of the file.
     pub fn of(file: &Path) -> Result<Self, MemoryError> {
         let at = Instant::now();
-        let text = fs::read_to_string(file).map_err(failed("read", file))?;
+        let text = fs::read_to_string(file).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::Unsupported => {
+                MemoryError::Missing("pressure stall information (CONFIG_PSI, psi=1)")
+            }
+            _ => failed("read", file)(error),
+        })?;
         let waited = parse(&text).ok_or_else(|| io::ErrorKind::InvalidData.into());
         let waited = waited.map_err(failed("parse", file))?;
         Ok(Self { waited, at })
@@ -64,7 +69,8 @@ pub struct PressureAlarm {
 
 impl PressureAlarm {
     /// Rings when more than `limit` hundredths of a second were waited within
-    /// one. To be called in a tokio runtime.
+    /// one. To be called in a tokio runtime; this and the end of it wait for the
+    /// kernel.
     ///
     /// # Errors
     /// Those of the file [`super::PRESSURE`].
@@ -88,11 +94,12 @@ impl PressureAlarm {
     }
 }
 
-/// A limit of nothing is any at all: the kernel takes no zero.
+/// A limit of nothing is any at all: the kernel takes no zero. The last byte ends
+/// the text: whatever it is, the kernel writes a zero over it.
 fn alarm(limit: u8) -> String {
     let window = WINDOW.as_micros();
     let waited = (window * u128::from(limit.min(100)) / 100).max(1);
-    format!("some {waited} {window}")
+    format!("some {waited} {window}\0")
 }
 
 #[cfg(test)]
@@ -112,9 +119,9 @@ mod tests {
 
     #[test]
     fn an_alarm_is_one_that_the_kernel_takes() {
-        assert_eq!(alarm(0), "some 1 1000000");
-        assert_eq!(alarm(5), "some 50000 1000000");
-        assert_eq!(alarm(255), "some 1000000 1000000");
+        assert_eq!(alarm(0), "some 1 1000000\0");
+        assert_eq!(alarm(5), "some 50000 1000000\0");
+        assert_eq!(alarm(255), "some 1000000 1000000\0");
     }
 
     proptest! {

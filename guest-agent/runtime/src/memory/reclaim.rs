@@ -60,13 +60,9 @@ impl Reclaim {
     /// pages, if it can.
     ///
     /// # Errors
-    /// What the kernel has not.
+    /// What the kernel has not, or what of it cannot be read.
     pub fn open(hierarchy: &Path, workload: &Path) -> Result<Self, MemoryError> {
-        if Reading::of(&workload.join("memory.pressure")).is_err() {
-            return Err(MemoryError::Missing(
-                "pressure stall information (CONFIG_PSI, psi=1)",
-            ));
-        }
+        Reading::of(&workload.join("memory.pressure"))?;
         let generations = Generations::open();
         if generations.is_none() && !workload.join(RECLAIM).exists() {
             return Err(MemoryError::Missing(
@@ -392,6 +388,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let refused = Reclaim::open(directory.path(), directory.path()).unwrap_err();
         assert!(refused.to_string().contains("CONFIG_PSI"), "{refused}");
+        // One that counts, and says what nobody understands, is another matter.
+        fs::write(directory.path().join("memory.pressure"), "x").unwrap();
+        let refused = Reclaim::open(directory.path(), directory.path()).unwrap_err();
+        assert!(refused.to_string().starts_with("parse /"), "{refused}");
     }
 
     #[test]
