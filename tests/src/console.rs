@@ -1,11 +1,73 @@
-//! A machine that is only listened to: for boots that are to fail.
+//! What machines say on their consoles: one that is only listened to, for boots
+//! that are to fail, and those that tell what the agent does.
 
 use crate::built;
+use crate::machine::Failure;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 
 /// In seconds; a machine that has not ended then is ended.
 const DEADLINE: &str = "240";
+/// How long words are waited for, of an emulated guest on a shared machine.
+const HEAR_DEADLINE: Duration = Duration::from_secs(120);
+
+/// The console of a machine, and what it has said since somebody listens.
+#[derive(Debug)]
+pub struct Console {
+    stream: UnixStream,
+    said: Vec<u8>,
+}
+
+impl Console {
+    /// Listens to the console whose socket is `path`.
+    ///
+    /// # Errors
+    /// Those of connect(2).
+    pub async fn connect(path: &Path) -> std::io::Result<Self> {
+        let stream = UnixStream::connect(path).await?;
+        let said = Vec::new();
+        Ok(Self { stream, said })
+    }
+
+    /// Waits until it has said a line with these words; all that it has said.
+    ///
+    /// # Errors
+    /// It ends before, or does not say them in time.
+    pub async fn hear(&mut self, words: &str) -> Result<String, Failure> {
+        let listening = async {
+            loop {
+                let said = String::from_utf8_lossy(&self.said).into_owned();
+                let mut lines = said.split_inclusive('\n');
+                if lines.any(|line| line.contains(words) && line.ends_with('\n')) {
+                    return Ok(said);
+                }
+                let mut part = [0; 4096];
+                let length = self.stream.read(&mut part).await?;
+                if length == 0 {
+                    return Err(format!("the console has ended: {said}").into());
+                }
+                self.said.extend_from_slice(&part[..length]);
+            }
+        };
+        match tokio::time::timeout(HEAR_DEADLINE, listening).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let said = String::from_utf8_lossy(&self.said);
+                Err(format!("{words:?} is not said: {said}").into())
+            }
+        }
+    }
+
+    /// Reads on until it ends: otherwise the guest's console would fill up.
+    pub async fn drain(mut self) {
+        let mut rest = Vec::new();
+        // It may end in any way.
+        let _ = self.stream.read_to_end(&mut rest).await;
+    }
+}
 
 /// What became of such a machine.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 //! it that were never thawed.
 
 use crate::built;
+use crate::console::Console;
 use agent_client::{AgentClient, ContainerConfig, ExecConfig, ExecEvent, Rootfs, SandboxConfig};
 use hypervisor::qemu::{ProbeRequest, Qemu, probe};
 use hypervisor::{
@@ -12,7 +13,6 @@ use protocols::{AgentAddress, Link, port};
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::UnixStream;
 
 /// Every wait here is for an emulated guest on a shared machine.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -269,13 +269,13 @@ impl Machine {
         state: &Path,
         saved: &VmSpec,
         directory: &Path,
-    ) -> Result<(Self, UnixStream), Failure> {
+    ) -> Result<(Self, Console), Failure> {
         let Backing::FileBacked { path, .. } = &saved.memory.backing else {
             return Err("the saved memory is in no file".into());
         };
         let copy = copy_of(saved, path, directory)?;
         let vm = qemu.restore(state, &copy, &Rebind::default()).await?;
-        let console = UnixStream::connect(&copy.console).await?;
+        let console = Console::connect(&copy.console).await?;
         vm.resume().await?;
         Ok((Self::connect(vm, &copy).await?, console))
     }

@@ -17,8 +17,6 @@ mod own_kernel {
     use std::time::{Duration, Instant};
     use tardigrade_tests::images::{agent_initrd, busybox, own_kernel};
     use tardigrade_tests::machine::{self, Machine, set_generation};
-    use tokio::io::AsyncReadExt;
-    use tokio::net::UnixStream;
 
     const DEADLINE: Duration = Duration::from_secs(120);
     /// Counts, for as long as it runs.
@@ -61,24 +59,6 @@ mod own_kernel {
         let (_, log) = machine.exec_in_guest(&busybox).await.unwrap();
         log.matches("crng reseeded due to virtual machine fork")
             .count()
-    }
-
-    async fn hear(console: &mut UnixStream, words: &str) {
-        let mut heard = Vec::new();
-        let listening = async {
-            loop {
-                let mut part = [0; 4096];
-                let length = console.read(&mut part).await.unwrap();
-                heard.extend_from_slice(&part[..length]);
-                let said = String::from_utf8_lossy(&heard);
-                assert!(length > 0, "the console has ended: {said}");
-                if said.contains(words) {
-                    return;
-                }
-            }
-        };
-        let heard = tokio::time::timeout(DEADLINE, listening).await;
-        assert!(heard.is_ok(), "{words:?} is not said");
     }
 
     fn own_life(quiesce_id: agent_client::QuiesceId) -> ThawOrder {
@@ -125,12 +105,8 @@ mod own_kernel {
         let (_kept, directory) = machine::directory();
         let resumed = Machine::resume_and_listen(&qemu, &template, &spec, &directory).await;
         let (copy, mut console) = resumed.unwrap();
-        hear(&mut console, FROZEN).await;
-        // Read on, or the guest's console would fill up.
-        let draining = tokio::spawn(async move {
-            let mut rest = Vec::new();
-            let _ = console.read_to_end(&mut rest).await;
-        });
+        console.hear(FROZEN).await.unwrap();
+        let draining = tokio::spawn(console.drain());
         let serves = copy.agent.check(DEADLINE).await.unwrap_err();
         assert!(serves.to_string().contains("does not serve"), "{serves}");
         let refused = copy.exec(&["true"]).await.unwrap_err().to_string();

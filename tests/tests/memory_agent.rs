@@ -1,16 +1,17 @@
 //! The memory agent of a real guest: what containers have read and no longer use
-//! is taken back, by generations of pages and by `memory.reclaim`, and a freeze
-//! waits for none of it.
+//! is taken back, by generations of pages and by `memory.reclaim`; free memory is
+//! put together; and a freeze waits for none of it.
 
 #![expect(
     clippy::unwrap_used,
     reason = "a test ends where something is not as expected"
 )]
 
-use agent_client::{MemoryCompaction, MemoryReclaim, Purpose};
+use agent_client::{ClientError, MemoryCompaction, MemoryReclaim, Purpose, StatusCode};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use tardigrade_tests::console::Console;
 use tardigrade_tests::images;
 use tardigrade_tests::machine::{self, Machine, ROOTFS};
 
@@ -20,6 +21,9 @@ const DEADLINE: Duration = Duration::from_secs(120);
 const READ: usize = 24 << 20;
 /// What it may keep of that.
 const KEPT: u64 = 4 << 20;
+/// The most that a freeze may wait for a compaction: far less than one may take,
+/// and than a freeze may.
+const FREEZE: Duration = Duration::from_secs(5);
 
 /// A disk with busybox, and a file to be read.
 fn disk(directory: &Path) -> std::path::PathBuf {
@@ -28,7 +32,7 @@ fn disk(directory: &Path) -> std::path::PathBuf {
         fs::create_dir_all(tree.join(place)).unwrap();
     }
     fs::copy("/bin/busybox", tree.join("bin/busybox")).unwrap();
-    for applet in ["sh", "cat", "sleep"] {
+    for applet in ["sh", "cat", "dd", "sleep"] {
         std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet)).unwrap();
     }
     // Of pages that are all different: none is left out of the image.
@@ -118,6 +122,90 @@ async fn what_a_container_no_longer_uses_is_taken_by_generations() {
 #[tokio::test]
 async fn what_a_container_no_longer_uses_is_taken_where_nobody_sees_generations() {
     takes_back_what_was_read("debugfs=off").await;
+}
+
+/// Has free memory be put together once a second, whatever it is like.
+async fn compact(machine: &Machine) {
+    let change = MemoryCompaction {
+        disabled: Some(false),
+        period_secs: Some(1),
+        compact_force_times: Some(0),
+        ..MemoryCompaction::default()
+    };
+    let changed = machine.agent.set_memory_compaction(&change, DEADLINE).await;
+    changed.unwrap();
+}
+
+#[tokio::test]
+async fn free_memory_is_put_together_by_the_kernel_and_pages_are_moved_for_it() {
+    let (_kept, directory) = machine::directory();
+    let machine = boot(&directory, "").await;
+    read(&machine).await;
+    let counted = async |word| number(&machine, "/proc/vmstat", word).await;
+    let words = [
+        "compact_migrate_scanned",
+        "compact_free_scanned",
+        "pgmigrate_success",
+    ];
+    let mut before = Vec::new();
+    for word in words {
+        before.push(counted(word).await);
+    }
+    // It is off: whoever else may do it has no reason to.
+    for (word, before) in words.into_iter().zip(&before) {
+        assert_eq!(counted(word).await, *before, "{word}");
+    }
+    compact(&machine).await;
+    let begun = Instant::now();
+    for (word, before) in words.into_iter().zip(before) {
+        while counted(word).await == before {
+            assert!(begun.elapsed() < DEADLINE, "{word} stays at {before}");
+        }
+        eprintln!("{word} has grown after {:?}", begun.elapsed());
+    }
+    let refused = MemoryCompaction {
+        compact_order: Some(11),
+        ..MemoryCompaction::default()
+    };
+    let refused = machine
+        .agent
+        .set_memory_compaction(&refused, DEADLINE)
+        .await;
+    assert!(
+        matches!(&refused, Err(ClientError::Status { code, .. }) if *code == StatusCode::InvalidArgument),
+        "{refused:?}"
+    );
+    machine.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_freeze_in_the_middle_of_a_compaction_has_it_killed() {
+    let (_kept, directory) = machine::directory();
+    let machine = boot(&directory, "agent.log=debug").await;
+    let mut console = Console::connect(&directory.join("console.sock"))
+        .await
+        .unwrap();
+    // Much to be moved.
+    read(&machine).await;
+    let script = "dd if=/dev/zero of=/tmp/much bs=1048576 count=64 && echo written";
+    let (status, said) = machine.exec(&["sh", "-c", script]).await.unwrap();
+    assert_eq!((status, said.as_str()), (0, "written\n"));
+    compact(&machine).await;
+    console.hear("compacting memory").await.unwrap();
+    let begun = Instant::now();
+    machine
+        .agent
+        .quiesce(Purpose::Template, DEADLINE)
+        .await
+        .unwrap();
+    let waited = begun.elapsed();
+    assert!(waited < FREEZE, "{waited:?}");
+    let said = console.hear("compacted memory").await.unwrap();
+    let end = said.lines().find(|line| line.contains("compacted memory"));
+    eprintln!("frozen after {waited:?}: {end:?}");
+    let was_killed = end.is_some_and(|line| line.contains("\"ended\":\"quiesce\""));
+    assert!(was_killed, "{said}");
+    machine.kill().await.unwrap();
 }
 
 #[tokio::test]
