@@ -32,6 +32,14 @@ async fn check(guest: &Guest) -> Duration {
     begun.elapsed()
 }
 
+/// Calls on a connection that is used later: the agent gives up one on which
+/// nothing is said for some seconds, and a busy machine takes longer.
+async fn heard(guest: &Guest) -> Calls {
+    let calls = Calls(guest.client().await);
+    assert!(calls.remove("nothing").await.is_err());
+    calls
+}
+
 #[tokio::test]
 async fn a_full_pipe_holds_up_its_own_container_alone() {
     let Some(guest) = Guest::start().await else {
@@ -89,7 +97,7 @@ async fn health_is_answered_while_a_filter_is_made_and_while_a_hook_runs() {
     let Some(guest) = Guest::start().await else {
         return;
     };
-    let calls = Calls(guest.client().await);
+    let calls = heard(&guest).await;
     let mut request = container(&guest, "filtered", &["true"]);
     let linux = request.OCI.mut_or_insert_default().Linux.as_mut().unwrap();
     linux.Seccomp = Some(endless_profile()).into();
@@ -221,10 +229,7 @@ async fn nothing_is_left_of_many_containers_whose_clients_vanish_at_random() {
     eprintln!("seed {seed}");
     let mut random = Random(seed);
     // The agent's threads and heap are there before it is counted.
-    let calls = Calls(guest.client().await);
-    // A connection on which nothing is ever said is given up by the agent, and a
-    // storm on a busy machine takes longer.
-    assert!(calls.remove("nothing").await.is_err());
+    let calls = heard(&guest).await;
     let begun = Instant::now();
     let first = container(&guest, "first", &["sleep", "1000"]);
     live(guest.client().await, first, "first".into()).await;
