@@ -136,6 +136,31 @@ fn a_container_sees_directories_of_the_host_and_writes_where_it_may() {
 }
 
 #[test]
+fn no_guest_leaves_a_program_that_runs_as_its_directorys_owner() {
+    let Some(shared) = Shared::new() else { return };
+    let id = shared.run();
+    // What busybox copies it makes with the mode that it has.
+    let said = shared.shell(
+        &id,
+        "b=/bin/busybox; $b cp $b /own && $b chmod 6755 /own && $b cp /own /data/copied; \
+         $b cp -p /own /data/kept 2>/dev/null; $b cp $b /data/program; \
+         for mode in 4755 2755 6711; do \
+         $b chmod $mode /data/program 2>/dev/null && echo $mode; done; \
+         $b mkdir -m 2777 /data/directory 2>/dev/null; $b chmod 1751 /data/program; \
+         ls -l /own /data/program | $b cut -c1-10",
+    );
+    assert_eq!(said, "-rwsr-sr-x\n-rwxr-x--t\n");
+    let data = shared.path("data");
+    let mode = |name: &str| fs::metadata(data.join(name)).unwrap().mode() & 0o7777;
+    for name in ["copied", "kept", "program", "directory"] {
+        assert_eq!(mode(name) & 0o6000, 0, "{name}: {:o}", mode(name));
+    }
+    assert_eq!(mode("program"), 0o1751);
+    let length = |name: &str| fs::metadata(data.join(name)).unwrap().len();
+    assert_eq!(length("copied"), length("program"));
+}
+
+#[test]
 fn a_directory_outlives_its_supervisor_and_a_sandbox_does_not_outlive_its_virtiofsd() {
     let Some(shared) = Shared::new() else { return };
     let id = shared.run();

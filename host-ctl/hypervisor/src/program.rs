@@ -161,6 +161,7 @@ pub async fn printed(
         log: &log,
         output: Some(&output),
         keeps: None,
+        filter: None,
         cell: cell.as_ref(),
         cgroup: None,
     })?;

@@ -220,6 +220,7 @@ pub(super) fn launch(
         log: &log,
         output: None,
         keeps: None,
+        filter: None,
         cell: cell.as_ref(),
         cgroup: cgroup.as_ref(),
     })?;

@@ -107,6 +107,7 @@ async fn ask(program: &Path, confinement: &Confinement) -> Result<(Version, Stri
         log: &log_file,
         output: None,
         keeps: None,
+        filter: None,
         cell: cell.as_ref(),
         cgroup: None,
     })?;

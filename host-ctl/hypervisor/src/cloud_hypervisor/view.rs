@@ -338,6 +338,7 @@ mod tests {
             log: &File::create("/dev/null").unwrap(),
             output: Some(log.as_file()),
             keeps: None,
+            filter: None,
             cell: cell.as_ref(),
             cgroup: None,
         });
@@ -416,6 +417,7 @@ mod tests {
             log: &File::create("/dev/null").unwrap(),
             output: Some(log.as_file()),
             keeps: None,
+            filter: None,
             cell: cell.as_ref(),
             cgroup: None,
         });

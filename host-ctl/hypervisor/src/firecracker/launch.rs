@@ -205,6 +205,7 @@ pub(super) async fn launch(
         log: &log,
         output: None,
         keeps: None,
+        filter: None,
         cell: cell.as_ref(),
         cgroup: cgroup.as_ref(),
     })?;

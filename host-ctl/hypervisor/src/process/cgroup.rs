@@ -188,6 +188,7 @@ mod tests {
             log: &log,
             output: None,
             keeps: None,
+            filter: None,
             cell: cell.as_ref(),
             cgroup: Some(&cgroup),
         })?;

@@ -10,7 +10,7 @@
 use std::ffi::{CStr, CString};
 use std::fs::{DirBuilder, File, Metadata, Permissions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use rustix::process::{Gid, Uid, getpriority_user};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::{Deserialize, Serialize};
 
+use super::directory::{Given, OwnMount};
 use super::mount::{Attributes, UNCHANGED, set_attributes};
 use crate::error::Error;
 use crate::spec::VmSpec;
@@ -38,7 +39,9 @@ const ATTEMPTS: u32 = 64;
 const HIDDEN: [&CStr; 9] = [
     c"/boot", c"/home", c"/media", c"/mnt", c"/root", c"/run", c"/srv", c"/tmp", c"/var",
 ];
-/// What is seen in place of it; gone when the program runs.
+/// What is the kernel's, and no VMM writes to, whatever else it does.
+const KERNELS: [&CStr; 2] = [c"/proc", c"/sys"];
+/// What is seen in place of what is hidden; gone when the program runs.
 const EMPTY: &CStr = c"/dev/empty";
 /// What any VMM may open of /dev.
 const DEVICES: [&str; 5] = ["null", "zero", "random", "urandom", "kvm"];
@@ -168,6 +171,7 @@ impl Confinement {
             taps: needs.opens_taps,
             devices,
             user: self.user().map(|user| (user.uid, user.group)),
+            directory: None,
         }))
     }
 }
@@ -440,19 +444,33 @@ pub(crate) struct Cell {
     taps: bool,
     devices: Vec<Device>,
     user: Option<(u32, u32)>,
+    /// What it makes a mount of; it then sees nothing else of the host's users.
+    directory: Option<OwnMount>,
 }
 
 /// A step of a child that failed.
 pub(super) type Failed = (&'static str, Errno);
 
 impl Cell {
+    /// The same for a process that is given a directory.
+    pub(crate) fn with(self, given: &Given) -> Self {
+        Self {
+            directory: given.own().cloned(),
+            ..self
+        }
+    }
+
     /// Makes the mounts its own: nothing that it or others mount passes between
     /// them, and unless it has to, it writes to no file by its path. The
     /// descriptors it inherits are of our mounts, and not touched by that.
     ///
     /// One with a user of its own has no other processes in its /proc, and what
     /// hosts have for their users is empty to it, unless its program lies there.
-    pub(super) fn own_mounts(&self, program: &CStr) -> Result<(), Failed> {
+    /// That is so, too, for one that has made a mount of a directory, which this
+    /// gives.
+    pub(super) fn own_mounts(&self, program: &CStr) -> Result<Option<OwnedFd>, Failed> {
+        // As it is mounted on the host: all else is read-only from here on.
+        let directory = self.directory.as_ref().map(OwnMount::make).transpose()?;
         let mut wanted = Attributes {
             attr_set: libc::MOUNT_ATTR_NOSUID,
             propagation: libc::MS_PRIVATE,
@@ -461,15 +479,36 @@ impl Cell {
         if self.read_only {
             wanted.attr_set |= libc::MOUNT_ATTR_RDONLY;
         }
-        set_attributes(libc::AT_FDCWD, c"/", 0, &wanted)
-            .map_err(|errno| ("mount_setattr /", errno))?;
+        change(c"/", &wanted).map_err(|errno| ("mount_setattr /", errno))?;
+        if !self.read_only {
+            let read_only = Attributes {
+                attr_set: libc::MOUNT_ATTR_RDONLY,
+                ..UNCHANGED
+            };
+            for kernels in KERNELS {
+                match change(kernels, &read_only) {
+                    // There is none, or nothing mounted there.
+                    Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+                    Err(errno) => return Err(("mount_setattr /proc", errno)),
+                }
+            }
+        }
         let Some((uid, _)) = self.user else {
-            return Ok(());
+            if directory.is_some() {
+                hide_all_but(program, cover_by_nothing)?;
+            }
+            return Ok(directory);
         };
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        let flags =
+            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
         mount(c"none", c"/proc", c"proc", flags, None).map_err(|errno| ("mount /proc", errno))?;
         self.own_devices(uid)?;
-        hide_all_but(program)
+        // Nothing can be made in it.
+        make_passable(EMPTY).map_err(|errno| ("mkdir in /dev", errno))?;
+        hide_all_but(program, |hidden| mount_bind(EMPTY, hidden))?;
+        let removed = rustix::fs::unlinkat(CWD, EMPTY, AtFlags::REMOVEDIR);
+        removed.map_err(|errno| ("rmdir in /dev", errno))?;
+        Ok(directory)
     }
 
     /// Puts a /dev in place of the host's, with nothing in it but what is listed.
@@ -504,6 +543,11 @@ impl Cell {
     }
 }
 
+/// Changes a mount that is seen at a path, and all below it.
+fn change(path: &CStr, wanted: &Attributes) -> Result<(), Errno> {
+    set_attributes(libc::AT_FDCWD, path, 0, wanted)
+}
+
 /// Makes a directory for everyone, whatever our umask is.
 fn make_passable(path: &CStr) -> Result<(), Errno> {
     let passable = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
@@ -511,23 +555,27 @@ fn make_passable(path: &CStr) -> Result<(), Errno> {
     rustix::fs::chmodat(CWD, path, passable, AtFlags::empty())
 }
 
-/// Puts an empty directory in place of each hidden one that the program is not in.
-/// That directory is removed: nothing can be made in it.
-fn hide_all_but(program: &CStr) -> Result<(), Failed> {
-    make_passable(EMPTY).map_err(|errno| ("mkdir in /dev", errno))?;
+/// Puts something empty in place of each hidden directory that the program is not
+/// in.
+fn hide_all_but(program: &CStr, cover: impl Fn(&CStr) -> Result<(), Errno>) -> Result<(), Failed> {
     for hidden in HIDDEN {
         let rest = program.to_bytes().strip_prefix(hidden.to_bytes());
         if rest.is_some_and(|rest| rest.starts_with(b"/")) {
             continue;
         }
-        match mount_bind(EMPTY, hidden) {
+        match cover(hidden) {
             // It is not on every host.
             Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
             Err(errno) => return Err(("mount in place of what is hidden", errno)),
         }
     }
-    let removed = rustix::fs::unlinkat(CWD, EMPTY, AtFlags::REMOVEDIR);
-    removed.map_err(|errno| ("rmdir in /dev", errno))
+    Ok(())
+}
+
+/// Covers a directory where there is none to put in its place.
+fn cover_by_nothing(hidden: &CStr) -> Result<(), Errno> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
+    mount(c"none", hidden, c"tmpfs", flags, c"mode=555,size=4k")
 }
 
 #[cfg(test)]

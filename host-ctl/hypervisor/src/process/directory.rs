@@ -1,9 +1,14 @@
 //! A directory that is shared with a guest, as the process that serves it is
 //! given it.
 //!
-//! Where root shares it, that is a mount of its own, which is in no namespace: a
-//! directory that is only to be read is read-only there, whatever the process
-//! does. One with a user of its own sees the directory's owner as itself in it
+//! That is a mount of its own, which is in no namespace: it has nothing above it.
+//! A guest may send any name, "../file" too, and virtiofsd hands most of them to
+//! the kernel as they are: what keeps them in the directory is that mount. One
+//! that is only to be read is read-only there, whatever the process does. Where
+//! root shares it, we make it; else the process makes it for itself, before its
+//! program runs, in the mount namespace that it has of its own.
+//!
+//! One with a user of its own sees the directory's owner as itself in it
 //! (an idmapped mount), as far as the file system has such mounts: it writes what
 //! the owner may, what it makes is the owner's, and all other files are others'.
 #![expect(
@@ -11,9 +16,11 @@
     reason = "a process in a user namespace of its own has no safe interface"
 )]
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +29,7 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Pid, Signal, WaitOptions, geteuid, kill_process, waitpid};
 
-use super::confinement::{Confinement, User};
+use super::confinement::{Confinement, Failed, User};
 use super::mount::{Attributes, UNCHANGED, set_attributes};
 use super::spawn::last_errno;
 use crate::error::Error;
@@ -31,35 +38,77 @@ use crate::spec::SharedDirectory;
 /// The field that an error names.
 const FIELD: &str = "directories.path";
 
+/// As which number a process has the mount that it has made for itself.
+pub(super) const DIRECTORY: RawFd = 900;
+
 /// A shared directory, as whoever serves it gets at it.
 #[derive(Debug)]
 pub(crate) enum Given {
-    /// A descriptor.
-    Descriptor(OwnedFd),
-    /// Its path, in mounts that are read-only to it.
-    Path(PathBuf),
+    /// A descriptor of a mount.
+    Mount(OwnedFd),
+    /// What it makes a mount of.
+    Own(OwnMount),
+}
+
+/// A directory that a process makes a mount of for itself, in a mount namespace
+/// of its own.
+#[derive(Debug, Clone)]
+pub(crate) struct OwnMount {
+    path: CString,
+    readonly: bool,
 }
 
 impl Given {
     /// What is inherited for it.
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Descriptor(directory) => Some(directory.as_fd()),
-            Self::Path(_) => None,
+            Self::Mount(directory) => Some(directory.as_fd()),
+            Self::Own(_) => None,
+        }
+    }
+
+    /// What is made for it by the process itself.
+    pub(crate) fn own(&self) -> Option<&OwnMount> {
+        match self {
+            Self::Mount(_) => None,
+            Self::Own(own) => Some(own),
         }
     }
 
     /// What it is opened by. A link of /proc is not taken for a directory, but
     /// what is in it is.
     pub(crate) fn seen(&self) -> PathBuf {
-        match self {
-            Self::Descriptor(directory) => {
-                format!("/proc/self/fd/{}/.", directory.as_raw_fd()).into()
-            }
-            Self::Path(path) => path.clone(),
-        }
+        let number = match self {
+            Self::Mount(directory) => directory.as_raw_fd(),
+            Self::Own(_) => DIRECTORY,
+        };
+        format!("/proc/self/fd/{number}/.").into()
     }
 }
+
+impl OwnMount {
+    fn of(directory: &SharedDirectory) -> Result<Self, Error> {
+        let path = &directory.path;
+        let zero = |_| refused(path, "there is a zero in it");
+        Ok(Self {
+            path: CString::new(path.as_os_str().as_bytes()).map_err(zero)?,
+            readonly: directory.readonly,
+        })
+    }
+
+    /// A child's part. Allocates nothing.
+    pub(super) fn make(&self) -> Result<OwnedFd, Failed> {
+        let path = self.path.as_c_str();
+        let opened = openat2(CWD, path, DIRECTORY_ONLY, Mode::empty(), NO_LINKS);
+        let opened = opened.map_err(|errno| ("open the shared directory", errno))?;
+        copy_mounts(&opened, self.readonly)
+    }
+}
+
+/// How a shared directory is opened.
+const DIRECTORY_ONLY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// Its path has no link in it: one that is there now was put there since.
+const NO_LINKS: ResolveFlags = ResolveFlags::NO_SYMLINKS;
 
 impl Confinement {
     /// Gives a directory to a process that is confined like this.
@@ -69,53 +118,50 @@ impl Confinement {
     /// not read it, or not write where it is to.
     pub(crate) fn give(&self, directory: &SharedDirectory) -> Result<Given, Error> {
         let path = &directory.path;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        // The path has no link in it: one that is there now was put there since.
-        let opened = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS);
+        let opened = openat2(CWD, path, DIRECTORY_ONLY, Mode::empty(), NO_LINKS);
         let opened = opened.map_err(|errno| Error::path("open", path)(errno.into()))?;
-        let is_root = geteuid().is_root();
-        if let Some(user) = self.user() {
-            let mount = own_mount(&opened, directory)?;
-            show_to(user, &mount, directory)?;
-            return Ok(Given::Descriptor(mount));
+        if geteuid().is_root() {
+            let mount = copy_mounts(&opened, directory.readonly);
+            let mount = mount.map_err(|(call, errno)| Error::path(call, path)(errno.into()))?;
+            if let Some(user) = self.user() {
+                show_to(user, &mount, directory)?;
+            }
+            return Ok(Given::Mount(mount));
         }
-        // The modes decide for everyone but root, whose capabilities it has not.
         let mut wanted = Access::READ_OK | Access::EXEC_OK;
         if !directory.readonly {
             wanted |= Access::WRITE_OK;
         }
-        let allowed = is_root || accessat(CWD, path, wanted, AtFlags::EACCESS).is_ok();
-        if !allowed {
+        if accessat(CWD, path, wanted, AtFlags::EACCESS).is_err() {
             return Err(refused(path, "this user may not get at it"));
         }
-        match (self, directory.readonly) {
-            (_, true) if is_root => own_mount(&opened, directory).map(Given::Descriptor),
-            (Self::Insecure, _) | (_, false) => Ok(Given::Descriptor(opened)),
-            // All mounts of its own are read-only.
-            (_, true) => Ok(Given::Path(path.clone())),
+        match self {
+            Self::Insecure => Err(refused(
+                path,
+                "without a mount namespace of its virtiofsd's, or root, a guest could leave it",
+            )),
+            Self::Namespaces | Self::User(_) => OwnMount::of(directory).map(Given::Own),
         }
     }
 }
 
-/// A copy of the mounts at a directory, which goes when it is closed.
-fn own_mount(opened: &OwnedFd, directory: &SharedDirectory) -> Result<OwnedFd, Error> {
-    let failed = |call| {
-        let path = directory.path.clone();
-        move |errno: Errno| Error::path(call, path)(errno.into())
-    };
+/// A copy of the mounts at a directory, which goes when it is closed, and in which
+/// nothing is seen that is mounted later. Allocates nothing.
+fn copy_mounts(opened: &OwnedFd, readonly: bool) -> Result<OwnedFd, Failed> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH
         | OpenTreeFlags::AT_RECURSIVE;
-    let mount = open_tree(opened, "", flags).map_err(failed("open_tree"))?;
+    let mount = open_tree(opened, c"", flags).map_err(|errno| ("open_tree", errno))?;
     let mut wanted = Attributes {
         attr_set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        propagation: libc::MS_PRIVATE,
         ..UNCHANGED
     };
-    if directory.readonly {
+    if readonly {
         wanted.attr_set |= libc::MOUNT_ATTR_RDONLY;
     }
-    change(&mount, &wanted).map_err(failed("mount_setattr"))?;
+    change(&mount, &wanted).map_err(|errno| ("mount_setattr", errno))?;
     Ok(mount)
 }
 
@@ -275,10 +321,15 @@ mod tests {
 
     /// What a confined process does to a directory that it was given: what it
     /// wrote on its standard output.
-    fn done_by(confinement: &Confinement, directory: &SharedDirectory, script: &str) -> String {
-        let given = confinement.give(directory).unwrap();
-        let log = tempfile::NamedTempFile::new().unwrap();
+    fn done_by(
+        confinement: &Confinement,
+        directory: &SharedDirectory,
+        script: &str,
+    ) -> Result<String, Error> {
+        let given = confinement.give(directory)?;
+        let log = tempfile::tempfile().unwrap();
         let cell = confinement.cell(Needs::default()).unwrap();
+        let cell = cell.map(|cell| cell.with(&given));
         let inherited: Vec<_> = given
             .descriptor()
             .into_iter()
@@ -290,14 +341,126 @@ mod tests {
             arguments: &["-c".to_owned(), script],
             inherited: &inherited,
             placed: &[],
-            log: log.as_file(),
+            log: &log,
             output: None,
             keeps: None,
+            filter: None,
             cell: cell.as_ref(),
             cgroup: None,
+        })?;
+        waitpid(Some(pid), WaitOptions::empty()).unwrap();
+        let mut told = vec![0; 4096];
+        let length = std::os::unix::fs::FileExt::read_at(&log, &mut told, 0).unwrap();
+        told.truncate(length);
+        Ok(String::from_utf8(told).unwrap())
+    }
+
+    /// Who this thread is where it has to be somebody, not root.
+    const SOMEBODY: u32 = 65534;
+
+    /// Does it as a user who is not root. None where this kernel gives no
+    /// namespaces to such.
+    fn as_somebody(
+        work: impl FnOnce() -> Result<String, Error> + Send + 'static,
+    ) -> Option<String> {
+        let working = std::thread::spawn(|| {
+            if geteuid().is_root() {
+                // Users are each thread's own.
+                let [user, group] = [SOMEBODY; 2];
+                let group = rustix::process::Gid::from_raw(group);
+                let user = rustix::process::Uid::from_raw(user);
+                rustix::thread::set_thread_groups(&[]).unwrap();
+                rustix::thread::set_thread_res_gid(group, group, group).unwrap();
+                rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+            }
+            work()
         });
-        waitpid(Some(pid.unwrap()), WaitOptions::empty()).unwrap();
-        fs::read_to_string(log.path()).unwrap()
+        match working.join().unwrap() {
+            Ok(told) => Some(told),
+            Err(Error::Confinement { reason }) if reason.contains("namespaces of its own") => {
+                eprintln!("skipped: this kernel gives namespaces to root only");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// A directory that is shared, and what lies beside it: of whoever
+    /// [`as_somebody`] is, or of root.
+    fn beside(owner: Option<u32>) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data");
+        fs::create_dir(&path).unwrap();
+        fs::create_dir(directory.path().join("beside")).unwrap();
+        fs::write(directory.path().join("secret"), "secret\n").unwrap();
+        fs::write(path.join("theirs"), "read\n").unwrap();
+        if let Some(owner) = owner.filter(|_| geteuid().is_root()) {
+            for of in [".", "data", "data/theirs", "beside", "secret"] {
+                chown(directory.path().join(of), Some(owner), Some(owner)).unwrap();
+            }
+        }
+        (directory, path)
+    }
+
+    /// What a guest can have done whose names are those of no file, but paths.
+    const LEFT: &str = "cat theirs; echo x > own && echo wrote; for d in .. ../.. ../../..; do \
+        { cat $d/secret; ls $d; mkdir $d/beside/new; mv own $d/taken; rm $d/secret; \
+        ln theirs $d/linked; } 2>/dev/null; done; \
+        { cat BESIDE/secret; mkdir BESIDE/new; rm BESIDE/secret; } 2>/dev/null; ls";
+
+    #[test]
+    fn nothing_beside_a_shared_directory_is_got_at_through_it_whoever_shares_it() {
+        let seen = |told: &str, directory: &tempfile::TempDir, readonly: bool| {
+            assert!(told.starts_with("read\n"), "{told}");
+            assert!(!told.contains("secret"), "{told}");
+            assert_eq!(told.contains("wrote"), !readonly, "{told}");
+            let names = |path: &Path| {
+                let entries = fs::read_dir(path).unwrap();
+                let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+                names.sort();
+                names
+            };
+            assert_eq!(names(directory.path()), ["beside", "data", "secret"]);
+            assert!(names(&directory.path().join("beside")).is_empty());
+        };
+        let script = |directory: &tempfile::TempDir| {
+            LEFT.replace("BESIDE", directory.path().to_str().unwrap())
+        };
+        for readonly in [false, true] {
+            let (directory, path) = beside(Some(SOMEBODY));
+            let (shared, script_text) = (shared(&path, readonly), script(&directory));
+            let told =
+                as_somebody(move || done_by(&Confinement::Namespaces, &shared, &script_text));
+            if let Some(told) = told {
+                seen(&told, &directory, readonly);
+            }
+        }
+        if !geteuid().is_root() {
+            eprintln!("skipped in part: only root gives users away");
+            return;
+        }
+        for readonly in [false, true] {
+            let (directory, path) = beside(None);
+            let confinement = Confinement::strictest(BASE).unwrap();
+            let told = done_by(&confinement, &shared(&path, readonly), &script(&directory));
+            seen(&told.unwrap(), &directory, readonly);
+            // By its path it is got at then, where there is no other root.
+            let climbing = LEFT.split(" { cat BESIDE").next().unwrap();
+            let shared = shared(&path, readonly);
+            let told = done_by(&Confinement::Insecure, &shared, &format!("{climbing} ls"));
+            seen(&told.unwrap(), &directory, readonly);
+        }
+    }
+
+    #[test]
+    fn a_directory_is_not_shared_where_a_guest_could_leave_it() {
+        let (_directory, path) = beside(Some(SOMEBODY));
+        let shared = shared(&path, false);
+        let told = as_somebody(move || {
+            let error = Confinement::Insecure.give(&shared).unwrap_err();
+            Ok(error.to_string())
+        });
+        assert!(told.unwrap().contains("could leave it"));
     }
 
     const TRIED: &str = "cat theirs; (echo x > new) 2>/dev/null && echo wrote; \
@@ -325,9 +488,9 @@ mod tests {
             // No other gets into it.
             fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
             let confinement = Confinement::strictest(BASE).unwrap();
-            let told = done_by(&confinement, &shared(&path, true), TRIED);
+            let told = done_by(&confinement, &shared(&path, true), TRIED).unwrap();
             assert_eq!(told, "read\nothers\nsecret\ntheirs\n");
-            let told = done_by(&confinement, &shared(&path, false), TRIED);
+            let told = done_by(&confinement, &shared(&path, false), TRIED).unwrap();
             assert_eq!(told, "read\nwrote\nnew\nothers\nsecret\n");
             let made = fs::metadata(path.join("new")).unwrap();
             assert_eq!((made.uid(), made.gid()), (owner, owner));
@@ -340,19 +503,18 @@ mod tests {
     fn a_directory_that_is_only_to_be_read_is_read_only_whoever_shares_it() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("theirs"), "read\n").unwrap();
-        let directory = shared(directory.path(), true);
-        let told =
-            match std::thread::spawn(move || done_by(&Confinement::Namespaces, &directory, TRIED))
-                .join()
-            {
-                Ok(told) => told,
-                Err(_) if !geteuid().is_root() => {
-                    eprintln!("skipped: this kernel gives namespaces to root only");
-                    return;
-                }
-                Err(panic) => std::panic::resume_unwind(panic),
-            };
-        assert_eq!(told, "read\ntheirs\n");
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+        let given = shared(directory.path(), true);
+        let told = as_somebody(move || done_by(&Confinement::Namespaces, &given, TRIED));
+        assert_eq!(
+            told.unwrap_or("read\ntheirs\n".to_owned()),
+            "read\ntheirs\n"
+        );
+        if geteuid().is_root() {
+            let given = shared(directory.path(), true);
+            let told = done_by(&Confinement::Namespaces, &given, TRIED);
+            assert_eq!(told.unwrap(), "read\ntheirs\n");
+        }
     }
 
     #[test]

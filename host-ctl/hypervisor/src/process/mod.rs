@@ -4,6 +4,7 @@
 mod cgroup;
 mod confinement;
 mod directory;
+mod filter;
 mod identity;
 mod landlock;
 mod mount;
@@ -30,6 +31,7 @@ pub use cgroup::starts_in_cgroups;
 pub use confinement::{Confined, Confinement};
 pub(crate) use confinement::{Needs, User, share_with};
 pub(crate) use directory::Given;
+pub(crate) use filter::Filter;
 pub(crate) use identity::Identity;
 pub(crate) use landlock::landlock_version;
 pub(crate) use spawn::{Keeps, Launch, spawn, watch};

@@ -32,6 +32,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::cgroup::{Cgroup, Told};
 use super::confinement::{Cell, Failed};
+use super::directory::DIRECTORY;
+use super::filter::Filter;
 use crate::error::Error;
 
 /// The stack a child has until its execve, in units of 16 bytes, which is how a
@@ -74,6 +76,8 @@ pub(crate) struct Launch<'a> {
     /// It inherits no capability, and started by root it loses every one, but
     /// for this.
     pub(crate) keeps: Option<Keeps>,
+    /// What its system calls are held against besides its own filter.
+    pub(crate) filter: Option<Filter>,
     /// What else confines it, if anything does.
     pub(crate) cell: Option<&'a Cell>,
     /// Where it is counted and limited, if not with us.
@@ -135,6 +139,7 @@ fn start(launch: &Launch<'_>) -> io::Result<Result<Pid, (&'static str, io::Error
         placed: &placed,
         // In a user namespace of its own it would have all of its capabilities.
         kept: (geteuid().is_root() || launch.cell.is_some()).then_some(kept),
+        filter: launch.filter,
         cell: launch.cell,
         cgroup: launch.cgroup,
         failure: Told::nothing()?,
@@ -172,6 +177,7 @@ struct Child<'a> {
     placed: &'a [(RawFd, RawFd)],
     /// The capabilities that are kept, if any are to be dropped.
     kept: Option<CapabilitySet>,
+    filter: Option<Filter>,
     cell: Option<&'a Cell>,
     cgroup: Option<&'a Cgroup>,
     /// The step that failed, and why.
@@ -229,12 +235,20 @@ impl Child<'_> {
     /// The child's way to its new program; returns only if that fails.
     fn become_program(&self) -> Result<(), Failed> {
         reset_handlers();
-        if let Some(cell) = self.cell {
-            cell.own_mounts(self.program)?;
-        }
+        let directory = match self.cell {
+            Some(cell) => cell.own_mounts(self.program)?,
+            None => None,
+        };
         self.let_go().map_err(|errno| (EXECVE, errno))?;
+        if let Some(directory) = &directory {
+            let placed = place(&[(directory.as_raw_fd(), DIRECTORY)]);
+            placed.map_err(|errno| ("dup2 of a shared directory", errno))?;
+        }
         if let Some(cell) = self.cell {
             cell.become_user()?;
+        }
+        if let Some(filter) = self.filter {
+            filter.install().map_err(|errno| ("seccomp", errno))?;
         }
         Err((EXECVE, self.execute()))
     }

@@ -159,6 +159,7 @@ pub(super) fn launch(
         output: None,
         keeps: (cell.is_none() && opens_for_writing(driver, spec))
             .then_some(Keeps::OverridingModes),
+        filter: None,
         cell: cell.as_ref(),
         cgroup: cgroup.as_ref(),
     })?;

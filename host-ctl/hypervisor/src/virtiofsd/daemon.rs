@@ -12,7 +12,7 @@ use super::probe::{Virtiofsd, find};
 use crate::error::Error;
 use crate::log::{last_line_of, open_log};
 use crate::process::{
-    Cgroup, Confinement, Given, Identity, Keeps, Launch, Needs, Process, User, spawn,
+    Cgroup, Confinement, Filter, Given, Identity, Keeps, Launch, Needs, Process, User, spawn,
 };
 use crate::socket::Listener;
 use crate::spec::{Backing, SharedDirectory, VmSpec};
@@ -113,6 +113,7 @@ impl<'a> Offer<'a> {
         );
         let log = open_log(&self.spec.log)?;
         let cell = confinement.cell(Needs::default())?;
+        let cell = cell.map(|cell| cell.with(&given));
         let cgroup = Cgroup::of(self.spec)?;
         let inherited: Vec<BorrowedFd<'_>> = std::iter::once(listener.as_fd())
             .chain(given.descriptor())
@@ -126,6 +127,7 @@ impl<'a> Offer<'a> {
             log: &log,
             output: None,
             keeps: (confinement.ids().0 == 0).then_some(Keeps::Dropping),
+            filter: Some(Filter::NoPrivilegedPrograms),
             cell: cell.as_ref(),
             cgroup: cgroup.as_ref(),
         })?;
@@ -367,14 +369,15 @@ mod tests {
 
     #[test]
     fn every_user_of_the_guest_is_the_one_that_serves_and_root_has_no_capability() {
-        let given = Given::Path("/data".into());
+        let given = Given::Mount(std::fs::File::open("/").unwrap().into());
+        let seen = format!("--shared-dir={}", given.seen().display());
         let line = |readonly, migrates, ids| {
             arguments(&virtiofsd(migrates), &given, readonly, 7, ids).join(" ")
         };
         let own = line(false, true, (1001, 1002));
         for word in [
             "--fd=7",
-            "--shared-dir=/data",
+            seen.as_str(),
             "--translate-uid=map:0:1001:1",
             "--translate-uid=squash-guest:1:1001:4294967294",
             "--translate-gid=map:0:1002:1",
@@ -399,6 +402,7 @@ mod tests {
             log: &log,
             output: None,
             keeps: None,
+            filter: None,
             cell: None,
             cgroup: None,
         });

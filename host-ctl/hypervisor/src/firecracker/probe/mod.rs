@@ -114,6 +114,7 @@ async fn run_guest(program: &Path, confinement: &Confinement) -> Result<(), Erro
         log: &output,
         output: None,
         keeps: None,
+        filter: None,
         cell: cell.as_ref(),
         cgroup: None,
     };

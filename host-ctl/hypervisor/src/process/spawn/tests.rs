@@ -25,6 +25,7 @@ fn start_in(
         log,
         output: None,
         keeps: None,
+        filter: None,
         cell,
         cgroup: None,
     })
@@ -66,7 +67,8 @@ fn a_child_has_default_signals_and_ours_are_as_before() {
 
 /// What a confined child tells of itself, a line each.
 const WHO: &str = "id -u; id -G; readlink /proc/self/ns/mnt /proc/self/ns/pid \
-    /proc/self/ns/net; (echo > /tmp/written) 2>/dev/null && echo wrote; cut -s -d: -f1 /proc/self/net/dev | tr -d ' '; ls /dev";
+    /proc/self/ns/net; (echo > /tmp/written) 2>/dev/null && echo wrote; \
+    (echo x > /proc/self/comm) 2>/dev/null && echo wrote to /proc; cut -s -d: -f1 /proc/self/net/dev | tr -d ' '; ls /dev";
 
 fn told_by(confinement: &Confinement) -> Result<Vec<String>, String> {
     told(confinement, Needs::default(), WHO)

@@ -156,6 +156,7 @@ async fn run(kernel: &Path, tried: Tried<'_>) -> Result<Result<String, String>, 
         log: &log,
         output: None,
         keeps: None,
+        filter: None,
         cell: cell.as_ref(),
         cgroup: None,
     };
