@@ -20,7 +20,7 @@ pub use call::{CallFailed, explain};
 pub use cgroup::{CgroupRecord, Cgroups, Limits, Unlimited};
 pub use cpu::{cpu, tsc_khz};
 pub use lock::{Holder, Lock, LockError};
-pub use process::{ProcessError, ProcessIdentity};
+pub use process::{ProcessError, ProcessIdentity, kill_all};
 pub use record::{
     RECORD_LIMIT, RecordError, RecordHead, Stage, read_record, write_record, write_shared_record,
 };

@@ -114,23 +114,40 @@ impl ProcessIdentity {
     /// # Errors
     /// When the kernel refuses the signal, or the process outlives the deadline.
     pub fn kill(&self, deadline: Duration) -> Result<bool, ProcessError> {
+        let signalled = self.send_kill()?;
+        self.gone_by(signalled, Instant::now() + deadline, deadline)
+    }
+
+    /// Gives none where there is nothing to kill.
+    fn send_kill(&self) -> Result<Option<OwnedFd>, ProcessError> {
         let descriptor = match self.open() {
             Ok(descriptor) => descriptor,
-            Err(ProcessError::Gone(_)) => return Ok(false),
+            Err(ProcessError::Gone(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
         match pidfd_send_signal(&descriptor, Signal::KILL) {
-            Ok(()) => {}
-            Err(Errno::SRCH) => return Ok(false),
-            Err(source) => return Err(self.refused("pidfd_send_signal", source)),
+            Ok(()) => Ok(Some(descriptor)),
+            Err(Errno::SRCH) => Ok(None),
+            Err(source) => Err(self.refused("pidfd_send_signal", source)),
         }
-        if wait_readable(&descriptor, deadline).map_err(|source| self.refused("poll", source))? {
+    }
+
+    fn gone_by(
+        &self,
+        signalled: Option<OwnedFd>,
+        end: Instant,
+        waited: Duration,
+    ) -> Result<bool, ProcessError> {
+        let Some(descriptor) = signalled else {
+            return Ok(false);
+        };
+        let left = end.saturating_duration_since(Instant::now());
+        let is_gone = wait_readable(&descriptor, left);
+        if is_gone.map_err(|source| self.refused("poll", source))? {
             Ok(true)
         } else {
-            Err(ProcessError::Lingers {
-                pid: self.pid,
-                waited: deadline,
-            })
+            let pid = self.pid;
+            Err(ProcessError::Lingers { pid, waited })
         }
     }
 
@@ -141,6 +158,20 @@ impl ProcessIdentity {
             source,
         }
     }
+}
+
+/// Kills these very processes, and waits until they are dead: all are signalled
+/// before any is waited for, and one that cannot be killed keeps none of the
+/// others. Says of each, in their order, whether there was anything to kill.
+pub fn kill_all(
+    processes: &[ProcessIdentity],
+    deadline: Duration,
+) -> Vec<Result<bool, ProcessError>> {
+    let signalled: Vec<_> = processes.iter().map(ProcessIdentity::send_kill).collect();
+    let end = Instant::now() + deadline;
+    let each = processes.iter().zip(signalled);
+    each.map(|(process, signalled)| process.gone_by(signalled?, end, deadline))
+        .collect()
 }
 
 /// A pidfd is readable once its process is dead (pidfd_open(2)).
@@ -212,6 +243,34 @@ mod tests {
         assert!(!identity.is_alive());
         assert!(!identity.kill(DEADLINE).unwrap());
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn one_that_cannot_be_killed_keeps_none_of_the_others_alive() {
+        let mut children = [(); 2].map(|()| Command::new("sleep").arg("600").spawn().unwrap());
+        let identity =
+            |child: &std::process::Child| ProcessIdentity::capture(child.id().cast_signed());
+        let mut gone = identity(&children[0]).unwrap();
+        gone.start_time += 1;
+        let living = children.each_ref().map(|child| identity(child).unwrap());
+        let [one, other] = living;
+        let first = ProcessIdentity::capture(1).unwrap();
+        let is_root = rustix::process::geteuid().is_root();
+        // Only root may signal the first process: it is left out then.
+        let refused = (!is_root).then_some(first);
+        let expected = usize::from(refused.is_some());
+        let all: Vec<_> = refused.into_iter().chain([gone, one, other]).collect();
+        let killed = kill_all(&all, DEADLINE);
+        let (refused, killed) = killed.split_at(expected);
+        assert!(refused.iter().all(Result::is_err));
+        let killed: Vec<bool> = killed
+            .iter()
+            .map(|killed| *killed.as_ref().unwrap())
+            .collect();
+        assert_eq!(killed, [false, true, true]);
+        for child in &mut children {
+            child.wait().unwrap();
+        }
     }
 
     #[test]

@@ -102,6 +102,14 @@ pub struct RecordHead {
     pub cgroup: Option<CgroupRecord>,
 }
 
+impl RecordHead {
+    /// What runs its VM, the VMM first.
+    #[must_use]
+    pub fn processes(&self) -> Vec<ProcessIdentity> {
+        self.vmm.iter().chain(&self.virtiofsds).cloned().collect()
+    }
+}
+
 /// Replaces a record: temporary file, rename. The file is 0600. The caller is
 /// the only writer, by a lock.
 ///

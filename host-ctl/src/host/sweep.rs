@@ -22,7 +22,7 @@ use super::call::{CallFailed, explain, failed};
 use super::cgroup::CgroupRecord;
 use super::lock::{Lock, LockError, flock_now};
 use super::network::remove_tap_now;
-use super::process::ProcessIdentity;
+use super::process::{ProcessIdentity, kill_all};
 use super::record::{RecordError, RecordHead, Stage, read_record};
 use super::run_directory::open_directory;
 use super::tree::remove_tree;
@@ -143,9 +143,11 @@ fn sweep_sandbox(paths: &Paths, run: &File, id: &SandboxId, whole: bool) -> Vec<
     };
     let mut findings = Vec::new();
     let verdict = verdict(&files, id, head.as_ref());
-    for process in verdict.kill {
+    let mut lingers = false;
+    let killed = kill_all(&verdict.kill, KILL_DEADLINE);
+    for (process, killed) in verdict.kill.iter().zip(killed) {
         let name = format!("process {}", process.pid);
-        match process.kill(KILL_DEADLINE) {
+        match killed {
             Ok(true) => findings.push(Finding::removed(
                 name,
                 format!("VM of sandbox {id}, abandoned"),
@@ -153,9 +155,12 @@ fn sweep_sandbox(paths: &Paths, run: &File, id: &SandboxId, whole: bool) -> Vec<
             Ok(false) => {}
             Err(error) => {
                 findings.push(Finding::kept(name, explain(&error)));
-                return findings;
+                lingers = true;
             }
         }
+    }
+    if lingers {
+        return findings;
     }
     let tap = head.as_ref().and_then(|head| head.tap.as_ref());
     if let Some(tap) = tap.filter(|_| verdict.release) {

@@ -127,6 +127,16 @@ impl SandboxRecord {
         self.exit = Some(exit);
     }
 
+    /// The same where what ran it could not be ended, or that is not known: what
+    /// still lives stays in the record, for whoever removes or sweeps it.
+    pub fn set_lost(&mut self, exit: String) {
+        let before = self.head.clone();
+        self.set_exit(exit);
+        self.head.vmm = before.vmm.filter(ProcessIdentity::is_alive);
+        self.head.virtiofsds = before.virtiofsds;
+        self.head.virtiofsds.retain(ProcessIdentity::is_alive);
+    }
+
     /// The state as it is now: a sandbox whose VMM is gone is stopped, also
     /// when nobody was left to write it down.
     #[must_use]
@@ -216,6 +226,22 @@ mod tests {
             record.head.vmm = Some(ProcessIdentity::current().unwrap());
             assert_eq!(record.present_state(), state);
         }
+    }
+
+    #[test]
+    fn what_could_not_be_ended_stays_in_the_record_of_a_sandbox_that_is_lost() {
+        let alive = ProcessIdentity::current().unwrap();
+        let mut record = record();
+        record.head.vmm = Some(alive.clone());
+        record.head.virtiofsds = vec![gone(), alive.clone()];
+        record.set_lost("not within 10s".to_owned());
+        assert_eq!(record.present_state(), State::Stopped);
+        assert_eq!(record.head.processes(), [alive.clone(), alive]);
+        record.head.vmm = Some(gone());
+        record.set_lost("not within 10s".to_owned());
+        assert_eq!(record.head.vmm, None);
+        record.set_exit("exit status 0".to_owned());
+        assert!(record.head.processes().is_empty());
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub(crate) struct StandIn {
     pub(crate) paused: AtomicBool,
     ended: Notify,
     pub(crate) is_over: AtomicBool,
+    /// It cannot be ended, and is told to have been lost.
+    pub(crate) is_lost: AtomicBool,
     /// Its agent is never heard of, and its VMM does not end by itself.
     pub(crate) is_mute: AtomicBool,
     /// Somebody waits for its agent.
@@ -59,6 +61,12 @@ impl Vm for StandInVm {
     async fn wait(&self) -> Result<VmExit, Error> {
         while !self.0.is_over.load(Ordering::SeqCst) {
             self.0.ended.notified().await;
+        }
+        if self.0.is_lost.load(Ordering::SeqCst) {
+            return Err(Error::Deadline {
+                waiting_for: "exit of a killed vmm",
+                deadline: Duration::ZERO,
+            });
         }
         Ok(VmExit::Exited(0))
     }

@@ -6,7 +6,7 @@ use super::line::{self, LineError};
 use super::order::{Handover, Order, Outcome};
 use crate::config::{Paths, SandboxId, TemplateName};
 use crate::host::{
-    Lock, LockError, RecordError, RunDirectory, RunDirectoryError, Stage, TreeError,
+    Lock, LockError, RecordError, RunDirectory, RunDirectoryError, Stage, TreeError, kill_all,
 };
 use crate::sandbox::limits::{GiveBackError, give_back};
 use crate::sandbox::record::SandboxRecord;
@@ -259,13 +259,10 @@ impl Supervisors {
         let mut record = self.record(id)?;
         record.head.stage = Stage::Ending;
         directory.write_record(&record)?;
-        // A VMM that ended while nobody watched left them to us.
-        for server in &record.head.virtiofsds {
-            let killed = server.kill(END_DEADLINE);
-            killed.map_err(|error| ClientError::Failed {
-                id: id.clone(),
-                reason: error.to_string(),
-            })?;
+        // A VMM that ended while nobody watched left its virtiofsds to us, and one
+        // that could not be ended in time itself.
+        for killed in kill_all(&record.head.processes(), END_DEADLINE) {
+            killed.map_err(|error| failed(id, error.to_string()))?;
         }
         // While its tap and its cgroup are there, its directory says whose they are.
         give_back(&mut record.head).await?;

@@ -6,7 +6,9 @@ use super::make::{Ready, make, take_back};
 use super::order::{Order, Outcome};
 use super::server::{ServeError, Sockets, Supervised};
 use crate::config::{ConfigError, Paths, SandboxId};
-use crate::host::{LockError, ProcessIdentity, RunDirectory, RunDirectoryError, Stage, explain};
+use crate::host::{
+    LockError, ProcessIdentity, RunDirectory, RunDirectoryError, Stage, explain, kill_all,
+};
 use crate::sandbox::agent::destination;
 use crate::sandbox::limits::give_back;
 use crate::sandbox::link::AgentLink;
@@ -135,13 +137,12 @@ async fn adopt(paths: &Paths, id: &SandboxId) -> Result<(Supervised, Sockets), O
     };
     log_to(&directory.paths().supervisor_log());
     let mut record = SandboxRecord::read(paths, id).map_err(|error| failed(&error))?;
-    if let (State::Saved, Some(vmm)) = (record.state, &record.head.vmm) {
-        // Its guest is frozen for a save that nobody will end.
-        vmm.kill(KILL_DEADLINE).map_err(|error| failed(&error))?;
-    }
-    if record.state != State::Stopped && record.present_state() == State::Stopped {
-        for server in &record.head.virtiofsds {
-            server.kill(KILL_DEADLINE).map_err(|error| failed(&error))?;
+    let has_ended = record.state != State::Stopped && record.present_state() == State::Stopped;
+    // The guest of one that is being saved is frozen for a save that nobody will
+    // end.
+    if has_ended || record.state == State::Saved {
+        for killed in kill_all(&record.head.processes(), KILL_DEADLINE) {
+            killed.map_err(|error| failed(&error))?;
         }
         record.set_exit("its VMM ended while nobody watched".to_owned());
         // What could not be given back stays in the record, for a sweep.

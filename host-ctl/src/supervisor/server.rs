@@ -189,13 +189,12 @@ impl Supervised {
             let mut told = Vec::new();
             tokio::select! {
                 exit = self.vm.wait(), if needs_vm => {
-                    let exit = match exit {
-                        Ok(exit) => exit.to_string(),
-                        Err(error) => explain(&error),
-                    };
                     // In its log before anybody is told to look there.
                     console.last_words().await;
-                    return self.write_end(exit).await;
+                    return match exit {
+                        Ok(exit) => self.write_end(exit.to_string()).await,
+                        Err(error) => self.write_lost(explain(&error)).await,
+                    };
                 }
                 Some(asked) = asked.recv() => {
                     told = self.hear(asked, &mut save).await;
@@ -335,6 +334,16 @@ impl Supervised {
         self.record.set_exit(exit);
         // What could not be given back stays in the record, for a sweep.
         let _ = give_back(&mut self.record.head).await;
+        Ok(self.directory.write_record(&self.record)?)
+    }
+
+    /// See [`SandboxRecord::set_lost`].
+    async fn write_lost(&mut self, exit: String) -> Result<(), ServeError> {
+        self.record.set_lost(exit);
+        // While something of it lives, all that it has is a sweep's.
+        if self.record.head.processes().is_empty() {
+            let _ = give_back(&mut self.record.head).await;
+        }
         Ok(self.directory.write_record(&self.record)?)
     }
 }

@@ -159,6 +159,23 @@ fn a_vmm_that_ends_stops_the_sandbox_and_its_supervisor() {
 }
 
 #[test]
+fn a_vmm_that_could_not_be_ended_stays_in_the_record_of_its_sandbox() {
+    run(async {
+        let mut scene = Scene::set();
+        scene.ask(Request::Inspect {}).await.unwrap();
+        scene.vm.is_lost.store(true, Ordering::SeqCst);
+        scene.vm.end();
+        (&mut scene.service).await.unwrap().unwrap();
+        let record = scene.recorded();
+        assert_eq!(record.state, State::Stopped);
+        assert!(record.exit.unwrap().contains("killed vmm"));
+        // This very process stands in for it.
+        let own = crate::host::ProcessIdentity::current().unwrap();
+        assert_eq!(record.head.processes(), [own]);
+    });
+}
+
+#[test]
 fn a_client_that_talks_nonsense_is_told_so_and_harms_nobody() {
     run(async {
         let scene = Scene::set();

@@ -18,7 +18,7 @@ use crate::process::Process;
 use crate::rest::{Request, RestVmm};
 use crate::span::{Span, Timeline, now};
 use crate::spec::{Backing, VmSpec};
-use crate::virtiofsd::{Daemons, exited};
+use crate::virtiofsd::{Daemons, exited, kill};
 use crate::vm::{Deadlines, Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
 
 /// A virtual machine of Cloud Hypervisor's.
@@ -96,8 +96,7 @@ impl ChVm {
     /// Kills it, and removes what only a living VM needs.
     async fn end(&self) -> Result<VmExit, Error> {
         let begun = now();
-        let exit = self.vmm.rest.process.kill().await?;
-        self.daemons.end().await?;
+        let exit = kill(&self.vmm.rest.process, &self.daemons).await?;
         self.files.remove();
         let timeline = &self.vmm.timeline;
         timeline.since("pidfd_send_signal SIGKILL, waitid", begun);

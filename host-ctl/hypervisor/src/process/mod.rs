@@ -21,7 +21,7 @@ use rustix::process::{
     waitid,
 };
 use tokio::io::unix::AsyncFd;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::Error;
 use crate::vm::{VmExit, VmRecord};
@@ -40,6 +40,11 @@ pub use tap::{create_passing_tap, create_tap, open_tap};
 
 /// How long a killed process may take to vanish: it only has to unmap its RAM.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// By when a process that is killed now has to be gone.
+pub(crate) fn kill_deadline() -> Instant {
+    Instant::now() + KILL_DEADLINE
+}
 
 /// A process we hold a pidfd of. A child is leashed: dropped, it is killed, as
 /// long as it was not released. So nothing is left of a cancelled verb.
@@ -151,14 +156,20 @@ impl Process {
     /// Kills and reaps; one that is gone already is no error.
     pub(crate) async fn kill(&self) -> Result<VmExit, Error> {
         self.send_kill()?;
-        let waited = timeout(KILL_DEADLINE, self.exited()).await;
+        self.gone_by(kill_deadline()).await
+    }
+
+    /// Waits for the end of a process that was sent the signal, and reaps.
+    pub(crate) async fn gone_by(&self, deadline: Instant) -> Result<VmExit, Error> {
+        let waited = timeout_at(deadline, self.exited()).await;
         waited.map_err(|_| Error::Deadline {
             waiting_for: "exit of a killed vmm",
             deadline: KILL_DEADLINE,
         })?
     }
 
-    fn send_kill(&self) -> Result<(), Error> {
+    /// Sends the signal; one that is gone already is no error.
+    pub(crate) fn send_kill(&self) -> Result<(), Error> {
         match pidfd_send_signal(self.descriptor.get_ref(), Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(errno) => Err(Error::process("pidfd_send_signal")(errno)),

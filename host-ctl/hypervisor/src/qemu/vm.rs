@@ -22,7 +22,7 @@ use crate::process::Process;
 use crate::socket::connect_at;
 use crate::span::{Span, Timeline, now};
 use crate::spec::{AgentDevice, Backing, VmSpec};
-use crate::virtiofsd::{Daemons, exited};
+use crate::virtiofsd::{Daemons, exited, kill};
 use crate::vm::{Deadlines, Saved, Vm, VmExit, VmInfo, VmRecord, VmState};
 
 /// Bytes a second for writing a state: without a limit in effect, since nothing
@@ -304,8 +304,7 @@ impl Vm for QemuVm {
             return Ok(exit);
         }
         let begun = self.timeline.since("system_powerdown", begun);
-        let exit = self.vmm.process.kill().await?;
-        self.daemons.end().await?;
+        let exit = kill(&self.vmm.process, &self.daemons).await?;
         self.timeline
             .since("pidfd_send_signal SIGKILL, waitid", begun);
         Ok(exit)
@@ -314,8 +313,7 @@ impl Vm for QemuVm {
     async fn kill(&self) -> Result<(), Error> {
         self.timeline.restart();
         let begun = now();
-        self.vmm.process.kill().await?;
-        self.daemons.end().await?;
+        kill(&self.vmm.process, &self.daemons).await?;
         self.timeline
             .since("pidfd_send_signal SIGKILL, waitid", begun);
         Ok(())

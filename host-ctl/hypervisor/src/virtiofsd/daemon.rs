@@ -12,7 +12,8 @@ use super::probe::{Virtiofsd, find};
 use crate::error::Error;
 use crate::log::{last_line_of, open_log};
 use crate::process::{
-    Cgroup, Confinement, Filter, Given, Identity, Keeps, Launch, Needs, Process, User, spawn,
+    Cgroup, Confinement, Filter, Given, Identity, Keeps, Launch, Needs, Process, User,
+    kill_deadline, spawn,
 };
 use crate::socket::Listener;
 use crate::spec::{Backing, SharedDirectory, VmSpec};
@@ -241,11 +242,25 @@ impl Daemons {
     /// # Errors
     /// The first that could not be killed; the others are.
     pub(crate) async fn end(&self) -> Result<(), Error> {
-        let mut ended = Ok(());
+        let signalled = self.send_kill();
+        self.gone_by(kill_deadline()).await?;
+        signalled
+    }
+
+    fn send_kill(&self) -> Result<(), Error> {
+        let mut sent = Ok(());
         for (process, _) in &self.processes {
-            ended = ended.and(process.kill().await.map(drop));
+            sent = sent.and(process.send_kill());
         }
-        ended
+        sent
+    }
+
+    async fn gone_by(&self, deadline: Instant) -> Result<(), Error> {
+        let mut gone = Ok(());
+        for (process, _) in &self.processes {
+            gone = gone.and(process.gone_by(deadline).await.map(drop));
+        }
+        gone
     }
 
     /// Resolves when one has ended; never, where there is none.
@@ -345,7 +360,7 @@ pub(crate) async fn exited(vmm: &Process, daemons: &Daemons) -> Result<VmExit, E
             match timeout_at(deadline, vmm.exited()).await {
                 Ok(exit) => exit?,
                 Err(_) => {
-                    vmm.kill().await?;
+                    kill(vmm, daemons).await?;
                     VmExit::LostDirectory
                 }
             }
@@ -353,6 +368,22 @@ pub(crate) async fn exited(vmm: &Process, daemons: &Daemons) -> Result<VmExit, E
     };
     daemons.end().await?;
     Ok(exit)
+}
+
+/// Kills and reaps a VMM and its virtiofsds: all are sent the signal before any
+/// is waited for. One that is gone already is no error.
+///
+/// # Errors
+/// The first that could not be killed; the others are.
+pub(crate) async fn kill(vmm: &Process, daemons: &Daemons) -> Result<VmExit, Error> {
+    let signalled = vmm.send_kill().and(daemons.send_kill());
+    let deadline = kill_deadline();
+    let served = daemons.gone_by(deadline).await;
+    let exit = match signalled {
+        Ok(()) => vmm.gone_by(deadline).await,
+        Err(error) => Err(error),
+    };
+    served.and(exit)
 }
 
 #[cfg(test)]
@@ -437,6 +468,37 @@ mod tests {
             let exit = timeout(Duration::ZERO, process.exited()).await;
             assert!(exit.is_ok(), "it lives");
         }
+    }
+
+    #[test]
+    fn a_vmm_that_cannot_be_killed_keeps_none_of_its_virtiofsds_alive() {
+        use rustix::process::{Pid, Signal, Uid, WaitOptions, geteuid, kill_process, waitpid};
+        if !geteuid().is_root() {
+            eprintln!("skipped: everybody may kill what is their own");
+            return;
+        }
+        // Users are each thread's own.
+        let working = std::thread::spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (vmm, record) = child("sleep 600");
+                let nobody = Uid::from_raw(65534);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+                let two = daemons(&["sleep 600", "sleep 600"]);
+                let killed = kill(&vmm, &two).await;
+                for (process, _) in &two.processes {
+                    let exit = timeout(Duration::ZERO, process.exited()).await;
+                    assert!(exit.is_ok(), "it lives");
+                }
+                (killed.is_err(), record.pid)
+            })
+        });
+        let (refused, pid) = working.join().unwrap();
+        assert!(refused);
+        let vmm = Pid::from_raw(pid).unwrap();
+        kill_process(vmm, Signal::KILL).unwrap();
+        waitpid(Some(vmm), WaitOptions::empty()).unwrap();
     }
 
     #[tokio::test]

@@ -19,4 +19,4 @@ mod probe;
 
 pub use probe::{Virtiofsd, at, find};
 
-pub(crate) use daemon::{Daemons, Offer, Served, exited, socket_path};
+pub(crate) use daemon::{Daemons, Offer, Served, exited, kill, socket_path};
