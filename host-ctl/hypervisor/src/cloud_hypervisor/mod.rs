@@ -44,6 +44,8 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
+use self::files::Files;
+use self::view::files_seen;
 use crate::error::Error;
 use crate::process::Confinement;
 use crate::spec::{AgentDevice, Backing, MemoryMode, NicBackend, Rebind, VmSpec};
@@ -68,8 +70,8 @@ pub const MAPPED_MEMORY_FILE: &str = "memory";
 /// The CPU model that there is: the host's, less what KVM can't give.
 const CPU_MODEL: &str = "host";
 
-/// The longest path of a socket that the VMM binds: `sun_path` has 108 bytes,
-/// the last of which is zero (unix(7)).
+/// The longest path of a socket that the VMM binds or connects to: `sun_path`
+/// has 108 bytes, the last of which is zero (unix(7)).
 const LONGEST_SOCKET: usize = 107;
 
 /// Cloud Hypervisor on this host.
@@ -163,7 +165,12 @@ impl CloudHypervisor {
             _ => None,
         };
         let mut bound = std::iter::once(console).chain(agent);
-        bound.try_for_each(|(field, path)| fits_a_socket(field, path))
+        bound.try_for_each(|(field, path)| fits_a_socket(field, path))?;
+        // That of a directory it connects to, as it sees it.
+        let files = files_seen(self.confinement.noted(), &Files::of(&spec.monitor));
+        let last = spec.directories.len().checked_sub(1);
+        let last = last.map(|last| files.directory_socket(last));
+        last.map_or(Ok(()), |last| fits_a_socket("monitor", &last))
     }
 
     /// How the RAM gets into a restored VM. A memory file is mapped, and what
@@ -191,7 +198,7 @@ impl CloudHypervisor {
     }
 }
 
-/// Refuses a path that is too long for a socket the VMM binds.
+/// Refuses a path that is too long for a socket of the VMM's.
 fn fits_a_socket(field: &'static str, path: &Path) -> Result<(), Error> {
     let length = path.as_os_str().len();
     if length <= LONGEST_SOCKET {

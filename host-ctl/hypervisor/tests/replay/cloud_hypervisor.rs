@@ -164,6 +164,22 @@ async fn what_it_can_not_do_is_said_before_a_process_is_spawned() {
         ),
         "{error}"
     );
+    // So is that of a directory, which is called after that of the monitor.
+    let mut served = spec.clone();
+    served.monitor = stage.scene.path(&"m".repeat(80));
+    let directory = json!({"tag": "data", "path": "/no/such", "readonly": true});
+    served.directories = vec![serde_json::from_value(directory).unwrap()];
+    let error = driver.boot(&served).await.err().unwrap();
+    assert!(
+        matches!(
+            error,
+            Error::Spec {
+                field: "monitor",
+                ..
+            }
+        ),
+        "{error}"
+    );
     let mut tap = spec.clone();
     let nic =
         json!({"id": "n", "mac": "52:54:00:00:00:01", "backend": {"tap": {"name": "no-such-tap"}}});
