@@ -49,16 +49,26 @@ pub async fn find(confinement: &Confinement) -> Result<Virtiofsd, Error> {
     if named {
         return at(&first?, confinement).await;
     }
-    let mut refusals = Vec::new();
     let places = PLACES.map(PathBuf::from).into_iter();
-    for program in first
-        .into_iter()
-        .chain(places)
-        .filter(|path| path.is_file())
-    {
+    let candidates = first.into_iter().chain(places);
+    first_of(candidates.filter(|path| path.is_file()), confinement).await
+}
+
+/// The first that can be used. One that cannot be executed is passed over as one
+/// that is something else; but where nothing can be started as it is to be, the
+/// next could not either.
+async fn first_of(
+    candidates: impl Iterator<Item = PathBuf>,
+    confinement: &Confinement,
+) -> Result<Virtiofsd, Error> {
+    let mut refusals = Vec::new();
+    for program in candidates {
         match at(&program, confinement).await {
             Err(Error::Probe { program, reason }) => {
                 refusals.push(format!("{}: {reason}", program.display()));
+            }
+            Err(Error::Path { path, source, .. }) if path == program => {
+                refusals.push(format!("{}: {source}", program.display()));
             }
             answered => return answered,
         }
@@ -129,6 +139,33 @@ mod tests {
         let help = "usage: /usr/lib/qemu/virtiofsd [options]\n\n    --fd=FDNUM  vhost-user\n    \
             -o source=PATH             shared directory tree\n";
         assert!(judge(help).unwrap_err().contains("qemu's"));
+    }
+
+    #[tokio::test]
+    async fn one_that_cannot_be_executed_does_not_end_the_search() {
+        use std::fs::{self, Permissions};
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let make = |name: &str, text: &str, mode: u32| {
+            let path = directory.path().join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        let closed = make("closed", "", 0o644);
+        let foreign = make("foreign", "#!/no/such/interpreter\n", 0o755);
+        let other = make("other", "#!/bin/sh\necho another\n", 0o755);
+        let script = format!("#!/bin/sh\ncat <<'END'\n{HELP}\nEND\n");
+        let right = make("right", &script, 0o755);
+        let all = [&closed, &foreign, &other, &right].map(Clone::clone);
+        let found = first_of(all.into_iter(), &Confinement::Insecure).await;
+        assert_eq!(found.unwrap().program, right);
+        let none = [closed.clone(), other.clone()].into_iter();
+        let error = first_of(none, &Confinement::Insecure).await.unwrap_err();
+        let error = error.to_string();
+        for refused in [&closed, &other] {
+            assert!(error.contains(refused.to_str().unwrap()), "{error}");
+        }
     }
 
     #[tokio::test]
