@@ -185,6 +185,23 @@ fn wait(
     child: &mut Child,
     deadline: Duration,
 ) -> Result<ExitStatus, ToolError> {
+    let ended = end_within(child, deadline);
+    if ended.is_err() {
+        // Nobody else waits for it. One that is gone is as good as killed.
+        let _ = child.kill();
+    }
+    let status = child
+        .wait()
+        .map_err(|source| ToolError::Call("wait", source));
+    match ended {
+        Ok(true) => status,
+        Ok(false) => Err(ToolError::Deadline(name, deadline)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether it ends by itself in time; else it has been told to end, or killed.
+fn end_within(child: &mut Child, deadline: Duration) -> Result<bool, ToolError> {
     let call = |call| move |source| ToolError::Call(call, source);
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())
         .map_err(|source| call("pidfd_open")(source.into()))?;
@@ -196,12 +213,7 @@ fn wait(
             child.kill().map_err(call("kill"))?;
         }
     }
-    let status = child.wait().map_err(call("wait"))?;
-    if in_time {
-        Ok(status)
-    } else {
-        Err(ToolError::Deadline(name, deadline))
-    }
+    Ok(in_time)
 }
 
 fn ends_within(process: BorrowedFd<'_>, limit: Duration) -> Result<bool, ToolError> {
@@ -222,6 +234,9 @@ fn ends_within(process: BorrowedFd<'_>, limit: Duration) -> Result<bool, ToolErr
 mod tests {
     use super::*;
 
+    /// Tells a test's own process from that of all tests.
+    const FEW: &str = "TARDIGRADE_TEST_FEW_DESCRIPTORS";
+
     fn shell(script: &str) -> Tool {
         Tool {
             name: "sh",
@@ -237,6 +252,37 @@ mod tests {
         let error = wait("sleep", &mut child, Duration::ZERO).unwrap_err();
         assert!(matches!(error, ToolError::Deadline(..)), "{error}");
         // Reaped as well: its end is known without waiting.
+        assert!(child.try_wait().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_child_that_cannot_be_followed_is_killed_and_reaped() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        // Its limit of descriptors is a process's own.
+        if std::env::var_os(FEW).is_none() {
+            let own = std::env::current_exe().unwrap();
+            let again = Command::new(own)
+                .args([
+                    "--exact",
+                    "tool::tests::a_child_that_cannot_be_followed_is_killed_and_reaped",
+                ])
+                .env(FEW, "1")
+                .output()
+                .unwrap();
+            assert!(again.status.success(), "{again:?}");
+            return;
+        }
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let limit = getrlimit(Resource::Nofile);
+        let none = Rlimit {
+            current: Some(0),
+            ..limit
+        };
+        setrlimit(Resource::Nofile, none).unwrap();
+        let error = wait("sleep", &mut child, Duration::MAX);
+        setrlimit(Resource::Nofile, limit).unwrap();
+        let error = error.unwrap_err();
+        assert!(matches!(error, ToolError::Call("pidfd_open", _)), "{error}");
         assert!(child.try_wait().unwrap().is_some());
     }
 
