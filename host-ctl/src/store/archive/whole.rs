@@ -106,7 +106,11 @@ impl Unfinished {
                 }
             }
         }
-        sync_directory(parent(to))?;
+        if let Err(error) = sync_directory(parent(to)) {
+            // Who is told that it failed expects nothing there.
+            let _ = fs::remove_file(to);
+            return Err(error);
+        }
         Ok(size)
     }
 }
@@ -170,6 +174,35 @@ mod tests {
             assert_eq!(names(directory.path()), ["archive"]);
             assert!(Unfinished::begin(&to).is_err());
             fs::remove_file(&to).unwrap();
+        }
+    }
+
+    #[test]
+    fn one_whose_name_cannot_be_made_to_last_is_not_left_under_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let to = directory.path().join("archive");
+        let nobody = 65534;
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(directory.path(), Some(nobody), None).unwrap();
+        }
+        for begin in [Unfinished::begin, Unfinished::begin_named] {
+            let to = to.clone();
+            let path = directory.path().to_owned();
+            // Users are each thread's own.
+            let working = std::thread::spawn(move || {
+                if rustix::process::geteuid().is_root() {
+                    let nobody = rustix::process::Uid::from_raw(nobody);
+                    rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+                }
+                // Files can be made in it, but it cannot be opened to be synced.
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o300)).unwrap();
+                let error = begin(&to).unwrap().finish().unwrap_err();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+                error
+            });
+            let error = working.join().unwrap().to_string();
+            assert!(error.contains("fsync"), "{error}");
+            assert!(names(directory.path()).is_empty());
         }
     }
 
