@@ -5,10 +5,12 @@
     reason = "a test ends where something is not as expected"
 )]
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tardigrade_tests::{Home, built, processes};
 
@@ -68,6 +70,35 @@ fn a_guest_is_booted_and_what_its_kernel_lacks_is_named_with_what_it_is_for() {
 }
 
 #[test]
+fn no_program_is_started_to_be_looked_at_that_could_not_be_confined() {
+    let home = Home::new();
+    let directory = tempfile::tempdir().unwrap();
+    let [program, started]: [PathBuf; 2] =
+        ["program", "started"].map(|name| directory.path().join(name));
+    fs::write(&program, format!("#!/bin/sh\necho >{}\n", text(&started))).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut doctor = home.command(["--output", "json", "doctor"]);
+    for variable in ["QEMU", "CLOUD_HYPERVISOR", "FIRECRACKER", "VIRTIOFSD"] {
+        doctor.env(variable, &program);
+    }
+    // Beyond it there are no users.
+    let base = u32::MAX.to_string();
+    let output = doctor.env("TARDIGRADE_UID_BASE", base).output().unwrap();
+    assert!(!output.status.success());
+    let told = serde_json::from_slice::<Value>(&output.stdout).unwrap();
+    let findings = told["findings"].as_array().unwrap();
+    for what in ["qemu", "cloud-hypervisor", "firecracker", "virtiofsd"] {
+        let found = of(findings, what);
+        assert_eq!(found["ok"], false, "{found}");
+        assert!(
+            found["advice"].as_str().unwrap().contains("--insecure"),
+            "{found}"
+        );
+    }
+    assert!(!started.exists());
+}
+
+#[test]
 fn a_guest_that_does_not_boot_and_a_kernel_nobody_knows_are_not_called_right() {
     let home = Home::new();
     let directory = tempfile::tempdir().unwrap();
@@ -98,7 +129,14 @@ fn a_guest_that_is_looked_at_is_gone_when_that_is_interrupted() {
         std::thread::yield_now();
     }
     let pid = Pid::from_raw(i32::try_from(doctor.id()).unwrap()).unwrap();
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
     kill_process(pid, Signal::INT).unwrap();
+    let left = deadline.saturating_duration_since(Instant::now());
+    let ended = poll(
+        &mut [PollFd::new(&pidfd, PollFlags::IN)],
+        Some(&left.try_into().unwrap()),
+    );
+    assert_eq!(ended.unwrap(), 1, "it goes on");
     assert!(!doctor.wait().unwrap().success());
     while is_running() || count() > 0 {
         assert!(Instant::now() < deadline, "its sandbox is left");

@@ -101,9 +101,9 @@ fn vmm_findings(kernel: Option<&Path>) -> Result<Vec<Finding>, CliError> {
     let runtime = runtime()?;
     let mut findings = Vec::new();
     for vmm in Vmm::ALL {
-        // That nothing confines it is a finding of its own.
-        let confinement = strictest().unwrap_or_default();
-        let found = runtime.block_on(fresh_driver(vmm, kernel, confinement));
+        // None is started less confined than it would be to run a guest.
+        let found =
+            strictest().and_then(|confined| runtime.block_on(fresh_driver(vmm, kernel, confined)));
         findings.push(Finding {
             what: vmm.name().to_owned(),
             ok: found.is_ok(),
@@ -196,17 +196,24 @@ fn unused_templates() -> Vec<Finding> {
 
 /// Whether directories of this host can be shared, and what serves them.
 fn virtiofsd() -> Result<Finding, CliError> {
-    let confinement = strictest().unwrap_or_default();
-    let found = runtime()?.block_on(hypervisor::virtiofsd::find(&confinement));
+    let (found, advice) = match strictest() {
+        Ok(confinement) => {
+            let found = runtime()?.block_on(hypervisor::virtiofsd::find(&confinement));
+            let advice =
+                "for --directory: install virtiofsd 1.13 or newer, or name it by VIRTIOFSD";
+            (found.map_err(|error| explain(&error)), advice)
+        }
+        Err(error) => (Err(explain(&error)), CONFINEMENT_ADVICE),
+    };
     Ok(Finding {
         what: "virtiofsd".to_owned(),
         ok: found.is_ok(),
         needed: false,
-        found: match &found {
+        found: match found {
             Ok(found) => format!("{}, {}", found.program.display(), found.version),
-            Err(error) => explain(error),
+            Err(reason) => reason,
         },
-        advice: "for --directory: install virtiofsd 1.13 or newer, or name it by VIRTIOFSD",
+        advice,
     })
 }
 
