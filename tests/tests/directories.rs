@@ -149,7 +149,7 @@ fn no_guest_leaves_a_program_that_runs_as_its_directorys_owner() {
          $b mkdir -m 2777 /data/directory 2>/dev/null; $b chmod 1751 /data/program; \
          ls -l /own /data/program | $b cut -c1-10",
     );
-    assert_eq!(said, "-rwsr-sr-x\n-rwxr-x--t\n");
+    assert_eq!(said, "-rwxr-x--t\n-rwsr-sr-x\n");
     let data = shared.path("data");
     let mode = |name: &str| fs::metadata(data.join(name)).unwrap().mode() & 0o7777;
     for name in ["copied", "kept", "program", "directory"] {
@@ -158,6 +158,22 @@ fn no_guest_leaves_a_program_that_runs_as_its_directorys_owner() {
     assert_eq!(mode("program"), 0o1751);
     let length = |name: &str| fs::metadata(data.join(name)).unwrap().len();
     assert_eq!(length("copied"), length("program"));
+}
+
+#[test]
+fn what_serves_a_directory_is_confined_also_where_its_vmm_is_not() {
+    let Some(shared) = Shared::new() else { return };
+    let mut words = shared.words();
+    words.insert(1, "--insecure".to_owned());
+    let id = sandbox(&shared.home.json(words)).to_owned();
+    let found = shared.shell(&id, "cat /data/found; echo new > /data/new");
+    assert_eq!(found, "of the host\n");
+    assert_eq!(owner(&shared.path("data/new")), owner(&shared.path("data")));
+    let vm = &shared.home.json(["inspect", &id])["vm"];
+    assert_eq!(vm["confined"], "insecure");
+    for one in vm["directories"].as_array().unwrap() {
+        assert_eq!(one["confined"], "namespaces");
+    }
 }
 
 #[test]

@@ -106,16 +106,15 @@ impl Confinement {
         }
     }
 
-    /// The same for another process: with another user, where it has one of its
-    /// own.
+    /// The same for a virtiofsd of the VMM: with another user, where that has one of
+    /// its own, and never with less than namespaces.
     ///
     /// # Errors
     /// When no user can be had.
-    pub(crate) fn another(&self) -> Result<Self, Error> {
+    pub(crate) fn for_virtiofsd(&self) -> Result<Self, Error> {
         match self {
             Self::User(user) => User::take(user.group).map(|user| Self::User(Arc::new(user))),
-            Self::Insecure => Ok(Self::Insecure),
-            Self::Namespaces => Ok(Self::Namespaces),
+            Self::Insecure | Self::Namespaces => Ok(Self::Namespaces),
         }
     }
 
@@ -171,6 +170,7 @@ impl Confinement {
             taps: needs.opens_taps,
             devices,
             user: self.user().map(|user| (user.uid, user.group)),
+            serves: false,
             directory: None,
         }))
     }
@@ -444,7 +444,9 @@ pub(crate) struct Cell {
     taps: bool,
     devices: Vec<Device>,
     user: Option<(u32, u32)>,
-    /// What it makes a mount of; it then sees nothing else of the host's users.
+    /// It is given a directory, and sees nothing else of the host's users.
+    serves: bool,
+    /// What it makes a mount of.
     directory: Option<OwnMount>,
 }
 
@@ -455,6 +457,7 @@ impl Cell {
     /// The same for a process that is given a directory.
     pub(crate) fn with(self, given: &Given) -> Self {
         Self {
+            serves: true,
             directory: given.own().cloned(),
             ..self
         }
@@ -466,8 +469,8 @@ impl Cell {
     ///
     /// One with a user of its own has no other processes in its /proc, and what
     /// hosts have for their users is empty to it, unless its program lies there.
-    /// That is so, too, for one that has made a mount of a directory, which this
-    /// gives.
+    /// That is so, too, for one that is given a directory. Where it makes a mount of
+    /// that, this gives it.
     pub(super) fn own_mounts(&self, program: &CStr) -> Result<Option<OwnedFd>, Failed> {
         // As it is mounted on the host: all else is read-only from here on.
         let directory = self.directory.as_ref().map(OwnMount::make).transpose()?;
@@ -494,14 +497,19 @@ impl Cell {
             }
         }
         let Some((uid, _)) = self.user else {
-            if directory.is_some() {
+            if self.serves {
+                match mount_read_only(c"/proc", c"proc", None) {
+                    // Where something hides a part of the host's, its whole is not
+                    // for a user namespace: by the host's it gets at no process
+                    // outside its own (ptrace(2), "access mode checking").
+                    Err(Errno::PERM) if directory.is_some() => Ok(()),
+                    mounted => mounted.map_err(|errno| ("mount /proc", errno)),
+                }?;
                 hide_all_but(program, cover_by_nothing)?;
             }
             return Ok(directory);
         };
-        let flags =
-            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
-        mount(c"none", c"/proc", c"proc", flags, None).map_err(|errno| ("mount /proc", errno))?;
+        mount_read_only(c"/proc", c"proc", None).map_err(|errno| ("mount /proc", errno))?;
         self.own_devices(uid)?;
         // Nothing can be made in it.
         make_passable(EMPTY).map_err(|errno| ("mkdir in /dev", errno))?;
@@ -574,8 +582,12 @@ fn hide_all_but(program: &CStr, cover: impl Fn(&CStr) -> Result<(), Errno>) -> R
 
 /// Covers a directory where there is none to put in its place.
 fn cover_by_nothing(hidden: &CStr) -> Result<(), Errno> {
+    mount_read_only(hidden, c"tmpfs", Some(c"mode=555,size=4k"))
+}
+
+fn mount_read_only(at: &CStr, what: &CStr, options: Option<&CStr>) -> Result<(), Errno> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::RDONLY;
-    mount(c"none", hidden, c"tmpfs", flags, c"mode=555,size=4k")
+    mount(c"none", at, what, flags, options)
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ impl<'a> Offer<'a> {
         directory: &SharedDirectory,
         socket: &Listener,
     ) -> Result<(Process, DirectoryRecord), Error> {
-        let confinement = self.confinement.another()?;
+        let confinement = self.confinement.for_virtiofsd()?;
         let given = confinement.give(directory)?;
         let listener = &socket.descriptor;
         let arguments = arguments(
