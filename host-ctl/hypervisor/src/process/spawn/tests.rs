@@ -201,6 +201,24 @@ fn a_child_that_opens_taps_by_their_names_has_their_device_and_our_network_and_n
 }
 
 #[test]
+fn a_child_that_makes_files_by_their_paths_writes_to_nothing_of_the_kernels() {
+    let directory = tempfile::tempdir().unwrap();
+    let asked = format!(
+        "(echo > {}/made) && echo made; (echo x > /proc/self/comm) 2>/dev/null && echo wrote; true",
+        directory.path().display()
+    );
+    let needs = Needs {
+        writes_by_path: true,
+        ..Needs::default()
+    };
+    match told(&Confinement::Namespaces, needs, &asked) {
+        Ok(told) => assert_eq!(told, ["made"]),
+        // This kernel does not let everyone.
+        Err(told) => assert!(told.contains("namespaces of its own"), "{told}"),
+    }
+}
+
+#[test]
 fn a_child_of_anybody_has_namespaces_of_its_own_or_is_not_started() {
     let told = std::thread::spawn(|| {
         if geteuid().is_root() {
