@@ -118,15 +118,13 @@ async fn the_suite_of_the_wire_passes_in_a_guest_with_nothing_skipped() {
     });
     let qemu = machine::qemu().await.unwrap();
     let machine = Machine::boot(&qemu, &spec).await.unwrap();
-    let (status, said) = machine
-        .run_in_guest(&["/bin/sh", "-c", SCRIPT])
-        .await
-        .unwrap();
+    let ended = machine.run_in_guest(&["/bin/sh", "-c", SCRIPT]).await;
+    machine.kill().await.unwrap();
+    let (status, said) = ended.unwrap();
     eprintln!("{said}");
     let passed = said
         .lines()
         .filter(|line| line.starts_with("test ") && line.ends_with(" ... ok"));
     assert!(passed.count() >= TESTS_MIN, "{status}");
     assert_eq!(status, 0);
-    machine.kill().await.unwrap();
 }
