@@ -64,7 +64,7 @@ test-cycles: export FILTER := $(or $(FILTER),test(/::cycles_of/))
 # One VMM after the other, and a line for each cycle.
 test-cycles: export LAB_RUN_OPTIONS := --no-capture
 test-cycles: export LAB_PARTS := 1
-test-cycles: export HOST_CTL := $(HOST)
+test-cycles: export HOST_CTL := $(or $(HOST_CTL),$(HOST))
 test-cycles: override export LAB_OPTIONS := --env CYCLES=$(or $(CYCLES),500) $(LAB_OPTIONS)
 test-cycles: host test-lab ## CYCLES=500: save, restore and thaw so often on each VMM, in the lab
 
@@ -109,11 +109,11 @@ bench-image: host image probe ## figures of guest images; those of our own kerne
 
 # The guests of 32 clones, their VMMs and the template fit.
 .PHONY: bench-vmm
-bench-vmm: LAB_OPTIONS := $(or $(LAB_OPTIONS),--memory 6144)
+bench-vmm: export LAB_OPTIONS := $(or $(LAB_OPTIONS),--memory 6144)
 bench-vmm: host image probe floor lab-ready ## figures of each VMM, in the lab; REQUIRE_ALL=1: skip none
 	cargo build -q --release -p tardigrade-tests --bin bench
-	@HOST_CTL=$(HOST) RESTORE_FLOOR=$(FLOOR) $(LAB) run --quiet --kernel $(GUEST) --tools $(LAB_TOOLS)/bin \
-		--deadline 3600 --share $(LAB_OUTPUT) $(LAB_OPTIONS) -- $(TARGET)/release/bench vmms
+	@HOST_CTL=$(HOST) RESTORE_FLOOR=$(FLOOR) sh tests/lab/bench-vmms.sh $(LAB) $(GUEST) $(LAB_TOOLS) $(LAB_OUTPUT) \
+		$(TARGET)/release/bench
 
 .PHONY: agent
 agent: $(AGENT) ## the static agent: target/x86_64-unknown-linux-musl/release/guest-agent

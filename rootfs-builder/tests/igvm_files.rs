@@ -183,7 +183,7 @@ fn kernel_initrd_and_command_line_are_where_the_zero_page_says() {
     assert_eq!(&zero_page[0x1f1..0x210], &kernel[0x1f1..0x210]);
     assert_eq!(number(0x21c, 4), initrd().len());
     assert_eq!(memory(&pages, number(0x218, 4), initrd().len()), initrd());
-    assert_eq!(memory(&pages, number(0x228, 4), 1), b"\0");
+    assert_eq!(memory(&pages, number(0x228, 4), 16), b"agent.end=reset\0");
     assert_eq!(memory(&pages, number(0x70, 8), 8), b"RSD PTR ");
     // All memory that the kernel takes for its own is there, and what is not
     // is not its own.

@@ -97,45 +97,93 @@ fi
 
 # The runner itself, not through cargo: in the nested host each process costs.
 runner=$(command -v cargo-nextest) || runner=${CARGO_HOME:-$HOME/.cargo}/bin/cargo-nextest
-# PART: that part of the tests. A nested host has one processor: two that are
-# emulated side by side spend much of their time waiting for each other, and the
-# emulator makes more mistakes with their memory. The machine's other processors
-# have nested hosts of their own, each with its part of the tests.
-run() {
-    # shellcheck disable=SC2086
-    "$lab" run --quiet --kernel "$kernel" --tools "$tools/bin" --deadline "${LAB_DEADLINE:-3600}" \
-        --cpus 1 --share "$output" \
-        ${LAB_OPTIONS:-} -- "$runner" nextest run --profile lab \
-        --binaries-metadata "$output/binaries.json" --cargo-metadata "$output/metadata.json" \
-        --no-fail-fast --no-tests="$no_tests" --partition "slice:$1/$parts" ${LAB_RUN_OPTIONS:-} -E "$filter"
+# What is left of them all is looked at here: a part of them may well be empty.
+left=$(cargo nextest list --profile lab --binaries-metadata "$output/binaries.json" \
+    --cargo-metadata "$output/metadata.json" --color never --message-format oneline \
+    -E "$filter" 2>"$output/list.log") || {
+    cat "$output/list.log" >&2
+    exit 1
 }
-# No test can make a kernel stand still: the emulator did.
+[ -n "$left" ] || {
+    say 'no test is left to be run' >&2
+    exit 1
+}
+
+# A nested host has one processor: two that are emulated side by side spend much
+# of their time waiting for each other, and the emulator makes more mistakes with
+# their memory. The machine's other processor has a nested host of its own, with
+# its part of the tests, where there is memory for it.
+processors=$(nproc)
+available=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB$/\1/p' /proc/meminfo)
+parts=1
+[ "$processors" -lt 2 ] || [ "${available:-0}" -lt $((9 << 20)) ] || parts=2
+parts=${LAB_PARTS:-$parts}
+case " ${LAB_OPTIONS:-}" in
+*' --cpus'*) ;;
+*) LAB_OPTIONS="${LAB_OPTIONS:-} --cpus 1" ;;
+esac
+
+# PART: that part of the tests.
+run() {
+    part_option=
+    [ "$parts" -eq 1 ] || part_option="--partition count:$1/$parts"
+    # shellcheck disable=SC2086
+    exec "$lab" run --quiet --kernel "$kernel" --tools "$tools/bin" \
+        --deadline "${LAB_DEADLINE:-3600}" --share "$output" ${LAB_OPTIONS:-} \
+        -- "$runner" nextest run --profile lab --binaries-metadata "$output/binaries.json" \
+        --cargo-metadata "$output/metadata.json" --no-fail-fast --no-tests=pass \
+        $part_option ${LAB_RUN_OPTIONS:-} -E "$filter"
+}
+# PART: until a nested host has done it. No test can make a kernel stand still:
+# the emulator did.
+machine=
 run_until_it_ends() {
-    for machine in first second third; do
+    for turn in first second third; do
         status=0
-        run "$1" || status=$?
+        run "$1" &
+        machine=$!
+        wait "$machine" || status=$?
+        machine=
         [ "$status" -eq 124 ] || break
-        say "the $machine of three nested hosts stood still, and all of its tests with it" >&2
+        say "the $turn of three nested hosts stood still, and all of its tests with it" >&2
     done
     return "$status"
 }
+# Asks the nested host to end, and waits for that.
+end_machine() {
+    [ -z "$machine" ] || {
+        kill "$machine" 2>/dev/null || true
+        wait "$machine" || true
+    }
+}
 
-processors=$(nproc)
-parts=${LAB_PARTS:-$((processors < 2 ? 1 : 2))}
-no_tests=fail
-[ "$parts" -eq 1 ] || no_tests=pass
+others=
+# What is in the background does not hear of Ctrl-C by itself.
+stop() {
+    trap - INT TERM HUP
+    # shellcheck disable=SC2086
+    [ -z "$others" ] || kill $others 2>/dev/null || true
+    end_machine
+    wait || true
+    exit 130
+}
+trap stop INT TERM HUP
+
 part=2
 while [ "$part" -le "$parts" ]; do
     say "part $part of $parts: on a nested host of its own, and told at the end"
-    run_until_it_ends "$part" >"$output/part-$part.log" 2>&1 &
-    eval "process_$part=\$!"
+    (
+        trap 'end_machine; exit 143' TERM
+        run_until_it_ends "$part"
+    ) >"$output/part-$part.log" 2>&1 &
+    others="$others $!"
     part=$((part + 1))
 done
 outcome=0
 run_until_it_ends 1 || outcome=$?
 part=2
-while [ "$part" -le "$parts" ]; do
-    eval "wait \$process_$part" || outcome=$?
+for other in $others; do
+    wait "$other" || outcome=$?
     say "part $part of $parts:"
     cat "$output/part-$part.log"
     part=$((part + 1))

@@ -42,6 +42,19 @@ pub async fn boot_and_ask(
     script: &str,
 ) -> Result<String, Failure> {
     let machine = Machine::boot(hypervisor, spec).await?;
+    let said = ask(&machine, script).await?;
+    machine.kill().await?;
+    Ok(said)
+}
+
+/// The same of a machine that runs, and goes on running.
+///
+/// # Errors
+/// When any of it fails.
+///
+/// # Panics
+/// When the container is not what it should be.
+pub async fn ask(machine: &Machine, script: &str) -> Result<String, Failure> {
     let container = machine::container_on("/dev/vdb", &["sleep", "100000"]);
     machine.start_as(container).await?;
     let (status, said) = machine.exec(&["cat", "/etc/passwd"]).await?;
@@ -50,7 +63,6 @@ pub async fn boot_and_ask(
         (0, "root:x:0:0:root:/root:/bin/sh\n")
     );
     let (_, said) = machine.exec_in_guest(script).await?;
-    machine.kill().await?;
     Ok(said)
 }
 

@@ -13,16 +13,20 @@
     reason = "a test ends where something is not as expected"
 )]
 
+use hypervisor::VmExit;
 use igvm::{IgvmDirectiveHeader, IgvmFile};
 use igvm_defs::IgvmNativeVpContextX64;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use tardigrade_tests::built;
 use tardigrade_tests::images::{no_initrd, root_disk, verity_initrd};
-use tardigrade_tests::machine::{self, Failure};
+use tardigrade_tests::machine::{self, Failure, Machine};
 use tardigrade_tests::root_disks;
 
+/// Every wait here is for an emulated guest on a shared machine.
+const DEADLINE: Duration = Duration::from_secs(120);
 const MEMORY_MIB: u32 = 128;
 /// Between the two is what a PC has there instead of memory.
 const LOW_END: usize = 0xa_0000;
@@ -149,7 +153,7 @@ exec '{qemu}' "$@"
 }
 
 /// Makes a file of that kernel and initrd, and of a root disk with a hash tree;
-/// boots it and runs a container.
+/// boots it, runs a container, and has the guest end itself.
 async fn boots(kernel: &Path, directory: &Path, initrd: Option<&Path>) -> Result<(), Failure> {
     let (disk, _) = root_disk(directory, &["--layout", "verity"]);
     let unused = no_initrd(directory);
@@ -174,9 +178,13 @@ async fn boots(kernel: &Path, directory: &Path, initrd: Option<&Path>) -> Result
 
     let qemu = machine::qemu_at(Some(qemu_with(directory, &file))).await?;
     let script = format!("{}; cat /proc/cmdline", root_disks::erofs_script());
-    let said = root_disks::boot_and_ask(&qemu, &spec, &script).await?;
+    let machine = Machine::boot(&qemu, &spec).await?;
+    let said = root_disks::ask(&machine, &script).await?;
     root_disks::see_erofs(&said);
     assert!(said.contains("dm-mod.create=\"root,,,ro,0 "), "{said}");
+    machine.agent.destroy_sandbox(DEADLINE).await?;
+    let ended = tokio::time::timeout(DEADLINE, machine.vm.wait()).await??;
+    assert_eq!(ended, VmExit::Exited(0));
     Ok(())
 }
 

@@ -2,9 +2,9 @@
 //! this, no firmware and no loader, has been there before.
 //!
 //! The kernel takes all memory of its map as its own and as accepted. It can
-//! accept none of it by itself without a firmware's help, so every page of the
-//! map is a page of the file, also those that are empty: each is measured, and
-//! the guest has as much memory as was said when the file was made.
+//! accept none of it by itself without a firmware's help, so every page that the
+//! map gives it is a page of the file, also those that are empty: each is
+//! measured, and the guest has as much memory as was said when the file was made.
 
 use std::collections::BTreeMap;
 
@@ -30,8 +30,9 @@ pub(crate) const SECRETS: u64 = 0x9_b000;
 /// Where a VMM that wants it in memory lays the processor's state; the kernel
 /// never looks there.
 pub(crate) const CONTEXT: u64 = 0x9_c000;
-/// The machine's tables, a page of them. Nothing lies between its end and
-/// [`HIGH_MEMORY`]: a VGA card and a BIOS are there on some machines.
+/// The machine's tables, a page of them. The map has nothing between its end and
+/// [`HIGH_MEMORY`], where some machines have a VGA card and a BIOS, and a kernel
+/// that looks there finds pages that nobody has accepted.
 pub(crate) const TABLES: u64 = 0x9_d000;
 /// See [`TABLES`].
 pub(crate) const TABLES_END: u64 = TABLES + PAGE;

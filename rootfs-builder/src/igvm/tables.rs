@@ -3,14 +3,18 @@
 //! PCI bus. They are measured with the rest: the guest takes no table, and no
 //! code in one, from its host.
 //!
-//! What they say holds for QEMU's `pc` and `q35` with one processor and up to 2
-//! GiB of memory, whose firmware never ran.
+//! What they say holds for QEMU's `q35`, where it was tried, and `pc`, with one
+//! processor and up to 2 GiB of memory, whose firmware never ran. Cloud Hypervisor
+//! emulates neither the old interrupt controllers nor the old timer, which a
+//! kernel looks for by them: a guest of its needs another timer, and was not
+//! tried.
 
 use super::layout;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Path,
     ResourceTemplate, Scope, ZERO,
 };
+use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as Space, GAS};
 use acpi_tables::rsdp::Rsdp;
@@ -23,9 +27,9 @@ const OEM_TABLE: [u8; 8] = *b"TARDIGRD";
 const OEM_REVISION: u32 = 1;
 
 /// Every table begins at a multiple of this, which is the most that one asks
-/// for.
+/// for (ACPI 5.2.10).
 const ALIGNMENT: usize = 64;
-/// A table's header, and where its length and checksum are in it (ACPI 5.2.6).
+/// The size of a table's header (ACPI 5.2.6).
 const HEADER: u32 = 36;
 
 /// Of a PC's chip set (QEMU's hw/i386): the processor's interrupt controller, and
@@ -42,12 +46,15 @@ const AS_THE_BUS_HAS_IT: u16 = 0;
 const LEVEL_AND_HIGH: u16 = 0b1101;
 
 /// Power management registers, where firmware would have put them. Without it
-/// nothing answers there, and nothing is lost: no table of ours has a power
-/// button or a sleeping state. ACPI without these registers would be ACPI
-/// without the old timer, which is the only one that a guest of SEV-SNP has: its
-/// CPUID page has no TSC deadline.
+/// nothing answers there: the guest cannot turn itself off, and resets. ACPI
+/// without these registers would be ACPI without the old timer, which is the only
+/// one that a guest of SEV-SNP has: its CPUID page has no TSC deadline.
 const PM1_EVENTS: u16 = 0x600;
 const PM1_CONTROL: u16 = 0x604;
+/// Microseconds that no processor state is as slow as: there is none but the first
+/// (ACPI 5.2.9).
+const NO_SECOND_STATE: u16 = 101;
+const NO_THIRD_STATE: u16 = 1001;
 /// Writing this there resets the machine.
 const RESET_PORT: u16 = 0xcf9;
 const RESET: u8 = 6;
@@ -68,7 +75,8 @@ const SERIAL_INTERRUPT: u32 = 4;
 pub(crate) fn tables() -> Vec<u8> {
     let mut all = Tables(vec![0; size_of::<Rsdp>()]);
     let dsdt = all.put(&dsdt());
-    let fadt = all.put(&bytes_of(&fadt(dsdt)));
+    let facs = all.put(&bytes_of(&FACS::new()));
+    let fadt = all.put(&bytes_of(&fadt(dsdt, facs)));
     let madt = all.put(madt().as_slice());
     let mut root = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     root.add_entry(fadt);
@@ -98,9 +106,10 @@ fn bytes_of(table: &dyn Aml) -> Vec<u8> {
 }
 
 /// Power management, as little as there can be of it, and how to reset.
-fn fadt(dsdt: u64) -> impl Aml {
+fn fadt(dsdt: u64, facs: u64) -> impl Aml {
     let mut table = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
+        .firmware_ctrl_64(facs)
         .flag(Flags::Wbinvd)
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
@@ -112,6 +121,8 @@ fn fadt(dsdt: u64) -> impl Aml {
     table.pm1_evt_len = 4;
     table.pm1a_cnt_blk = u32::from(PM1_CONTROL).into();
     table.pm1_cnt_len = 2;
+    table.p_lvl2_lat = NO_SECOND_STATE.into();
+    table.p_lvl3_lat = NO_THIRD_STATE.into();
     let (space, access) = (Space::SystemIo, AccessSize::ByteAccess);
     table.reset_reg = GAS::new(space, 8, 0, access, RESET_PORT.into());
     table.reset_value = RESET;
@@ -185,9 +196,13 @@ mod tests {
         let table = &all[(address - layout::TABLES) as usize..];
         let table = &table[..number(&table[4..], 4) as usize];
         assert_eq!(&table[..4], signature);
-        let sum = table.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
-        assert_eq!(sum, 0);
+        assert_eq!(sum(table), 0);
         table
+    }
+
+    fn sum(bytes: &[u8]) -> u8 {
+        let add = |sum: u8, byte: &u8| sum.wrapping_add(*byte);
+        bytes.iter().fold(0, add)
     }
 
     #[test]
@@ -195,15 +210,26 @@ mod tests {
         let all = tables();
         assert!(all.len() as u64 <= layout::TABLES_END - layout::TABLES);
         assert_eq!(&all[..8], b"RSD PTR ");
+        assert_eq!((sum(&all[..20]), sum(&all[..36])), (0, 0));
         let root = table(&all, number(&all[24..], 8), b"XSDT");
         let fixed = table(&all, number(&root[36..], 8), b"FACP");
         let interrupts = table(&all, number(&root[44..], 8), b"APIC");
         assert_eq!(root.len(), 52);
         let code = table(&all, number(&fixed[140..], 8), b"DSDT");
+        // This one has no checksum, and its lock is free (ACPI 5.2.10).
+        let facs = (number(&fixed[132..], 8) - layout::TABLES) as usize;
+        assert_eq!((facs % 64, &all[facs..facs + 4]), (0, &b"FACS"[..]));
+        assert_eq!(all[facs + 8..facs + 32], [0; 24]);
+        // Interrupt, registers and reset (ACPI 5.2.9).
+        assert_eq!(number(&fixed[46..], 2), 9);
+        assert_eq!(number(&fixed[56..], 4), 0x600);
+        assert_eq!(number(&fixed[64..], 4), 0x604);
+        assert_eq!((number(&fixed[120..], 8), fixed[128]), (0xcf9, 6));
         // PNP0A03 and PNP0501, packed as an EISA id is.
         for id in [[0x41, 0xd0, 0x0a, 0x03], [0x41, 0xd0, 0x05, 0x01]] {
             assert!(code.windows(4).any(|four| four == id));
         }
+        assert_eq!(number(&interrupts[36..], 4), 0xfee0_0000);
         // The parts of the list are as long as they say, to its end.
         let mut parts = &interrupts[44..];
         let mut kinds = Vec::new();

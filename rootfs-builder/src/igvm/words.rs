@@ -4,6 +4,10 @@
 use crate::image;
 use crate::manifest::Manifest;
 
+/// The machine has no register that turns it off, but one that resets it.
+const END: &str = "agent.end=";
+const BY_RESET: &str = "agent.end=reset";
+
 /// Why a command line can't be put together.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WordsError {
@@ -37,6 +41,9 @@ pub(super) fn command_line(
     limit: usize,
 ) -> Result<String, WordsError> {
     let mut parts = Vec::new();
+    if !has(own, END) {
+        parts.push(String::from(BY_RESET));
+    }
     if let Some(manifest) = root_disk {
         for word in ["dm-mod.create=", "root=", "rootfstype="] {
             if has(own, word) {
@@ -94,10 +101,13 @@ mod tests {
     fn the_disk_s_words_come_before_the_caller_s() {
         let line = command_line("console=ttyS0 -- x", Some(&disk(true)), "/dev/vda", 2047);
         let line = line.unwrap();
-        assert!(line.starts_with("dm-mod.create=\"root,,,ro,0 8 verity 1 /dev/vda1"));
+        assert!(
+            line.starts_with("agent.end=reset dm-mod.create=\"root,,,ro,0 8 verity 1 /dev/vda1")
+        );
         assert!(line.ends_with(" root=/dev/dm-0 rootfstype=erofs ro console=ttyS0 -- x"));
-        assert_eq!(command_line("a b", None, "", 10).unwrap(), "a b");
-        assert_eq!(command_line("", None, "", 10).unwrap(), "");
+        let line = command_line("agent.end=power-off", None, "", 20).unwrap();
+        assert_eq!(line, "agent.end=power-off");
+        assert_eq!(command_line("", None, "", 20).unwrap(), "agent.end=reset");
     }
 
     #[test]
@@ -114,8 +124,11 @@ mod tests {
         assert_eq!(refused("a\0b", true), WordsError::Byte(0));
         assert_eq!(refused("é", true), WordsError::Byte(0xc3));
         assert_eq!(
-            command_line("abc", None, "", 2),
-            Err(WordsError::Length { found: 3, limit: 2 })
+            command_line("abc", None, "", 18),
+            Err(WordsError::Length {
+                found: 19,
+                limit: 18
+            })
         );
     }
 }

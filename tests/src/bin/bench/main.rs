@@ -6,7 +6,8 @@
 //!
 //! `bench` measures this machine, `bench containers` its containers alone, `bench
 //! image` guest images, `bench fragments` what the guest's own kernel is made of,
-//! `bench vmms` every VMM there is in the nested host, `bench VMM` one of them.
+//! `bench vmms` every VMM there is in the nested host, `bench vmms VMM` that one, if
+//! there is one; `bench VMM` is a part of it.
 
 mod clones;
 mod containers;
@@ -18,6 +19,7 @@ mod sizes;
 mod spawned;
 mod vmms;
 
+use host_ctl::sandbox::vmm::Vmm;
 use std::error::Error;
 use std::process::ExitCode;
 use tardigrade_tests::{Home, images};
@@ -82,7 +84,13 @@ fn program(variable: &str) -> Result<std::path::PathBuf, Failure> {
 fn measure() -> Result<(), Failure> {
     let wish = std::env::args().nth(1);
     match wish.as_deref() {
-        Some("vmms") => return vmms::all(),
+        Some("vmms") => {
+            let named: Option<Vmm> = std::env::args()
+                .nth(2)
+                .map(|name| name.parse())
+                .transpose()?;
+            return vmms::all(named.map_or(Vmm::ALL.into(), |vmm| vec![vmm]));
+        }
         Some("containers") => return containers::all(),
         Some("fragments") => {
             return fragments::measure(&Home::with_program(program("HOST_CTL")?));
