@@ -112,7 +112,7 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
     state: Mutex<State>,
-    /// Told when a quiesce begins.
+    /// Told when a quiesce begins, and when this is a copy that must not run.
     quiescing: Notify,
     /// The keys of [`Asked::entropy`]; the same in every copy, for they tell
     /// requests apart and keep nothing secret.
@@ -167,7 +167,8 @@ impl Lifecycle {
         !state.stray && matches!(state.phase, Phase::Running)
     }
 
-    /// Waits until the workload is to be frozen, if it runs.
+    /// Waits until the workload is to be frozen, for a quiesce or since this is a
+    /// copy that must not run; if it runs.
     pub(in crate::service) async fn quiesce_begins(&self) {
         let quiescing = self.quiescing.notified();
         tokio::pin!(quiescing);
@@ -208,6 +209,7 @@ impl Lifecycle {
                 Phase::Thawed | Phase::Releasing => state.phase = Phase::Running,
                 _ => state.copied_meanwhile = true,
             }
+            self.quiescing.notify_waiters();
         }
         expected
     }
@@ -670,6 +672,22 @@ mod tests {
         for lifecycle in [lifecycle, thawing, thawed, releasing] {
             assert!(lifecycle.is_stray());
             assert!(is_refused(lifecycle.require_running("exec")));
+        }
+    }
+
+    #[tokio::test]
+    async fn work_that_ends_for_a_freeze_ends_for_that_of_a_stray_copy_too() {
+        for is_copy in [false, true] {
+            let lifecycle = Lifecycle::running();
+            let begins = lifecycle.quiesce_begins();
+            tokio::pin!(begins);
+            assert!(futures::poll!(&mut begins).is_pending());
+            if is_copy {
+                assert!(!lifecycle.copied(Instant::now()));
+            } else {
+                lifecycle.begin_quiesce(Box::new(())).unwrap();
+            }
+            assert!(futures::poll!(&mut begins).is_ready());
         }
     }
 
