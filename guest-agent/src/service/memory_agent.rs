@@ -23,10 +23,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 const SIGKILL: i32 = 9;
+const UNNUMBERED: i32 = memory::UNNUMBERED as i32;
 /// The agent itself, for a process of its: a copy of what it was started from.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 /// How long a killed compaction may take to be gone: the kernel looks for the
-/// signal between two blocks of pages.
+/// signal between two blocks of pages. One that hangs there for longer is left
+/// behind, in the workload's cgroup as all that the agent starts in the guest. It
+/// does not stand still when that is frozen: until it is gone every freeze comes
+/// to its deadline and is refused, and no compaction is begun.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Other settings for the reclaim of the workload's memory.
@@ -171,39 +175,61 @@ impl Agent {
     async fn compact_for_ever(self: Arc<Self>, mut settings: watch::Receiver<CompactionSettings>) {
         let due = |settings: &CompactionSettings| (!settings.disabled).then_some(settings.period);
         let mut last = Instant::now();
-        let mut compactor = Compactor::default();
-        let mut before = pressure().await;
-        while let Some(settings) = next_period(&mut settings, due, &mut last).await {
-            let now = pressure().await;
-            let is_calm = match (&before, &now) {
-                (Ok(before), Ok(now)) => !now.exceeds(before, settings.period_pressure_limit),
-                _ => false,
-            };
-            before = now;
-            if !is_calm || !self.lifecycle.is_running() || compactor.is_stuck() {
-                continue;
-            }
-            if let Err(error) = self.compact(&mut compactor, &settings).await {
+        let compactor = Arc::new(tokio::sync::Mutex::new(Compactor::default()));
+        // How the first period begins.
+        let mut outcome = self.compact(&compactor, None).await;
+        loop {
+            if let Err(error) = outcome {
                 self.log_failure("compact memory", &error);
             }
+            let Some(settings) = next_period(&mut settings, due, &mut last).await else {
+                return;
+            };
+            outcome = self.compact(&compactor, Some(settings)).await;
         }
     }
 
+    /// What there is to be done after a period, as a recipe: a freeze waits for
+    /// it, and it ends for a freeze. Without settings nothing but to look at how
+    /// the next period begins.
     async fn compact(
         self: &Arc<Self>,
-        compactor: &mut Compactor,
-        settings: &CompactionSettings,
+        compactor: &Arc<tokio::sync::Mutex<Compactor>>,
+        settings: Option<CompactionSettings>,
     ) -> Result<(), ServiceError> {
-        let order = settings.order;
-        let small = in_small_pieces(order).await?;
-        if !compactor.compaction.is_due(small, settings) {
+        let (agent, compactor) = (Arc::clone(self), Arc::clone(compactor));
+        let recipe = async move {
+            let mut compactor = compactor.lock().await;
+            agent.compact_if_due(&mut compactor, settings).await
+        };
+        self.recipes.run(recipe).await
+    }
+
+    async fn compact_if_due(
+        &self,
+        compactor: &mut Compactor,
+        settings: Option<CompactionSettings>,
+    ) -> Result<(), ServiceError> {
+        // No period is judged by a reading from before a freeze, nor by one from
+        // before another that failed.
+        let before = compactor.pressure.take();
+        if !self.lifecycle.is_running() {
             return Ok(());
         }
-        let agent = Arc::clone(self);
-        let (limit, time) = (settings.pressure_limit, settings.time_max);
+        let now = pressure().await?;
+        compactor.pressure = Some(now);
+        let (Some(before), Some(settings)) = (before, settings) else {
+            return Ok(());
+        };
+        if now.exceeds(&before, settings.period_pressure_limit) || compactor.is_stuck() {
+            return Ok(());
+        }
+        let small = in_small_pieces(settings.order).await?;
+        if !compactor.compaction.is_due(small, &settings) {
+            return Ok(());
+        }
         let (ended, process) = self
-            .recipes
-            .run(async move { agent.compact_once(limit, time).await })
+            .compact_once(settings.pressure_limit, settings.time_max)
             .await?;
         let has_ended = process.has_ended();
         compactor.last = Some(process);
@@ -212,7 +238,13 @@ impl Agent {
                 call: "kill a compaction",
             });
         }
-        let left = in_small_pieces(order).await?;
+        // A freeze does not wait for a count as well: it is taken to have moved
+        // nothing.
+        let left = if self.lifecycle.is_running() {
+            in_small_pieces(settings.order).await?
+        } else {
+            small
+        };
         compactor.compaction.ended(left);
         debug!(self.log, "compacted memory"; "small" => small, "left" => left, "ended" => ended);
         Ok(())
@@ -276,6 +308,8 @@ impl Agent {
 #[derive(Debug, Default)]
 struct Compactor {
     compaction: Compaction,
+    /// How the period began; unknown after a freeze, and if it could not be read.
+    pressure: Option<Reading>,
     /// The process that did it last.
     last: Option<Process>,
 }
@@ -292,6 +326,7 @@ impl Compactor {
 fn compacted(status: ExitStatus) -> Result<&'static str, ServiceError> {
     let source = match status {
         ExitStatus::Exited(0) => return Ok("whole"),
+        ExitStatus::Exited(UNNUMBERED) => std::io::Error::other("an error without a number"),
         ExitStatus::Exited(errno) => std::io::Error::from_raw_os_error(errno),
         other => std::io::Error::other(format!("the process ended with {}", other.code())),
     };
@@ -373,6 +408,20 @@ mod tests {
     use super::*;
 
     type Settings = Option<Duration>;
+
+    #[test]
+    fn a_compaction_tells_by_its_end_what_became_of_it() {
+        assert_eq!(compacted(ExitStatus::Exited(0)).unwrap(), "whole");
+        for (status, words) in [
+            (ExitStatus::Exited(12), "os error 12"),
+            (ExitStatus::Exited(UNNUMBERED), "an error without a number"),
+            (ExitStatus::Signalled(SIGKILL), "the process ended with 137"),
+        ] {
+            let error = compacted(status).unwrap_err();
+            let text = with_causes(&error);
+            assert!(text.contains(words), "{text}");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_period_counts_from_the_last_one_whatever_is_changed_meanwhile() {

@@ -8,6 +8,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 const COMPACT: &str = "/proc/sys/vm/compact_memory";
+/// How [`compact_main`] ends for an error that has no number, or none that a
+/// process can end with: no error of the kernel's has this one.
+pub const UNNUMBERED: u8 = u8::MAX;
 /// Free memory by its pieces' size and its use, for root alone.
 const FREE: &str = "/proc/pagetypeinfo";
 
@@ -45,7 +48,7 @@ pub fn compact_main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => match error.raw_os_error().map(u8::try_from) {
             Some(Ok(errno)) => errno.into(),
-            _ => ExitCode::FAILURE,
+            _ => UNNUMBERED.into(),
         },
     }
 }

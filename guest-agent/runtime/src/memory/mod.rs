@@ -15,7 +15,7 @@ mod pressure;
 mod reclaim;
 mod settings;
 
-pub use compaction::{Compaction, compact_main, compaction_is_there};
+pub use compaction::{Compaction, UNNUMBERED, compact_main, compaction_is_there};
 pub use pressure::{PressureAlarm, Reading};
 pub use reclaim::{Reclaim, Reclaimed};
 pub use settings::{
