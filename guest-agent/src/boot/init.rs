@@ -14,6 +14,7 @@ use super::configuration::ends_by_reset;
 use super::mounts::{self, MountError};
 use super::root_disk::{RootDisk, RootError};
 use super::switch::{self, SwitchError};
+use crate::service::error::with_causes;
 use rustix::process::{Pid, Resource, Rlimit, WaitOptions, setrlimit, wait};
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -199,15 +200,4 @@ fn sync() {
 /// tell when it cannot.
 fn console(line: &str) {
     let _ = writeln!(io::stderr(), "tardigrade: {line}");
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
