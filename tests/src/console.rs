@@ -61,6 +61,11 @@ impl Console {
         }
     }
 
+    /// What it has said so far is heard no more.
+    pub fn forget(&mut self) {
+        self.said.clear();
+    }
+
     /// Reads on until it ends: otherwise the guest's console would fill up.
     pub async fn drain(mut self) {
         let mut rest = Vec::new();
