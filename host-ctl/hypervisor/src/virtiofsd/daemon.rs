@@ -242,25 +242,22 @@ impl Daemons {
     /// # Errors
     /// The first that could not be killed; the others are.
     pub(crate) async fn end(&self) -> Result<(), Error> {
-        let signalled = self.send_kill();
-        self.gone_by(kill_deadline()).await?;
-        signalled
+        let sent = self.send_kill();
+        self.gone_by(sent, kill_deadline()).await
     }
 
-    fn send_kill(&self) -> Result<(), Error> {
-        let mut sent = Ok(());
-        for (process, _) in &self.processes {
-            sent = sent.and(process.send_kill());
-        }
-        sent
+    /// Sends the signal to all of them, and tells of each whether it was refused.
+    fn send_kill(&self) -> Vec<Result<(), Error>> {
+        let processes = self.processes.iter();
+        processes.map(|(process, _)| process.send_kill()).collect()
     }
 
-    async fn gone_by(&self, deadline: Instant) -> Result<(), Error> {
-        let mut gone = Ok(());
-        for (process, _) in &self.processes {
-            gone = gone.and(process.gone_by(deadline).await.map(drop));
+    async fn gone_by(&self, sent: Vec<Result<(), Error>>, deadline: Instant) -> Result<(), Error> {
+        let mut all = Ok(());
+        for ((process, _), sent) in self.processes.iter().zip(sent) {
+            all = all.and(gone(process, sent, deadline).await.map(drop));
         }
-        gone
+        all
     }
 
     /// Resolves when one has ended; never, where there is none.
@@ -376,14 +373,21 @@ pub(crate) async fn exited(vmm: &Process, daemons: &Daemons) -> Result<VmExit, E
 /// # Errors
 /// The first that could not be killed; the others are.
 pub(crate) async fn kill(vmm: &Process, daemons: &Daemons) -> Result<VmExit, Error> {
-    let signalled = vmm.send_kill().and(daemons.send_kill());
+    let sent = (vmm.send_kill(), daemons.send_kill());
     let deadline = kill_deadline();
-    let served = daemons.gone_by(deadline).await;
-    let exit = match signalled {
-        Ok(()) => vmm.gone_by(deadline).await,
-        Err(error) => Err(error),
-    };
-    served.and(exit)
+    let exit = gone(vmm, sent.0, deadline).await;
+    let served = daemons.gone_by(sent.1, deadline).await;
+    exit.and_then(|exit| served.map(|()| exit))
+}
+
+/// Waits for the end of a process, unless the signal was refused.
+async fn gone(
+    process: &Process,
+    sent: Result<(), Error>,
+    deadline: Instant,
+) -> Result<VmExit, Error> {
+    sent?;
+    process.gone_by(deadline).await
 }
 
 #[cfg(test)]
@@ -470,8 +474,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_vmm_that_cannot_be_killed_keeps_none_of_its_virtiofsds_alive() {
+    /// Kills a VMM and its virtiofsds, where some have another user: which of them
+    /// are left is told.
+    fn killed_but_others(others: &'static [&'static str], own: &'static [&'static str]) {
         use rustix::process::{Pid, Signal, Uid, WaitOptions, geteuid, kill_process, waitpid};
         if !geteuid().is_root() {
             eprintln!("skipped: everybody may kill what is their own");
@@ -482,23 +487,53 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread();
             let runtime = { runtime }.enable_all().build().unwrap();
             runtime.block_on(async {
-                let (vmm, record) = child("sleep 600");
+                let start = |names: &[&'static str]| -> Vec<_> {
+                    let names = names.iter();
+                    names.map(|name| (*name, child("sleep 600"))).collect()
+                };
+                let mut all = start(others);
                 let nobody = Uid::from_raw(65534);
                 rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
-                let two = daemons(&["sleep 600", "sleep 600"]);
-                let killed = kill(&vmm, &two).await;
-                for (process, _) in &two.processes {
-                    let exit = timeout(Duration::ZERO, process.exited()).await;
-                    assert!(exit.is_ok(), "it lives");
+                all.extend(start(own));
+                all.sort_by_key(|(name, _)| *name == "vmm");
+                let (_, (vmm, _)) = all.pop().unwrap();
+                let served = Daemons {
+                    processes: all.into_iter().map(|(_, child)| child).collect(),
+                    ..Daemons::default()
+                };
+                let begun = Instant::now();
+                assert!(kill(&vmm, &served).await.is_err());
+                assert!(
+                    begun.elapsed() < LAST_WORDS * 4,
+                    "it waits for none in vain"
+                );
+                let processes = served.processes.iter().map(|(process, _)| process);
+                let mut left = Vec::new();
+                for process in processes.chain([&vmm]) {
+                    if timeout(Duration::ZERO, process.exited()).await.is_err() {
+                        left.push(process.identity().pid);
+                    }
                 }
-                (killed.is_err(), record.pid)
+                left
             })
         });
-        let (refused, pid) = working.join().unwrap();
-        assert!(refused);
-        let vmm = Pid::from_raw(pid).unwrap();
-        kill_process(vmm, Signal::KILL).unwrap();
-        waitpid(Some(vmm), WaitOptions::empty()).unwrap();
+        let left = working.join().unwrap();
+        assert_eq!(left.len(), others.len());
+        for pid in left {
+            let pid = Pid::from_raw(pid).unwrap();
+            kill_process(pid, Signal::KILL).unwrap();
+            waitpid(Some(pid), WaitOptions::empty()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_vmm_that_cannot_be_killed_keeps_none_of_its_virtiofsds_alive() {
+        killed_but_others(&["vmm"], &["virtiofsd", "virtiofsd"]);
+    }
+
+    #[test]
+    fn a_virtiofsd_that_cannot_be_killed_keeps_neither_its_vmm_nor_others_alive() {
+        killed_but_others(&["virtiofsd"], &["virtiofsd", "vmm"]);
     }
 
     #[tokio::test]
