@@ -113,6 +113,7 @@ fn a_container_sees_directories_of_the_host_and_writes_where_it_may() {
     assert_eq!(served.len(), 2, "{vm}");
     let mut users = vec![vm["confined"].clone()];
     for one in served {
+        confinement::assert_serves_alone(pid_of(one));
         if let Some(uid) = one["confined"]["user"]["uid"].as_u64() {
             confinement::assert_confined(pid_of(one), u32::try_from(uid).unwrap());
         }
@@ -173,6 +174,7 @@ fn what_serves_a_directory_is_confined_also_where_its_vmm_is_not() {
     assert_eq!(vm["confined"], "insecure");
     for one in vm["directories"].as_array().unwrap() {
         assert_eq!(one["confined"], "namespaces");
+        confinement::assert_serves_alone(pid_of(one));
     }
 }
 

@@ -22,8 +22,9 @@ use rustix::process::{Gid, Uid, getpriority_user};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::{Deserialize, Serialize};
 
-use super::directory::{Given, OwnMount};
+use super::directory::{Given, OwnMount, Placed};
 use super::mount::{Attributes, UNCHANGED, set_attributes};
+use super::spawn::EXECVE;
 use crate::error::Error;
 use crate::spec::VmSpec;
 
@@ -43,6 +44,8 @@ const HIDDEN: [&CStr; 9] = [
 const KERNELS: [&CStr; 2] = [c"/proc", c"/sys"];
 /// What is seen in place of what is hidden; gone when the program runs.
 const EMPTY: &CStr = c"/dev/empty";
+/// Where a host has its devices, and shared memory and terminals of its users.
+const ALL_DEVICES: &CStr = c"/dev";
 /// What any VMM may open of /dev.
 const DEVICES: [&str; 5] = ["null", "zero", "random", "urandom", "kvm"];
 /// What one may open besides that opens taps by their names.
@@ -453,27 +456,81 @@ pub(crate) struct Cell {
 /// A step of a child that failed.
 pub(super) type Failed = (&'static str, Errno);
 
+/// What a child has when its mounts are its own.
+#[derive(Default)]
+pub(super) struct Own {
+    /// Its program, opened, where that may lie in what is hidden.
+    pub(super) program: Option<OwnedFd>,
+    /// The directory that it has made a mount of.
+    pub(super) directory: Option<Placed>,
+}
+
 impl Cell {
-    /// The same for a process that is given a directory.
+    /// The same for a process that is given a directory, and opens no device.
     pub(crate) fn with(self, given: &Given) -> Self {
         Self {
             serves: true,
             directory: given.own().cloned(),
+            devices: Vec::new(),
             ..self
         }
     }
 
-    /// Makes the mounts its own: nothing that it or others mount passes between
-    /// them, and unless it has to, it writes to no file by its path. The
-    /// descriptors it inherits are of our mounts, and not touched by that.
+    /// Whether this is for a process that is given a directory.
+    pub(super) fn serves(&self) -> bool {
+        self.serves
+    }
+
+    /// Makes the mounts its own. The descriptors it inherits are of our mounts, and
+    /// not touched by that.
     ///
     /// One with a user of its own has no other processes in its /proc, and what
     /// hosts have for their users is empty to it, unless its program lies there.
-    /// That is so, too, for one that is given a directory. Where it makes a mount of
-    /// that, this gives it.
-    pub(super) fn own_mounts(&self, program: &CStr) -> Result<Option<OwnedFd>, Failed> {
-        // As it is mounted on the host: all else is read-only from here on.
-        let directory = self.directory.as_ref().map(OwnMount::make).transpose()?;
+    ///
+    /// So it is, too, for one that is given a directory, wherever its program lies,
+    /// and so is its /dev. Where it makes a mount of the directory, this gives it.
+    pub(super) fn own_mounts(&self, program: &CStr) -> Result<Own, Failed> {
+        let mut own = Own {
+            // As it is mounted on the host: all else is read-only from here on.
+            directory: self.directory.as_ref().map(OwnMount::make).transpose()?,
+            program: None,
+        };
+        self.restrict_mounts()?;
+        let mut exempt = Some(program);
+        if self.serves {
+            // By its own mounts: what it gets at by /proc/self/exe is read-only, too.
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let opened = open(program, flags, Mode::empty()).map_err(|errno| (EXECVE, errno))?;
+            own.program = Some(opened);
+            exempt = None;
+        }
+        if let Some((uid, _)) = self.user {
+            mount_read_only(c"/proc", c"proc", None).map_err(|errno| ("mount /proc", errno))?;
+            self.own_devices(uid)?;
+            // Nothing can be made in it.
+            make_passable(EMPTY).map_err(|errno| ("mkdir in /dev", errno))?;
+            hide_all_but(exempt, |hidden| mount_bind(EMPTY, hidden))?;
+            let removed = rustix::fs::unlinkat(CWD, EMPTY, AtFlags::REMOVEDIR);
+            removed.map_err(|errno| ("rmdir in /dev", errno))?;
+        } else if self.serves {
+            match mount_read_only(c"/proc", c"proc", None) {
+                // Where something hides a part of the host's, its whole is not
+                // for a user namespace: by the host's it gets at no process
+                // outside its own (ptrace(2), "access mode checking"), but reads of
+                // them what everybody may, the command lines above all.
+                Err(Errno::PERM) if own.directory.is_some() => Ok(()),
+                mounted => mounted.map_err(|errno| ("mount /proc", errno)),
+            }?;
+            hide(ALL_DEVICES, cover_by_nothing)?;
+            hide_all_but(exempt, cover_by_nothing)?;
+        }
+        Ok(own)
+    }
+
+    /// Nothing that it or others mount passes between them, and unless it has to, it
+    /// writes to no file by its path. One that is given a directory opens no device,
+    /// which a read-only mount alone does not keep it from.
+    fn restrict_mounts(&self) -> Result<(), Failed> {
         let mut wanted = Attributes {
             attr_set: libc::MOUNT_ATTR_NOSUID,
             propagation: libc::MS_PRIVATE,
@@ -482,48 +539,36 @@ impl Cell {
         if self.read_only {
             wanted.attr_set |= libc::MOUNT_ATTR_RDONLY;
         }
+        if self.serves {
+            wanted.attr_set |= libc::MOUNT_ATTR_NODEV;
+        }
         change(c"/", &wanted).map_err(|errno| ("mount_setattr /", errno))?;
-        if !self.read_only {
-            let read_only = Attributes {
-                attr_set: libc::MOUNT_ATTR_RDONLY,
-                ..UNCHANGED
-            };
-            for kernels in KERNELS {
-                match change(kernels, &read_only) {
-                    // There is none, or nothing mounted there.
-                    Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-                    Err(errno) => return Err(("mount_setattr /proc", errno)),
-                }
+        if self.read_only {
+            return Ok(());
+        }
+        let read_only = Attributes {
+            attr_set: libc::MOUNT_ATTR_RDONLY,
+            ..UNCHANGED
+        };
+        for kernels in KERNELS {
+            match change(kernels, &read_only) {
+                // There is none, or nothing mounted there.
+                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+                Err(errno) => return Err(("mount_setattr /proc", errno)),
             }
         }
-        let Some((uid, _)) = self.user else {
-            if self.serves {
-                match mount_read_only(c"/proc", c"proc", None) {
-                    // Where something hides a part of the host's, its whole is not
-                    // for a user namespace: by the host's it gets at no process
-                    // outside its own (ptrace(2), "access mode checking").
-                    Err(Errno::PERM) if directory.is_some() => Ok(()),
-                    mounted => mounted.map_err(|errno| ("mount /proc", errno)),
-                }?;
-                hide_all_but(program, cover_by_nothing)?;
-            }
-            return Ok(directory);
-        };
-        mount_read_only(c"/proc", c"proc", None).map_err(|errno| ("mount /proc", errno))?;
-        self.own_devices(uid)?;
-        // Nothing can be made in it.
-        make_passable(EMPTY).map_err(|errno| ("mkdir in /dev", errno))?;
-        hide_all_but(program, |hidden| mount_bind(EMPTY, hidden))?;
-        let removed = rustix::fs::unlinkat(CWD, EMPTY, AtFlags::REMOVEDIR);
-        removed.map_err(|errno| ("rmdir in /dev", errno))?;
-        Ok(directory)
+        Ok(())
     }
 
     /// Puts a /dev in place of the host's, with nothing in it but what is listed.
     fn own_devices(&self, uid: u32) -> Result<(), Failed> {
-        let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+        let mut flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+        if self.devices.is_empty() {
+            flags |= MountFlags::NODEV;
+        }
         let options = c"mode=755,size=64k";
-        mount(c"none", c"/dev", c"tmpfs", flags, options).map_err(|errno| ("mount /dev", errno))?;
+        mount(c"none", ALL_DEVICES, c"tmpfs", flags, options)
+            .map_err(|errno| ("mount /dev", errno))?;
         if self.taps {
             make_passable(TAPS_DIRECTORY).map_err(|errno| ("mkdir /dev/net", errno))?;
         }
@@ -564,20 +609,37 @@ fn make_passable(path: &CStr) -> Result<(), Errno> {
 }
 
 /// Puts something empty in place of each hidden directory that the program is not
-/// in.
-fn hide_all_but(program: &CStr, cover: impl Fn(&CStr) -> Result<(), Errno>) -> Result<(), Failed> {
+/// in, if there is one that is to be seen.
+fn hide_all_but(
+    program: Option<&CStr>,
+    cover: impl Fn(&CStr) -> Result<(), Errno>,
+) -> Result<(), Failed> {
+    let is_in = |hidden: &CStr| {
+        let rest = program.and_then(|program| program.to_bytes().strip_prefix(hidden.to_bytes()));
+        rest.is_some_and(|rest| rest.starts_with(b"/"))
+    };
+    let is_hidden = HIDDEN.into_iter().any(is_in);
     for hidden in HIDDEN {
-        let rest = program.to_bytes().strip_prefix(hidden.to_bytes());
-        if rest.is_some_and(|rest| rest.starts_with(b"/")) {
+        // A link may lead to where the program is (/home to /var/home).
+        if is_in(hidden) || (is_hidden && is_link(hidden)) {
             continue;
         }
-        match cover(hidden) {
-            // It is not on every host.
-            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
-            Err(errno) => return Err(("mount in place of what is hidden", errno)),
-        }
+        hide(hidden, &cover)?;
     }
     Ok(())
+}
+
+fn hide(hidden: &CStr, cover: impl Fn(&CStr) -> Result<(), Errno>) -> Result<(), Failed> {
+    match cover(hidden) {
+        // It is not on every host.
+        Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
+        Err(errno) => Err(("mount in place of what is hidden", errno)),
+    }
+}
+
+fn is_link(path: &CStr) -> bool {
+    let found = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW);
+    found.is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Symlink)
 }
 
 /// Covers a directory where there is none to put in its place.

@@ -24,6 +24,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, openat2};
 use rustix::io::Errno;
@@ -39,8 +40,8 @@ use crate::spec::SharedDirectory;
 /// The field that an error names.
 const FIELD: &str = "directories.path";
 
-/// As which number a process has the mount that it has made for itself.
-pub(super) const DIRECTORY: RawFd = 900;
+/// The steps in which a host refuses a process mounts of its own: by their calls.
+const MOUNTS: [&str; 3] = ["clone", "mount", "open_tree"];
 
 /// A shared directory, as whoever serves it gets at it.
 #[derive(Debug)]
@@ -57,6 +58,14 @@ pub(crate) enum Given {
 pub(crate) struct OwnMount {
     path: CString,
     readonly: bool,
+    /// What keeps a number for it: that of the directory as we have it open.
+    kept: Arc<OwnedFd>,
+}
+
+/// A mount that a process has made for itself, and the number that it is to have.
+pub(super) struct Placed {
+    pub(super) mount: OwnedFd,
+    pub(super) number: RawFd,
 }
 
 impl Given {
@@ -81,29 +90,51 @@ impl Given {
     pub(crate) fn seen(&self) -> PathBuf {
         let number = match self {
             Self::Mount(directory) => directory.as_raw_fd(),
-            Self::Own(_) => DIRECTORY,
+            Self::Own(own) => own.kept.as_raw_fd(),
         };
         format!("/proc/self/fd/{number}/.").into()
     }
 }
 
 impl OwnMount {
-    fn of(directory: &SharedDirectory) -> Result<Self, Error> {
+    fn of(directory: &SharedDirectory, opened: OwnedFd) -> Result<Self, Error> {
         let path = &directory.path;
         let zero = |_| refused(path, "there is a zero in it");
         Ok(Self {
             path: CString::new(path.as_os_str().as_bytes()).map_err(zero)?,
             readonly: directory.readonly,
+            kept: Arc::new(opened),
         })
     }
 
     /// A child's part. Allocates nothing.
-    pub(super) fn make(&self) -> Result<OwnedFd, Failed> {
+    pub(super) fn make(&self) -> Result<Placed, Failed> {
         let path = self.path.as_c_str();
         let opened = openat2(CWD, path, DIRECTORY_ONLY, Mode::empty(), NO_LINKS);
         let opened = opened.map_err(|errno| ("open the shared directory", errno))?;
-        copy_mounts(&opened, self.readonly)
+        Ok(Placed {
+            mount: copy_mounts(&opened, self.readonly)?,
+            number: self.kept.as_raw_fd(),
+        })
     }
+}
+
+/// Why no directory is shared where this step has failed, if a host refuses to a
+/// process what any virtiofsd has: mounts of its own.
+pub(super) fn without_mounts(step: &str, error: &io::Error) -> Option<Error> {
+    let refuses = match Errno::from_io_error(error) {
+        // The second where there may be no more user namespaces.
+        Some(Errno::PERM | Errno::NOSPC) => MOUNTS.iter().any(|call| step.starts_with(call)),
+        // What clone(2) is so refused is a cgroup.
+        Some(Errno::ACCESS) => MOUNTS[1..].iter().any(|call| step.starts_with(call)),
+        _ => false,
+    };
+    refuses.then(|| Error::Confinement {
+        reason: format!(
+            "a shared directory takes a virtiofsd with mounts of its own, which this host refuses, \
+             also with --insecure ({step}: {error})"
+        ),
+    })
 }
 
 /// How a shared directory is opened.
@@ -127,7 +158,10 @@ impl Confinement {
         }
         if geteuid().is_root() {
             let mount = copy_mounts(&opened, directory.readonly);
-            let mount = mount.map_err(|(call, errno)| Error::path(call, path)(errno.into()))?;
+            let mount = mount.map_err(|(call, errno)| {
+                let error = io::Error::from(errno);
+                without_mounts(call, &error).unwrap_or_else(|| Error::path(call, path)(error))
+            })?;
             if let Some(user) = self.user() {
                 show_to(user, &mount, directory)?;
             }
@@ -140,7 +174,7 @@ impl Confinement {
         if accessat(CWD, path, wanted, AtFlags::EACCESS).is_err() {
             return Err(refused(path, "this user may not get at it"));
         }
-        OwnMount::of(directory).map(Given::Own)
+        OwnMount::of(directory, opened).map(Given::Own)
     }
 }
 
@@ -273,274 +307,4 @@ fn swap(one: u32, other: u32) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::confinement::Needs;
-    use super::super::spawn::{Launch, spawn};
-    use super::*;
-    use proptest::prelude::*;
-    use std::fs::{self, Permissions};
-    use std::os::unix::fs::{PermissionsExt, chown};
-
-    proptest! {
-        #[test]
-        fn a_map_swaps_two_numbers_and_keeps_each_other_one(
-            one in 0..u32::MAX, other in 0..u32::MAX, third in 0..u32::MAX
-        ) {
-            let map = swap(one, other);
-            let outside = |inside: u32| {
-                let mut found = map.lines().filter_map(|line| {
-                    let mut numbers = line.split(' ').map(|number| number.parse::<u32>().unwrap());
-                    let (first, at, length) = (
-                        numbers.next().unwrap(), numbers.next().unwrap(), numbers.next().unwrap(),
-                    );
-                    let index = inside.checked_sub(first).filter(|index| *index < length)?;
-                    Some(at + index)
-                });
-                let is = found.next();
-                assert!(found.next().is_none(), "{map}");
-                is
-            };
-            prop_assert_eq!(outside(one), Some(other));
-            prop_assert_eq!(outside(other), Some(one));
-            if third != one && third != other {
-                prop_assert_eq!(outside(third), Some(third));
-            }
-        }
-    }
-
-    const BASE: u32 = 0x7e00_0000;
-
-    fn shared(path: &Path, readonly: bool) -> SharedDirectory {
-        SharedDirectory {
-            tag: "data".to_owned(),
-            path: path.to_owned(),
-            readonly,
-        }
-    }
-
-    /// What a confined process does to a directory that it was given: what it
-    /// wrote on its standard output.
-    fn done_by(
-        confinement: &Confinement,
-        directory: &SharedDirectory,
-        script: &str,
-    ) -> Result<String, Error> {
-        let given = confinement.give(directory)?;
-        let log = tempfile::tempfile().unwrap();
-        let cell = confinement.cell(Needs::default()).unwrap();
-        let cell = cell.map(|cell| cell.with(&given));
-        let inherited: Vec<_> = given
-            .descriptor()
-            .into_iter()
-            .chain(confinement.user().map(User::lock))
-            .collect();
-        let script = format!("cd {} && {script}", given.seen().display());
-        let pid = spawn(&Launch {
-            program: Path::new("/bin/sh"),
-            arguments: &["-c".to_owned(), script],
-            inherited: &inherited,
-            placed: &[],
-            log: &log,
-            output: None,
-            keeps: None,
-            filter: None,
-            cell: cell.as_ref(),
-            cgroup: None,
-        })?;
-        waitpid(Some(pid), WaitOptions::empty()).unwrap();
-        let mut told = vec![0; 4096];
-        let length = std::os::unix::fs::FileExt::read_at(&log, &mut told, 0).unwrap();
-        told.truncate(length);
-        Ok(String::from_utf8(told).unwrap())
-    }
-
-    /// Who this thread is where it has to be somebody, not root.
-    const SOMEBODY: u32 = 65534;
-
-    /// Does it as a user who is not root. None where this kernel gives no
-    /// namespaces to such.
-    fn as_somebody(
-        work: impl FnOnce() -> Result<String, Error> + Send + 'static,
-    ) -> Option<String> {
-        let working = std::thread::spawn(|| {
-            if geteuid().is_root() {
-                // Users are each thread's own.
-                let [user, group] = [SOMEBODY; 2];
-                let group = rustix::process::Gid::from_raw(group);
-                let user = rustix::process::Uid::from_raw(user);
-                rustix::thread::set_thread_groups(&[]).unwrap();
-                rustix::thread::set_thread_res_gid(group, group, group).unwrap();
-                rustix::thread::set_thread_res_uid(user, user, user).unwrap();
-            }
-            work()
-        });
-        match working.join().unwrap() {
-            Ok(told) => Some(told),
-            Err(Error::Confinement { reason }) if reason.contains("namespaces of its own") => {
-                eprintln!("skipped: this kernel gives namespaces to root only");
-                None
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    /// A directory that is shared, and what lies beside it: of whoever
-    /// [`as_somebody`] is, or of root.
-    fn beside(owner: Option<u32>) -> (tempfile::TempDir, PathBuf) {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("data");
-        fs::create_dir(&path).unwrap();
-        fs::create_dir(directory.path().join("beside")).unwrap();
-        fs::write(directory.path().join("secret"), "secret\n").unwrap();
-        fs::write(path.join("theirs"), "read\n").unwrap();
-        if let Some(owner) = owner.filter(|_| geteuid().is_root()) {
-            for of in [".", "data", "data/theirs", "beside", "secret"] {
-                chown(directory.path().join(of), Some(owner), Some(owner)).unwrap();
-            }
-        }
-        (directory, path)
-    }
-
-    /// What a guest can have done whose names are those of no file, but paths.
-    const LEFT: &str = "cat theirs; echo x > own && echo wrote; for d in .. ../.. ../../..; do \
-        { cat $d/secret; ls $d; mkdir $d/beside/new; mv own $d/taken; rm $d/secret; \
-        ln theirs $d/linked; } 2>/dev/null; done; \
-        { cat BESIDE/secret; mkdir BESIDE/new; rm BESIDE/secret; } 2>/dev/null; ls";
-
-    #[test]
-    fn nothing_beside_a_shared_directory_is_got_at_through_it_whoever_shares_it() {
-        let seen = |told: &str, directory: &tempfile::TempDir, readonly: bool| {
-            assert!(told.starts_with("read\n"), "{told}");
-            assert!(!told.contains("secret"), "{told}");
-            assert_eq!(told.contains("wrote"), !readonly, "{told}");
-            let names = |path: &Path| {
-                let entries = fs::read_dir(path).unwrap();
-                let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
-                names.sort();
-                names
-            };
-            assert_eq!(names(directory.path()), ["beside", "data", "secret"]);
-            assert!(names(&directory.path().join("beside")).is_empty());
-        };
-        let script = |directory: &tempfile::TempDir| {
-            LEFT.replace("BESIDE", directory.path().to_str().unwrap())
-        };
-        for readonly in [false, true] {
-            let (directory, path) = beside(Some(SOMEBODY));
-            let (shared, script_text) = (shared(&path, readonly), script(&directory));
-            let told =
-                as_somebody(move || done_by(&Confinement::Namespaces, &shared, &script_text));
-            if let Some(told) = told {
-                seen(&told, &directory, readonly);
-            }
-        }
-        if !geteuid().is_root() {
-            eprintln!("skipped in part: only root gives users away");
-            return;
-        }
-        for readonly in [false, true] {
-            let (directory, path) = beside(None);
-            let confinement = Confinement::strictest(BASE).unwrap();
-            let told = done_by(&confinement, &shared(&path, readonly), &script(&directory));
-            seen(&told.unwrap(), &directory, readonly);
-            // So it is where the VMM has no user of its own.
-            let shared = shared(&path, readonly);
-            let told = done_by(&Confinement::Namespaces, &shared, &script(&directory));
-            seen(&told.unwrap(), &directory, readonly);
-        }
-    }
-
-    #[test]
-    fn a_directory_is_not_shared_where_a_guest_could_leave_it() {
-        let (_directory, path) = beside(None);
-        let error = Confinement::Insecure.give(&shared(&path, false));
-        assert!(error.unwrap_err().to_string().contains("could leave it"));
-        // So a virtiofsd is never as little confined as a VMM may be.
-        let another = Confinement::Insecure.for_virtiofsd().unwrap();
-        assert!(matches!(another, Confinement::Namespaces));
-    }
-
-    const TRIED: &str = "cat theirs; (echo x > new) 2>/dev/null && echo wrote; \
-        (echo x > others) 2>/dev/null && echo wrote what is another\\'s; cat secret 2>/dev/null; \
-        rm -f theirs 2>/dev/null; ls; true";
-
-    #[test]
-    fn a_process_with_a_user_of_its_own_is_a_directorys_owner_in_it_and_nobody_elsewhere() {
-        if !geteuid().is_root() {
-            eprintln!("skipped: only root gives users away");
-            return;
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("data");
-        fs::create_dir(&path).unwrap();
-        for owner in [0, 1234] {
-            fs::write(path.join("theirs"), "read\n").unwrap();
-            for (name, mode) in [("others", 0o644), ("secret", 0o600)] {
-                fs::write(path.join(name), "secret\n").unwrap();
-                fs::set_permissions(path.join(name), Permissions::from_mode(mode)).unwrap();
-                chown(path.join(name), Some(owner + 1), Some(owner + 1)).unwrap();
-            }
-            chown(&path, Some(owner), Some(owner)).unwrap();
-            chown(path.join("theirs"), Some(owner), Some(owner)).unwrap();
-            // No other gets into it.
-            fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
-            let confinement = Confinement::strictest(BASE).unwrap();
-            let told = done_by(&confinement, &shared(&path, true), TRIED).unwrap();
-            assert_eq!(told, "read\nothers\nsecret\ntheirs\n");
-            let told = done_by(&confinement, &shared(&path, false), TRIED).unwrap();
-            assert_eq!(told, "read\nwrote\nnew\nothers\nsecret\n");
-            let made = fs::metadata(path.join("new")).unwrap();
-            assert_eq!((made.uid(), made.gid()), (owner, owner));
-            assert_eq!(fs::read_to_string(path.join("others")).unwrap(), "secret\n");
-            fs::remove_file(path.join("new")).unwrap();
-        }
-    }
-
-    #[test]
-    fn a_directory_that_is_only_to_be_read_is_read_only_whoever_shares_it() {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("theirs"), "read\n").unwrap();
-        fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
-        let given = shared(directory.path(), true);
-        let told = as_somebody(move || done_by(&Confinement::Namespaces, &given, TRIED));
-        assert_eq!(
-            told.unwrap_or("read\ntheirs\n".to_owned()),
-            "read\ntheirs\n"
-        );
-        if geteuid().is_root() {
-            let given = shared(directory.path(), true);
-            let told = done_by(&Confinement::Namespaces, &given, TRIED);
-            assert_eq!(told.unwrap(), "read\ntheirs\n");
-        }
-    }
-
-    #[test]
-    fn what_is_no_directory_or_is_not_there_is_refused_by_its_path() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("file");
-        fs::write(&file, "").unwrap();
-        for path in [file, directory.path().join("none")] {
-            let error = Confinement::Insecure.give(&shared(&path, true));
-            let error = error.unwrap_err();
-            assert!(
-                matches!(&error, Error::Path { path: named, .. } if *named == path),
-                "{error}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_directory_that_its_owner_may_not_write_to_is_refused_before_anything_is_started() {
-        if !geteuid().is_root() {
-            eprintln!("skipped: only root gives users away");
-            return;
-        }
-        let directory = tempfile::tempdir().unwrap();
-        fs::set_permissions(directory.path(), Permissions::from_mode(0o500)).unwrap();
-        let confinement = Confinement::strictest(BASE).unwrap();
-        confinement.give(&shared(directory.path(), true)).unwrap();
-        let error = confinement.give(&shared(directory.path(), false));
-        let error = error.unwrap_err().to_string();
-        assert!(error.contains("mode 500"), "{error}");
-    }
-}
+mod tests;

@@ -264,7 +264,8 @@ mod tests {
         });
         let bits = |name: &str| mode(&directory.path().join(name)) & REFUSED;
         assert_eq!((bits("written"), bits("lengthened")), (0, 0));
-        // By which nothing runs.
+        // By which nothing runs. So the others had them, too.
+        assert_eq!(bits("empty"), REFUSED);
         assert_eq!(fs::read(directory.path().join("empty")).unwrap(), b"");
     }
 }

