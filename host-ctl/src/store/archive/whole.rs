@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat, rename
 use rustix::io::Errno;
 
 use crate::config::{hexadecimal, random_bytes};
-use crate::host::{CallFailed, failed, sync_directory};
+use crate::host::{CallFailed, failed};
 
 /// A file that is being written, for this user alone.
 #[derive(Debug)]
@@ -22,13 +22,16 @@ pub(super) struct Unfinished {
     /// Its name meanwhile, if it has one; removed with this.
     meanwhile: Option<PathBuf>,
     to: PathBuf,
+    /// Where it is to be, by which its name is made to last.
+    directory: File,
 }
 
 impl Unfinished {
     /// Begins a file, of whose name there must be none.
     ///
     /// # Errors
-    /// When there is one, or it cannot be made where that is to be.
+    /// When there is one, or it cannot be made, or made to last, where that is to
+    /// be.
     pub(super) fn begin(to: &Path) -> Result<Self, CallFailed> {
         // Found out in the end, too; but that is after all of the work.
         match fs::symlink_metadata(to) {
@@ -36,20 +39,23 @@ impl Unfinished {
             Err(error) => return Err(failed("stat", to)(error)),
             Ok(_) => return Err(failed("create", to)(Errno::EXIST)),
         }
+        // Whoever may make files in a directory may not always open it.
+        let directory = open_directory(to)?;
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         match openat(CWD, parent(to), flags, Mode::RUSR | Mode::WUSR) {
             Ok(file) => Ok(Self {
                 file: file.into(),
                 meanwhile: None,
                 to: to.to_owned(),
+                directory,
             }),
             // Without the flag's support it is an attempt to write to a directory.
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::begin_named(to),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::begin_named(to, directory),
             Err(errno) => Err(failed("create", to)(errno)),
         }
     }
 
-    fn begin_named(to: &Path) -> Result<Self, CallFailed> {
+    fn begin_named(to: &Path, directory: File) -> Result<Self, CallFailed> {
         let random = random_bytes::<8>().map_err(failed("getrandom", to))?;
         let mut name = std::ffi::OsString::from(".");
         name.push(to.file_name().unwrap_or_default());
@@ -65,6 +71,7 @@ impl Unfinished {
             file,
             meanwhile: Some(meanwhile),
             to: to.to_owned(),
+            directory,
         })
     }
 
@@ -106,10 +113,10 @@ impl Unfinished {
                 }
             }
         }
-        if let Err(error) = sync_directory(parent(to)) {
+        if let Err(error) = self.directory.sync_all() {
             // Who is told that it failed expects nothing there.
             let _ = fs::remove_file(to);
-            return Err(error);
+            return Err(failed("fsync", parent(to))(error));
         }
         Ok(size)
     }
@@ -122,6 +129,12 @@ impl Drop for Unfinished {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// Opens the directory of a file, to make its name last (fsync(2)).
+fn open_directory(to: &Path) -> Result<File, CallFailed> {
+    let path = parent(to);
+    File::open(path).map_err(failed("open", path))
 }
 
 /// The directory of a file.
@@ -137,6 +150,13 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
+
+    type Begin = fn(&Path) -> Result<Unfinished, CallFailed>;
+
+    /// Both ways to begin one.
+    const WAYS: [Begin; 2] = [Unfinished::begin, |to| {
+        Unfinished::begin_named(to, open_directory(to)?)
+    }];
 
     fn names(directory: &Path) -> Vec<String> {
         let entries = fs::read_dir(directory).unwrap();
@@ -166,7 +186,7 @@ mod tests {
     fn what_is_there_already_is_neither_begun_for_nor_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let to = directory.path().join("archive");
-        for begin in [Unfinished::begin, Unfinished::begin_named] {
+        for begin in WAYS {
             let unfinished = begin(&to).unwrap();
             fs::write(&to, "other").unwrap();
             assert!(unfinished.finish().is_err());
@@ -181,36 +201,47 @@ mod tests {
     fn one_whose_name_cannot_be_made_to_last_is_not_left_under_it() {
         let directory = tempfile::tempdir().unwrap();
         let to = directory.path().join("archive");
-        let nobody = 65534;
-        if rustix::process::geteuid().is_root() {
-            std::os::unix::fs::chown(directory.path(), Some(nobody), None).unwrap();
-        }
-        for begin in [Unfinished::begin, Unfinished::begin_named] {
-            let to = to.clone();
-            let path = directory.path().to_owned();
-            // Users are each thread's own.
-            let working = std::thread::spawn(move || {
-                if rustix::process::geteuid().is_root() {
-                    let nobody = rustix::process::Uid::from_raw(nobody);
-                    rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
-                }
-                // Files can be made in it, but it cannot be opened to be synced.
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o300)).unwrap();
-                let error = begin(&to).unwrap().finish().unwrap_err();
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
-                error
-            });
-            let error = working.join().unwrap().to_string();
+        for begin in WAYS {
+            let mut unfinished = begin(&to).unwrap();
+            // What this is cannot be synced (fsync(2), "EINVAL").
+            unfinished.directory = File::open("/dev/null").unwrap();
+            let error = unfinished.finish().unwrap_err().to_string();
             assert!(error.contains("fsync"), "{error}");
             assert!(names(directory.path()).is_empty());
         }
     }
 
     #[test]
+    fn none_is_begun_where_files_can_be_made_but_their_names_not_made_to_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let to = directory.path().join("archive");
+        let nobody = 65534;
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(directory.path(), Some(nobody), None).unwrap();
+        }
+        let path = directory.path().to_owned();
+        // Users are each thread's own.
+        let working = std::thread::spawn(move || {
+            if rustix::process::geteuid().is_root() {
+                let nobody = rustix::process::Uid::from_raw(nobody);
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            }
+            let set = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode));
+            set(0o300).unwrap();
+            let begun = Unfinished::begin(&to);
+            set(0o700).unwrap();
+            begun.unwrap_err().to_string()
+        });
+        let error = working.join().unwrap();
+        assert!(error.contains("open"), "{error}");
+        assert!(names(directory.path()).is_empty());
+    }
+
+    #[test]
     fn one_that_is_given_up_leaves_nothing_with_a_name_or_without() {
         let directory = tempfile::tempdir().unwrap();
         let to = directory.path().join("archive");
-        for begin in [Unfinished::begin, Unfinished::begin_named] {
+        for begin in WAYS {
             drop(begin(&to).unwrap());
             assert!(names(directory.path()).is_empty());
             begin(&to).unwrap().finish().unwrap();
