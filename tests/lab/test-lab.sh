@@ -6,9 +6,9 @@
 # They are built and listed here, and run there by the same test runner. A test
 # lies in a module named after the VMM it needs. Where a VMM is absent its tests
 # are left out and named: they count as skipped, never as passed. REQUIRE_ALL=1
-# makes that an error. FILTER (nextest's language) chooses among them; LAB_OPTIONS is
-# the lab and LAB_RUN_OPTIONS for the test runner in it; LAB_PARTS nested hosts
-# (2) share the tests.
+# makes that an error. FILTER (nextest's language) chooses among them; LAB_OPTIONS
+# is for the lab and LAB_RUN_OPTIONS for the test runner in it; LAB_PARTS nested
+# hosts share the tests.
 # No word here is a pattern of files.
 set -euf
 

@@ -7,7 +7,7 @@
 //! `bench` measures this machine, `bench containers` its containers alone, `bench
 //! image` guest images, `bench fragments` what the guest's own kernel is made of,
 //! `bench vmms` every VMM there is in the nested host, `bench vmms VMM` that one, if
-//! there is one; `bench VMM` is a part of it.
+//! it is found; `bench VMM` measures it, and fails where it is not.
 
 mod clones;
 mod containers;
@@ -89,7 +89,7 @@ fn measure() -> Result<(), Failure> {
                 .nth(2)
                 .map(|name| name.parse())
                 .transpose()?;
-            return vmms::all(named.map_or(Vmm::ALL.into(), |vmm| vec![vmm]));
+            return vmms::all(named.as_ref().map_or(&Vmm::ALL, std::slice::from_ref));
         }
         Some("containers") => return containers::all(),
         Some("fragments") => {

@@ -25,10 +25,10 @@ const OWN_MEMORY: f64 = 4.0;
 
 /// Measures each of them that is found, in a process of its own, so that one
 /// that fails leaves the others their turn.
-pub(super) fn all(wanted: Vec<Vmm>) -> Result<(), Failure> {
+pub(super) fn all(wanted: &[Vmm]) -> Result<(), Failure> {
     lab::assert_nested_host();
     let mut missing = Vec::new();
-    for vmm in wanted.clone() {
+    for &vmm in wanted {
         if !is_found(vmm)? {
             println!(
                 "bench: SKIPPED {vmm} (${} names it, or PATH)",
@@ -41,7 +41,7 @@ pub(super) fn all(wanted: Vec<Vmm>) -> Result<(), Failure> {
         return Err("REQUIRE_ALL=1: that is an error".into());
     }
     let mut failed = Vec::new();
-    for vmm in wanted {
+    for &vmm in wanted {
         let turn = || {
             Command::new(std::env::current_exe()?)
                 .arg(vmm.name())
