@@ -7,6 +7,7 @@
 
 pub mod confinement;
 pub mod console;
+pub mod copies;
 pub mod images;
 pub mod lab;
 pub mod machine;

@@ -175,6 +175,14 @@ fn copy_with(
     Ok(saved.rebound(&rebind)?)
 }
 
+/// The file with a saved VM's RAM.
+fn memory_of(saved: &VmSpec) -> Result<&Path, Failure> {
+    match &saved.memory.backing {
+        Backing::FileBacked { path, .. } => Ok(path),
+        Backing::Anonymous => Err("the saved memory is in no file".into()),
+    }
+}
+
 /// The one container, on an overlay over the VM's disk.
 #[must_use]
 pub fn container(command: &[&str]) -> ContainerConfig {
@@ -215,8 +223,11 @@ impl Machine {
     /// When any of it fails; the VM is killed then.
     pub async fn boot(hypervisor: &dyn Hypervisor, spec: &VmSpec) -> Result<Self, Failure> {
         let vm = hypervisor.boot(spec).await?;
-        if matches!(spec.agent, AgentDevice::Serial { .. }) {
-            vm.agent_port_opened(DEADLINE).await?;
+        if matches!(spec.agent, AgentDevice::Serial { .. })
+            && let Err(error) = vm.agent_port_opened(DEADLINE).await
+        {
+            vm.kill().await?;
+            return Err(error.into());
         }
         Self::reach(vm, spec).await
     }
@@ -227,16 +238,13 @@ impl Machine {
     /// # Errors
     /// When any of it fails.
     pub async fn resume_copy(
-        qemu: &Qemu,
+        hypervisor: &dyn Hypervisor,
         state: &Path,
         saved: &VmSpec,
         directory: &Path,
     ) -> Result<Self, Failure> {
-        let agent = AgentDevice::Serial {
-            socket: directory.join("serial.sock"),
-            port_name: PORT_NAME.into(),
-        };
-        Self::resume_copy_with(qemu, state, saved, directory, agent).await
+        let copy = copy_of(saved, memory_of(saved)?, directory)?;
+        Self::resume_as(hypervisor, state, copy).await
     }
 
     /// The same for a copy whose agent is reached by `agent`.
@@ -244,19 +252,14 @@ impl Machine {
     /// # Errors
     /// When any of it fails.
     pub async fn resume_copy_with(
-        qemu: &Qemu,
+        hypervisor: &dyn Hypervisor,
         state: &Path,
         saved: &VmSpec,
         directory: &Path,
         agent: AgentDevice,
     ) -> Result<Self, Failure> {
-        let Backing::FileBacked { path, .. } = &saved.memory.backing else {
-            return Err("the saved memory is in no file".into());
-        };
-        let copy = copy_with(saved, path, directory, agent)?;
-        let vm = qemu.restore(state, &copy, &Rebind::default()).await?;
-        vm.resume().await?;
-        Self::reach(vm, &copy).await
+        let copy = copy_with(saved, memory_of(saved)?, directory, agent)?;
+        Self::resume_as(hypervisor, state, copy).await
     }
 
     /// [`Machine::resume_copy`], whose agent is not asked whether it serves; and
@@ -265,19 +268,26 @@ impl Machine {
     /// # Errors
     /// When any of it fails.
     pub async fn resume_and_listen(
-        qemu: &Qemu,
+        hypervisor: &dyn Hypervisor,
         state: &Path,
         saved: &VmSpec,
         directory: &Path,
     ) -> Result<(Self, Console), Failure> {
-        let Backing::FileBacked { path, .. } = &saved.memory.backing else {
-            return Err("the saved memory is in no file".into());
-        };
-        let copy = copy_of(saved, path, directory)?;
-        let vm = qemu.restore(state, &copy, &Rebind::default()).await?;
+        let copy = copy_of(saved, memory_of(saved)?, directory)?;
+        let vm = hypervisor.restore(state, &copy, &Rebind::default()).await?;
         let console = Console::connect(&copy.console).await?;
         vm.resume().await?;
         Ok((Self::connect(vm, &copy).await?, console))
+    }
+
+    async fn resume_as(
+        hypervisor: &dyn Hypervisor,
+        state: &Path,
+        copy: VmSpec,
+    ) -> Result<Self, Failure> {
+        let vm = hypervisor.restore(state, &copy, &Rebind::default()).await?;
+        vm.resume().await?;
+        Self::reach(vm, &copy).await
     }
 
     async fn reach(vm: Box<dyn Vm>, spec: &VmSpec) -> Result<Self, Failure> {
@@ -287,6 +297,16 @@ impl Machine {
     }
 
     async fn connect(vm: Box<dyn Vm>, spec: &VmSpec) -> Result<Self, Failure> {
+        match Self::meet(spec).await {
+            Ok((agent, link)) => Ok(Self { vm, agent, link }),
+            Err(error) => {
+                vm.kill().await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn meet(spec: &VmSpec) -> Result<(AgentClient, Link), Failure> {
         let link = match &spec.agent {
             AgentDevice::Serial { socket, .. } => {
                 let address = AgentAddress::Serial {
@@ -310,7 +330,7 @@ impl Machine {
             }
         };
         let agent = AgentClient::connect(&link, DEADLINE).await?;
-        Ok(Self { vm, agent, link })
+        Ok((agent, link))
     }
 
     /// Starts the one container, on an overlay over the VM's disk.
@@ -457,6 +477,14 @@ impl Machine {
     /// What the VMM says.
     pub async fn kill(self) -> Result<(), Failure> {
         Ok(self.vm.kill().await?)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // A VM outlives its owner, so also a test that failed.
+        let record = self.vm.record();
+        crate::processes::kill_if_still(record.pid, record.start_time);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The processes of this machine, found by what their command line names.
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use std::path::Path;
 
 /// The processes whose command line holds `text`, this one excepted.
@@ -76,5 +76,20 @@ pub fn kill_those_naming(directory: &Path) {
     for pid in named.into_iter().chain(machines(directory)) {
         // It may have ended by itself meanwhile.
         let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+/// Kills the process of that number, if it is still the one that started at that
+/// time, in clock ticks since boot.
+pub fn kill_if_still(pid: i32, start_time: u64) {
+    let process = Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let Some(process) = process else { return };
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // proc_pid_stat(5): field 22, of which the second ends with the last bracket.
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let started = after_name.split_whitespace().nth(19);
+    if started.and_then(|text| text.parse().ok()) == Some(start_time) {
+        // It may have ended by itself meanwhile.
+        let _ = pidfd_send_signal(process, Signal::KILL);
     }
 }

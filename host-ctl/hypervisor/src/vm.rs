@@ -364,6 +364,15 @@ pub struct VmRecord {
     pub directories: Vec<DirectoryRecord>,
 }
 
+impl VmRecord {
+    /// The last line that the VMM has written on its standard error, escaped;
+    /// empty when there is none, or it cannot be read.
+    #[must_use]
+    pub fn last_words(&self) -> String {
+        crate::log::last_line(&self.log)
+    }
+}
+
 /// What is kept of a directory's virtiofsd on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

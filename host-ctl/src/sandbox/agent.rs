@@ -42,8 +42,13 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug, thiserror::Error)]
 pub enum Unreached {
     /// The VM has ended.
-    #[error("the vm has ended: {0}")]
-    Ended(VmExit),
+    #[error("the vm has ended: {exit}{}", quoted(words))]
+    Ended {
+        /// How.
+        exit: VmExit,
+        /// The last line of the VMM's log, if it has one.
+        words: String,
+    },
     /// Nobody can tell whether it has.
     #[error("wait for the vm")]
     Wait(#[source] hypervisor::Error),
@@ -57,6 +62,14 @@ pub enum Unreached {
         /// What came of the last dial.
         last: String,
     },
+}
+
+fn quoted(words: &str) -> String {
+    if words.is_empty() {
+        String::new()
+    } else {
+        format!("; its VMM's log ends with: {words}")
+    }
 }
 
 impl Carrier {
@@ -206,7 +219,10 @@ pub(super) async fn reach(
 ) -> Result<Reached, Unreached> {
     tokio::select! {
         reached = dial(dialled(address.clone(), &vm.record()), deadline) => reached,
-        ended = vm.wait() => Err(ended.map_or_else(Unreached::Wait, Unreached::Ended)),
+        ended = vm.wait() => Err(match ended {
+            Ok(exit) => Unreached::Ended { exit, words: vm.record().last_words() },
+            Err(error) => Unreached::Wait(error),
+        }),
     }
 }
 
@@ -428,6 +444,23 @@ mod tests {
         assert!(stand_in.is_over.load(Ordering::SeqCst));
         let vm = StandInVm(stand_in);
         let error = run(reach(&nowhere(), &vm, Duration::from_secs(60))).unwrap_err();
-        assert!(matches!(error, Unreached::Ended(_)), "{error}");
+        assert!(matches!(error, Unreached::Ended { .. }), "{error}");
+        assert!(!error.to_string().contains("log"), "{error}");
+    }
+
+    #[test]
+    fn what_a_vmm_that_ends_has_said_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("vmm.log");
+        std::fs::write(&log, "a warning\ncannot map \u{1b}[31mmemory\n").unwrap();
+        let mut stand_in = StandIn::default();
+        stand_in.log = log;
+        stand_in.end();
+        let vm = StandInVm(Arc::new(stand_in));
+        let error = run(reach(&nowhere(), &vm, Duration::from_secs(60))).unwrap_err();
+        let error = error.to_string();
+        assert!(error.starts_with("the vm has ended: "), "{error}");
+        let end = "log ends with: cannot map \\u{1b}[31mmemory";
+        assert!(error.ends_with(end), "{error}");
     }
 }

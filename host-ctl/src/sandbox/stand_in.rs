@@ -7,7 +7,7 @@ use hypervisor::{
     MemoryMode, Rebind, Saved, Span, Vm, VmExit, VmInfo, VmRecord, VmSpec, VmState,
 };
 use std::future::pending;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -25,6 +25,8 @@ pub(crate) struct StandIn {
     pub(crate) is_mute: AtomicBool,
     /// Somebody waits for its agent.
     pub(crate) waited_for: Notify,
+    /// Its VMM's log, if it has one.
+    pub(crate) log: PathBuf,
 }
 
 impl StandIn {
@@ -111,7 +113,7 @@ impl Vm for StandInVm {
             },
             memory: Backing::Anonymous,
             memory_mib: 64,
-            log: "/nonexistent".into(),
+            log: self.0.log.clone(),
             confined: Confined::default(),
             directories: Vec::new(),
         }
